@@ -1,0 +1,55 @@
+// Package certmanager has the activities on cert-manager: its readiness,
+// Issuers with their credentials, Certificates.
+package certmanager
+
+import (
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// Activities holds what the activities need. Its exported methods are the activities.
+type Activities struct{ Clients *site.Clients }
+
+// AwaitInput names a cluster.
+type AwaitInput struct {
+	Context string `json:"context"`
+	// Namespace of the relay, in which the webhook is tried with a dry run.
+	Namespace string `json:"namespace"`
+}
+
+// IssuerInput describes the Issuer of one cluster and its credential.
+type IssuerInput struct {
+	Context   string `json:"context"`
+	Namespace string `json:"namespace"`
+	// Method is the credential's: jwt or token.
+	Method string `json:"method"`
+	// The rest is from vault.ClusterAccessResult.
+	AuthPath       string         `json:"authPath,omitempty"`
+	AuthRole       string         `json:"authRole,omitempty"`
+	SignPath       string         `json:"signPath"`
+	Server         string         `json:"server"`
+	VaultNamespace string         `json:"vaultNamespace,omitempty"`
+	CABundlePEM    string         `json:"caBundlePEM,omitempty"`
+	Mode           procedure.Mode `json:"mode"`
+}
+
+// CertificateInput describes a Certificate of one cluster.
+type CertificateInput struct {
+	Context     string           `json:"context"`
+	Namespace   string           `json:"namespace"`
+	Certificate mesh.Certificate `json:"certificate"`
+	// Server adds the usages of the guide's server certificate; a client's are
+	// those that the isolated role grants.
+	Server bool `json:"server"`
+	// RootPEM is what ca.crt must be, IntermediatePEM what must have signed.
+	RootPEM         string         `json:"rootPEM"`
+	IntermediatePEM string         `json:"intermediatePEM"`
+	Mode            procedure.Mode `json:"mode"`
+}
+
+// CertificateResult is the certificate as issued.
+type CertificateResult struct {
+	procedure.Outcome
+	Leaf procedure.Leaf `json:"leaf"`
+}

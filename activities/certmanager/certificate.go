@@ -1,0 +1,363 @@
+package certmanager
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// usages are those of the guide: the server's certificate is a client's too.
+func usages(server bool) []cmapi.KeyUsage {
+	all := []cmapi.KeyUsage{cmapi.UsageDigitalSignature, cmapi.UsageKeyEncipherment}
+	if server {
+		all = append(all, cmapi.UsageServerAuth)
+	}
+	return append(all, cmapi.UsageClientAuth)
+}
+
+// certificateFor is the Certificate that the input describes.
+func certificateFor(in CertificateInput) *cmapi.Certificate {
+	cert := in.Certificate
+	return &cmapi.Certificate{
+		TypeMeta:   metav1.TypeMeta{APIVersion: cmapi.SchemeGroupVersion.String(), Kind: cmapi.CertificateKind},
+		ObjectMeta: ours(cert.Name, in.Namespace),
+		Spec: cmapi.CertificateSpec{
+			CommonName:  cert.CommonName,
+			DNSNames:    cert.DNSNames,
+			SecretName:  cert.SecretName,
+			Duration:    &metav1.Duration{Duration: cert.Duration.Duration},
+			RenewBefore: &metav1.Duration{Duration: cert.RenewBefore.Duration},
+			PrivateKey: &cmapi.CertificatePrivateKey{
+				RotationPolicy: cmapi.RotationPolicyAlways,
+				Algorithm:      cmapi.PrivateKeyAlgorithm(cert.KeyAlgorithm),
+				Size:           cert.KeySize,
+			},
+			Usages:    usages(in.Server),
+			IssuerRef: cmmeta.IssuerReference{Name: mesh.IssuerName, Kind: cmapi.IssuerKind, Group: "cert-manager.io"},
+		},
+	}
+}
+
+// ApplyCertificate applies the Certificate, waits (heartbeating) until it is
+// Ready at its generation, and proves that what was asked for was issued:
+// names, key, usages, lifetime, signer, and the root as ca.crt. A difference
+// is a permanent Mismatch; one that never becomes Ready fails with
+// cert-manager's own reasons.
+func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) (CertificateResult, error) {
+	var result CertificateResult
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return result, err
+	}
+	want, err := kube.Unstructured(certificateFor(in))
+	if err != nil {
+		return result, err
+	}
+	// Requests that had failed before anything was changed here say nothing
+	// about what follows.
+	before, err := failedRequests(ctx, c, in.Namespace, in.Certificate.Name)
+	if err != nil {
+		return result, err
+	}
+	applied, err := kube.Apply(ctx, c, want, in.Mode, &result.Outcome)
+	if err != nil {
+		return result, err
+	}
+	if in.Mode == procedure.Observe && len(result.Changes) > 0 {
+		return result, nil
+	}
+	name := kube.Name(cmapi.CertificateKind, in.Namespace, in.Certificate.Name)
+	var live cmapi.Certificate
+	if err := kube.Into(applied, &live); err != nil {
+		return result, err
+	}
+	if inBackOff(&live) && in.Mode == procedure.Observe {
+		result.Changed(procedure.Update, name, "its issuance has failed and has to be triggered")
+		return result, nil
+	}
+	if inBackOff(&live) {
+		// cert-manager waits an hour and more after a failure. Whoever runs this
+		// again has done something about it.
+		if live, err = trigger(ctx, c, live); err != nil {
+			return result, err
+		}
+		result.Changed(procedure.Update, name, "issuance triggered, after one that had failed")
+	}
+	if len(result.Changes) == 0 {
+		before = nil
+	}
+	failedBefore := attempts(&live)
+
+	var issued *cmapi.Certificate
+	err = kube.Await(ctx, func(ctx context.Context) (bool, string, error) {
+		now, err := c.CertManager.CertmanagerV1().Certificates(in.Namespace).Get(ctx, in.Certificate.Name, metav1.GetOptions{})
+		if err != nil {
+			return false, "", kube.Error(ctx, c, "read "+name, err)
+		}
+		ready, state := certificateReady(now)
+		if ready {
+			issued = now
+			return true, "", nil
+		}
+		request, err := currentRequest(ctx, c, now)
+		if err != nil {
+			return false, "", err
+		}
+		if request != nil && before[request.UID] {
+			request = nil // about to be replaced
+		}
+		reasons := fmt.Sprintf("cluster %q: %s", c.Name, explain(ctx, c, now, request, state))
+		if kind, remedy := hopeless(now, request, failedBefore); kind != "" {
+			return false, "", failure.Permanent(kind, "%s. %s", reasons, remedy)
+		}
+		if attempts(now) > failedBefore {
+			// Not again by itself for an hour: the next try of this activity triggers it.
+			return false, "", kube.Final(failure.Transient(failure.Unavailable, "%s", reasons))
+		}
+		return false, reasons, nil
+	})
+	if err != nil {
+		return result, err
+	}
+	chain, ca, err := issuedPEM(ctx, c, issued)
+	if err != nil {
+		return result, err
+	}
+	leaf, problems := compareIssued(in, chain, ca)
+	if len(problems) > 0 {
+		return result, failure.Permanent(failure.Mismatch, "cluster %q: %s was not issued as asked for: %s. %s", c.Name, name, strings.Join(problems, "; "), mismatchRemedy(in))
+	}
+	result.Leaf = leaf
+	result.Detail = "valid until " + leaf.NotAfter.UTC().Format(time.RFC3339)
+	return result, nil
+}
+
+func mismatchRemedy(in CertificateInput) string {
+	return fmt.Sprintf("Check the role and the issuer in Vault that sign for it; cert-manager does not issue again because a CA has changed, so then renew it (cmctl renew -n %s %s) and run this again", in.Namespace, in.Certificate.Name)
+}
+
+func condition(cert *cmapi.Certificate, kind cmapi.CertificateConditionType) cmapi.CertificateCondition {
+	for _, cond := range cert.Status.Conditions {
+		if cond.Type == kind {
+			return cond
+		}
+	}
+	return cmapi.CertificateCondition{Type: kind, Status: cmmeta.ConditionUnknown}
+}
+
+func attempts(cert *cmapi.Certificate) int {
+	if cert.Status.FailedIssuanceAttempts == nil {
+		return 0
+	}
+	return *cert.Status.FailedIssuanceAttempts
+}
+
+// certificateReady reads the conditions of the Certificate's present generation.
+func certificateReady(cert *cmapi.Certificate) (bool, string) {
+	ready, issuing := condition(cert, cmapi.CertificateConditionReady), condition(cert, cmapi.CertificateConditionIssuing)
+	name := kube.Name(cmapi.CertificateKind, cert.Namespace, cert.Name)
+	switch {
+	case issuing.Status == cmmeta.ConditionTrue:
+		return false, fmt.Sprintf("%s is being issued: %s: %s", name, issuing.Reason, oneLine(issuing.Message))
+	case ready.Status == cmmeta.ConditionUnknown:
+		return false, name + " has no status yet"
+	case ready.ObservedGeneration < cert.Generation:
+		return false, name + " was changed and cert-manager has not looked at it since"
+	case ready.Status != cmmeta.ConditionTrue && issuing.Reason != "":
+		return false, fmt.Sprintf("%s is not Ready: %s: %s", name, issuing.Reason, oneLine(issuing.Message))
+	case ready.Status != cmmeta.ConditionTrue:
+		return false, fmt.Sprintf("%s is not Ready: %s: %s", name, ready.Reason, oneLine(ready.Message))
+	}
+	return true, ""
+}
+
+// inBackOff says that the last issuance failed and none is under way.
+func inBackOff(cert *cmapi.Certificate) bool {
+	return cert.Status.LastFailureTime != nil &&
+		condition(cert, cmapi.CertificateConditionReady).Status != cmmeta.ConditionTrue &&
+		condition(cert, cmapi.CertificateConditionIssuing).Status != cmmeta.ConditionTrue
+}
+
+// trigger starts an issuance the way "cmctl renew" does.
+func trigger(ctx context.Context, c *site.Cluster, cert cmapi.Certificate) (cmapi.Certificate, error) {
+	certificates := c.CertManager.CertmanagerV1().Certificates(cert.Namespace)
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		now, err := certificates.Get(ctx, cert.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		// In whole seconds, and strictly after the failure: cert-manager takes the
+		// failed request for this issuance's otherwise, and fails it at once.
+		at := metav1.Now()
+		if failed := now.Status.LastFailureTime; failed != nil && at.Time.Before(failed.Add(time.Second)) {
+			at = metav1.NewTime(failed.Add(time.Second))
+		}
+		issuing := cmapi.CertificateCondition{
+			Type: cmapi.CertificateConditionIssuing, Status: cmmeta.ConditionTrue, Reason: "ManuallyTriggered",
+			Message: "Certificate re-issuance manually triggered", LastTransitionTime: &at, ObservedGeneration: now.Generation,
+		}
+		conditions := []cmapi.CertificateCondition{issuing}
+		for _, cond := range now.Status.Conditions {
+			if cond.Type != cmapi.CertificateConditionIssuing {
+				conditions = append(conditions, cond)
+			}
+		}
+		now.Status.Conditions = conditions
+		updated, err := certificates.UpdateStatus(ctx, now, metav1.UpdateOptions{FieldManager: site.FieldManager})
+		if err == nil {
+			cert = *updated
+		}
+		return err
+	})
+	return cert, kube.Error(ctx, c, "trigger the issuance of "+kube.Name(cmapi.CertificateKind, cert.Namespace, cert.Name), err)
+}
+
+// currentRequest is the latest CertificateRequest of the Certificate, or nil.
+func currentRequest(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate) (*cmapi.CertificateRequest, error) {
+	list, err := c.CertManager.CertmanagerV1().CertificateRequests(cert.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, kube.Error(ctx, c, "list CertificateRequests in "+cert.Namespace, err)
+	}
+	var latest *cmapi.CertificateRequest
+	for i := range list.Items {
+		if request := &list.Items[i]; metav1.IsControlledBy(request, cert) && (latest == nil || revision(request) > revision(latest)) {
+			latest = request
+		}
+	}
+	return latest, nil
+}
+
+// failedRequests are the Certificate's requests that have failed.
+func failedRequests(ctx context.Context, c *site.Cluster, namespace, certificate string) (map[types.UID]bool, error) {
+	list, err := c.CertManager.CertmanagerV1().CertificateRequests(namespace).List(ctx, metav1.ListOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, kube.Error(ctx, c, "list CertificateRequests in "+namespace, err)
+	}
+	failed := map[types.UID]bool{}
+	for i := range list.Items {
+		request := &list.Items[i]
+		if request.Annotations[cmapi.CertificateNameKey] == certificate && request.Status.FailureTime != nil {
+			failed[request.UID] = true
+		}
+	}
+	return failed, nil
+}
+
+func revision(request *cmapi.CertificateRequest) int {
+	n, err := strconv.Atoi(request.Annotations[cmapi.CertificateRequestRevisionAnnotationKey])
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func requestCondition(request *cmapi.CertificateRequest, kind cmapi.CertificateRequestConditionType) cmapi.CertificateRequestCondition {
+	if request != nil {
+		for _, cond := range request.Status.Conditions {
+			if cond.Type == kind {
+				return cond
+			}
+		}
+	}
+	return cmapi.CertificateRequestCondition{Type: kind, Status: cmmeta.ConditionUnknown}
+}
+
+// hopeless says of what kind a failure is that trying again does not cure, and
+// what to do about it; "" for any other state.
+func hopeless(cert *cmapi.Certificate, request *cmapi.CertificateRequest, failedBefore int) (failure.Kind, string) {
+	if denied := requestCondition(request, cmapi.CertificateRequestConditionDenied); denied.Status == cmmeta.ConditionTrue {
+		return failure.Denied, "An approver in that cluster has denied the request; change its policy and run this again"
+	}
+	if invalid := requestCondition(request, cmapi.CertificateRequestConditionInvalidRequest); invalid.Status == cmmeta.ConditionTrue {
+		return failure.InvalidInput, "Correct the certificate in the mesh's spec and run this again"
+	}
+	message := ""
+	if ready := requestCondition(request, cmapi.CertificateRequestConditionReady); ready.Reason == cmapi.CertificateRequestReasonFailed {
+		message = ready.Message
+	} else if issuing := condition(cert, cmapi.CertificateConditionIssuing); issuing.Status == cmmeta.ConditionFalse && attempts(cert) > failedBefore {
+		message = issuing.Message
+	}
+	switch {
+	case strings.Contains(message, "by this role"): // "... not allowed by this role"
+		return failure.Denied, "Vault's role that signs for it does not allow this; correct the certificate in the mesh's spec, or restore the role by running the setup again"
+	case strings.Contains(message, "Code: 403"), strings.Contains(message, "permission denied"):
+		return failure.Denied, "Vault's policy for this cluster does not allow it to sign there; run the setup again, which writes the policy"
+	case strings.Contains(message, "Code: 400"):
+		return failure.Denied, "Vault refuses this request; correct what it says and run this again"
+	case strings.Contains(message, "failed to parse certificate chain"), strings.Contains(message, "certificate chain is malformed"):
+		return failure.Mismatch, "The chain that Vault returns is not one line up to the root; check manual_chain of the issuer in the relay mount"
+	}
+	return "", ""
+}
+
+// explain puts together what Certificate, CertificateRequest and Issuer say.
+func explain(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate, request *cmapi.CertificateRequest, state string) string {
+	parts := []string{state}
+	if request != nil {
+		ready := requestCondition(request, cmapi.CertificateRequestConditionReady)
+		approved := requestCondition(request, cmapi.CertificateRequestConditionApproved)
+		denied := requestCondition(request, cmapi.CertificateRequestConditionDenied)
+		switch {
+		case denied.Status == cmmeta.ConditionTrue:
+			parts = append(parts, fmt.Sprintf("CertificateRequest %s was denied: %s: %s", request.Name, denied.Reason, oneLine(denied.Message)))
+		case ready.Status == cmmeta.ConditionFalse && !strings.Contains(state, oneLine(ready.Message)):
+			parts = append(parts, fmt.Sprintf("CertificateRequest %s: %s: %s", request.Name, ready.Reason, oneLine(ready.Message)))
+		case approved.Status != cmmeta.ConditionTrue && ready.Status != cmmeta.ConditionTrue:
+			parts = append(parts, fmt.Sprintf("CertificateRequest %s is not approved yet", request.Name))
+		}
+	}
+	issuer, err := c.CertManager.CertmanagerV1().Issuers(cert.Namespace).Get(ctx, cert.Spec.IssuerRef.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		parts = append(parts, kube.Name("Issuer", cert.Namespace, cert.Spec.IssuerRef.Name)+" is not there")
+	case err == nil:
+		if ready, state := issuerReady(issuer); !ready {
+			parts = append(parts, state)
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// issuedPEM is the issued chain and its CA: from the CertificateRequest of the
+// present revision, so that the Secret, which holds the key too, need not be
+// read; from the Secret where that request is gone.
+func issuedPEM(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate) (chain, ca []byte, err error) {
+	request, err := currentRequest(ctx, c, cert)
+	if err != nil {
+		return nil, nil, err
+	}
+	if request != nil && cert.Status.Revision != nil && revision(request) == *cert.Status.Revision && len(request.Status.Certificate) > 0 && len(request.Status.CA) > 0 {
+		return request.Status.Certificate, request.Status.CA, nil
+	}
+	secret, err := c.Kube.CoreV1().Secrets(cert.Namespace).Get(ctx, cert.Spec.SecretName, metav1.GetOptions{})
+	if err != nil {
+		return nil, nil, kube.Error(ctx, c, "read "+kube.Name("Secret", cert.Namespace, cert.Spec.SecretName), err)
+	}
+	return secret.Data[corev1.TLSCertKey], secret.Data[cmmeta.TLSCAKey], nil
+}
+
+func sorted(texts []string) []string {
+	out := append([]string(nil), texts...)
+	sort.Strings(out)
+	return out
+}

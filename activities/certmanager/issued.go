@@ -1,0 +1,141 @@
+package certmanager
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cert-manager/cert-manager/pkg/util/pki"
+
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+const (
+	// Vault dates a certificate a little back (not_before_duration, 30 s by
+	// default), so its whole life is a little longer than the one asked for.
+	longerBy = 10 * time.Minute
+	// shorterBy is for the rounding of seconds.
+	shorterBy = time.Minute
+)
+
+// compareIssued compares the issued chain with what was asked for and returns
+// the leaf and every difference.
+func compareIssued(in CertificateInput, chainPEM, caPEM []byte) (procedure.Leaf, []string) {
+	var problems []string
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+
+	chain, err := pki.DecodeX509CertificateChainBytes(chainPEM)
+	if err != nil {
+		bad("the issued chain cannot be read: %v", err)
+		return procedure.Leaf{}, problems
+	}
+	leaf := chain[0]
+	result := procedure.Leaf{
+		Serial:         serial(leaf),
+		DNSNames:       leaf.DNSNames,
+		AuthorityKeyID: colons(leaf.AuthorityKeyId),
+		NotAfter:       leaf.NotAfter,
+	}
+	cert := in.Certificate
+	if !slices.Equal(sorted(leaf.DNSNames), sorted(cert.DNSNames)) {
+		bad("DNS names are %s, asked for were %s", strings.Join(sorted(leaf.DNSNames), ", "), strings.Join(sorted(cert.DNSNames), ", "))
+	}
+	if len(leaf.IPAddresses)+len(leaf.URIs)+len(leaf.EmailAddresses) > 0 {
+		bad("it has names of other kinds than DNS, which nobody asked for")
+	}
+	if leaf.Subject.CommonName != cert.CommonName {
+		bad("the common name is %q, asked for was %q", leaf.Subject.CommonName, cert.CommonName)
+	}
+	if algorithm, size := keyOf(leaf); algorithm != cert.KeyAlgorithm || size != cert.KeySize {
+		bad("the key is %s %d, asked for was %s %d", algorithm, size, cert.KeyAlgorithm, cert.KeySize)
+	}
+	life, asked := leaf.NotAfter.Sub(leaf.NotBefore), cert.Duration.Duration
+	if life < asked-shorterBy || life > asked+longerBy {
+		bad("it lives %s, asked for was %s", life.Round(time.Second), asked)
+	}
+	if want := x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment; leaf.KeyUsage&want != want {
+		bad("it lacks the usages digital signature and key encipherment")
+	}
+	if in.Server && !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		bad("it lacks the usage server auth")
+	}
+	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
+		bad("it lacks the usage client auth")
+	}
+	if leaf.IsCA {
+		bad("it is a CA certificate")
+	}
+	return result, append(problems, signerProblems(in, chain, caPEM)...)
+}
+
+// signerProblems compares who has signed, and ca.crt, with who should have.
+func signerProblems(in CertificateInput, chain []*x509.Certificate, caPEM []byte) []string {
+	intermediate, err := pki.DecodeX509CertificateBytes([]byte(in.IntermediatePEM))
+	if err != nil {
+		return []string{"the intermediate to compare with cannot be read"}
+	}
+	root, err := pki.DecodeX509CertificateBytes([]byte(in.RootPEM))
+	if err != nil {
+		return []string{"the root to compare with cannot be read"}
+	}
+	var problems []string
+	leaf := chain[0]
+	if err := leaf.CheckSignatureFrom(intermediate); err != nil {
+		problems = append(problems, fmt.Sprintf("it is signed by %q (key %s), not by the intermediate %q (key %s)",
+			leaf.Issuer.CommonName, colons(leaf.AuthorityKeyId), intermediate.Subject.CommonName, colons(intermediate.SubjectKeyId)))
+	}
+	cas, err := pki.DecodeX509CertificateSetBytes(caPEM)
+	switch {
+	case err != nil:
+		problems = append(problems, "ca.crt is empty or cannot be read")
+	case len(cas) != 1 || !bytes.Equal(cas[0].Raw, root.Raw):
+		names := make([]string, len(cas))
+		for i, ca := range cas {
+			names[i] = fmt.Sprintf("%q", ca.Subject.CommonName)
+		}
+		problems = append(problems, fmt.Sprintf("ca.crt is %s, not the root %q: Vault has not been given the chain up to the root", strings.Join(names, ", "), root.Subject.CommonName))
+	}
+	if len(problems) > 0 {
+		return problems
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(root)
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	// At a moment of its own life: a leaf about to expire is cert-manager's business.
+	at := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+		problems = append(problems, fmt.Sprintf("its chain does not lead to the root: %v", err))
+	}
+	return problems
+}
+
+// keyOf is the key's algorithm and size in cert-manager's words.
+func keyOf(cert *x509.Certificate) (string, int) {
+	switch key := cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		return "RSA", key.N.BitLen()
+	case *ecdsa.PublicKey:
+		return "ECDSA", key.Curve.Params().BitSize
+	default:
+		return cert.PublicKeyAlgorithm.String(), 0
+	}
+}
+
+func serial(cert *x509.Certificate) string { return colons(cert.SerialNumber.Bytes()) }
+
+// colons is the way Vault and openssl write serials and key ids.
+func colons(b []byte) string {
+	parts := make([]string, len(b))
+	for i := range b {
+		parts[i] = hex.EncodeToString(b[i : i+1])
+	}
+	return strings.Join(parts, ":")
+}

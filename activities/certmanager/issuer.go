@@ -1,0 +1,181 @@
+package certmanager
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// caBundleKey is the key in the Secret with the CA of Vault's TLS certificate.
+const caBundleKey = "ca.crt"
+
+// ApplyIssuerCredential applies the ServiceAccount with the Role and
+// RoleBinding that let cert-manager make its tokens (method jwt), and the
+// Secret with the CA of Vault's TLS certificate.
+func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	var objects []runtime.Object
+	if in.CABundlePEM != "" {
+		objects = append(objects, &corev1.Secret{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
+			ObjectMeta: ours(mesh.CABundleSecretName, in.Namespace),
+			Type:       corev1.SecretTypeOpaque,
+			Data:       map[string][]byte{caBundleKey: []byte(in.CABundlePEM)},
+		})
+	}
+	if in.Method == mesh.CredentialJWT {
+		account, err := certManagerAccount(ctx, c)
+		if err != nil {
+			return out, err
+		}
+		objects = append(objects,
+			&corev1.ServiceAccount{
+				TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},
+				ObjectMeta: ours(mesh.IssuerServiceAccount, in.Namespace),
+			},
+			&rbacv1.Role{
+				TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "Role"},
+				ObjectMeta: ours(mesh.IssuerServiceAccount, in.Namespace),
+				Rules: []rbacv1.PolicyRule{{
+					APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"},
+					ResourceNames: []string{mesh.IssuerServiceAccount}, Verbs: []string{"create"},
+				}},
+			},
+			&rbacv1.RoleBinding{
+				TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "RoleBinding"},
+				ObjectMeta: ours(mesh.IssuerServiceAccount, in.Namespace),
+				RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: mesh.IssuerServiceAccount},
+				Subjects:   []rbacv1.Subject{account},
+			},
+		)
+	}
+	for _, object := range objects {
+		want, err := kube.Unstructured(object)
+		if err != nil {
+			return out, err
+		}
+		if _, err := kube.Apply(ctx, c, want, in.Mode, &out); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+func ours(name, namespace string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: kube.Labels("")}
+}
+
+// certManagerAccount is the ServiceAccount that cert-manager's controller runs
+// as; its chart's usual one as long as there is no cert-manager.
+func certManagerAccount(ctx context.Context, c *site.Cluster) (rbacv1.Subject, error) {
+	subject := rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: kube.CertManagerNamespace, Name: kube.CertManagerName(0)}
+	found, err := kube.FindCertManager(ctx, c)
+	if err != nil {
+		return subject, err
+	}
+	if controller := found[0]; controller != nil {
+		subject.Namespace = controller.Namespace
+		if name := controller.Spec.Template.Spec.ServiceAccountName; name != "" {
+			subject.Name = name
+		}
+	}
+	return subject, nil
+}
+
+// issuerFor is the Issuer that the input describes.
+func issuerFor(in IssuerInput) (*cmapi.Issuer, error) {
+	vault := &cmapi.VaultIssuer{Server: in.Server, Path: in.SignPath, Namespace: in.VaultNamespace}
+	if in.CABundlePEM != "" {
+		vault.CABundleSecretRef = &cmmeta.SecretKeySelector{LocalObjectReference: cmmeta.LocalObjectReference{Name: mesh.CABundleSecretName}, Key: caBundleKey}
+	}
+	switch in.Method {
+	case mesh.CredentialJWT:
+		// The token's audiences are vault://<namespace>/<issuer>, which Vault's
+		// role is bound to, and the server's address, by cert-manager's default.
+		vault.Auth.Kubernetes = &cmapi.VaultKubernetesAuth{
+			Path: in.AuthPath, Role: in.AuthRole,
+			ServiceAccountRef: &cmapi.ServiceAccountRef{Name: mesh.IssuerServiceAccount},
+		}
+	case mesh.CredentialToken:
+		vault.Auth.TokenSecretRef = &cmmeta.SecretKeySelector{LocalObjectReference: cmmeta.LocalObjectReference{Name: mesh.TokenSecretName}, Key: "token"}
+	default:
+		return nil, failure.Permanent(failure.InvalidInput, "credential method %q is unknown; known: %s, %s", in.Method, mesh.CredentialJWT, mesh.CredentialToken)
+	}
+	return &cmapi.Issuer{
+		TypeMeta:   metav1.TypeMeta{APIVersion: cmapi.SchemeGroupVersion.String(), Kind: cmapi.IssuerKind},
+		ObjectMeta: ours(mesh.IssuerName, in.Namespace),
+		Spec:       cmapi.IssuerSpec{IssuerConfig: cmapi.IssuerConfig{Vault: vault}},
+	}, nil
+}
+
+// ApplyIssuer applies the Issuer and waits (heartbeating) until it is Ready.
+func (a *Activities) ApplyIssuer(ctx context.Context, in IssuerInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	issuer, err := issuerFor(in)
+	if err != nil {
+		return out, err
+	}
+	want, err := kube.Unstructured(issuer)
+	if err != nil {
+		return out, err
+	}
+	// The Go type writes an empty secretRef, which its schema takes for a name.
+	if kubernetes := issuer.Spec.Vault.Auth.Kubernetes; kubernetes != nil {
+		auth := want.Object["spec"].(map[string]any)["vault"].(map[string]any)["auth"].(map[string]any)["kubernetes"].(map[string]any)
+		delete(auth, "secretRef")
+	}
+	if _, err := kube.Apply(ctx, c, want, in.Mode, &out); err != nil || in.Mode == procedure.Observe && len(out.Changes) > 0 {
+		return out, err
+	}
+	err = kube.Await(ctx, func(ctx context.Context) (bool, string, error) {
+		live, err := c.CertManager.CertmanagerV1().Issuers(in.Namespace).Get(ctx, mesh.IssuerName, metav1.GetOptions{})
+		if err != nil {
+			return false, "", kube.Error(ctx, c, "read "+kube.Name("Issuer", in.Namespace, mesh.IssuerName), err)
+		}
+		ready, state := issuerReady(live)
+		return ready, fmt.Sprintf("cluster %q: %s", c.Name, state), nil
+	})
+	return out, err
+}
+
+// issuerReady reads the Ready condition of the Issuer's present generation.
+func issuerReady(issuer *cmapi.Issuer) (bool, string) {
+	name := kube.Name("Issuer", issuer.Namespace, issuer.Name)
+	for _, cond := range issuer.Status.Conditions {
+		if cond.Type != cmapi.IssuerConditionReady {
+			continue
+		}
+		if cond.ObservedGeneration < issuer.Generation {
+			return false, name + " was changed and cert-manager has not looked at it since"
+		}
+		if cond.Status == cmmeta.ConditionTrue {
+			return true, ""
+		}
+		return false, fmt.Sprintf("%s is not Ready: %s: %s", name, cond.Reason, oneLine(cond.Message))
+	}
+	return false, name + " has no status yet; is cert-manager running?"
+}
+
+// oneLine makes one line of cert-manager's and Vault's messages.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

@@ -1,0 +1,125 @@
+// Package cluster has the activities on Kubernetes objects that belong to no
+// other system: namespaces, locks, membership, trust, registration.
+package cluster
+
+import (
+	"context"
+
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// Activities holds what the activities need. Its exported methods are the activities.
+type Activities struct {
+	Clients *site.Clients
+
+	// running says whether a lock's holder still runs; tests replace it. Nil
+	// asks Temporal.
+	running func(context.Context, holder) (bool, error)
+}
+
+// CheckClusterInput asks whether a cluster is fit for a setup.
+type CheckClusterInput struct {
+	Spec    mesh.Spec `json:"spec"`
+	Context string    `json:"context"`
+	// Management says that it is the management cluster.
+	Management bool `json:"management"`
+}
+
+// CheckClusterResult lists everything that is in the way; nothing was changed.
+type CheckClusterResult struct {
+	Version string `json:"version"`
+	// CertManager is the version found; empty if there is none.
+	CertManager string   `json:"certManager,omitempty"`
+	Problems    []string `json:"problems,omitempty"`
+}
+
+// NamespaceInput names a namespace.
+type NamespaceInput struct {
+	Context   string         `json:"context"`
+	Namespace string         `json:"namespace"`
+	Mode      procedure.Mode `json:"mode"`
+}
+
+// LockInput names a lock: a Lease in the management cluster. Names of leases:
+// "relaypki-<mesh>-ca" for whatever changes a CA or an issuer,
+// "relaypki-<mesh>-cluster-<name>" for one cluster.
+type LockInput struct {
+	Context   string `json:"context"`
+	Namespace string `json:"namespace"`
+	Lease     string `json:"lease"`
+	// Holder is "<temporal namespace>/<workflow id>/<first run id>".
+	Holder string `json:"holder"`
+}
+
+// MeshRecord is what is stored of a mesh: ConfigMap "relaypki-mesh-<mesh>" in
+// the management cluster.
+type MeshRecord struct {
+	Spec mesh.Spec `json:"spec"`
+	// Complete is set once a setup of exactly this spec has ended well.
+	Complete bool `json:"complete"`
+	// Found is false when there is no such record.
+	Found bool `json:"found"`
+}
+
+// RecordMeshInput stores a record.
+type RecordMeshInput struct {
+	Spec     mesh.Spec      `json:"spec"`
+	Complete bool           `json:"complete"`
+	Mode     procedure.Mode `json:"mode"`
+}
+
+// ReadMeshInput names a mesh; empty Management and Namespace mean the site's
+// management cluster and gloo-mesh.
+type ReadMeshInput struct {
+	Mesh       string `json:"mesh"`
+	Management string `json:"management,omitempty"`
+	Namespace  string `json:"namespace,omitempty"`
+}
+
+// ServiceAccountKeysInput names a cluster.
+type ServiceAccountKeysInput struct {
+	Context string `json:"context"`
+}
+
+// ServiceAccountKeys are the public keys that the cluster's ServiceAccount
+// tokens are checked with.
+type ServiceAccountKeys struct {
+	Issuer  string   `json:"issuer"`
+	KeysPEM []string `json:"keysPEM"`
+}
+
+// CopyRootSecretInput carries the root certificate, which is public.
+type CopyRootSecretInput struct {
+	Context   string         `json:"context"`
+	Namespace string         `json:"namespace"`
+	RootPEM   string         `json:"rootPEM"`
+	Mode      procedure.Mode `json:"mode"`
+}
+
+// IdentityTokenInput is for the relay identity token.
+type IdentityTokenInput struct {
+	Spec mesh.Spec `json:"spec"`
+	// Context is the cluster to copy to; the management cluster's own to make
+	// it (mode "generate") or look for it (mode "existing").
+	Context string         `json:"context"`
+	Mode    procedure.Mode `json:"mode"`
+}
+
+// RegisterClusterInput names the workload to register.
+type RegisterClusterInput struct {
+	Spec    mesh.Spec      `json:"spec"`
+	Cluster string         `json:"cluster"`
+	Mode    procedure.Mode `json:"mode"`
+}
+
+// RelayAddressInput asks for the management server's address.
+type RelayAddressInput struct {
+	Spec mesh.Spec `json:"spec"`
+}
+
+// RelayAddressResult is host:port, IPv6 in brackets.
+type RelayAddressResult struct {
+	Address string `json:"address"`
+}

@@ -1,0 +1,281 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	authorization "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/version"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// minimalKubernetes is the first version in which all that is used here is
+// stable: server-side apply, and tokens for a ServiceAccount by name.
+var minimalKubernetes = version.MajorMinor(1, 27)
+
+// reachWithin is how long an API server may take to say its version.
+const reachWithin = 10 * time.Second
+
+// CheckCluster looks at reachability, version and, by
+// SelfSubjectAccessReview, every permission that the setup will use there.
+func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (CheckClusterResult, error) {
+	var result CheckClusterResult
+	bad := func(format string, args ...any) {
+		result.Problems = append(result.Problems, fmt.Sprintf("cluster %q: ", in.Context)+fmt.Sprintf(format, args...))
+	}
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		result.Problems = append(result.Problems, failure.Message(err))
+		return result, nil
+	}
+	problem, err := reach(ctx, c, &result)
+	if err != nil {
+		return result, err
+	}
+	if problem != "" {
+		bad("%s", problem)
+		return result, nil
+	}
+	if live, err := kube.Get(ctx, c, "Namespace", "", in.Spec.Namespace); err == nil && live != nil && live.GetDeletionTimestamp() != nil {
+		bad("namespace %s is being deleted; wait until it is gone", in.Spec.Namespace)
+	}
+	found, err := kube.FindCertManager(ctx, c)
+	switch {
+	case failure.KindOf(err) == failure.Denied: // the reviews below say so too
+	case err != nil:
+		return result, err
+	case found[0] != nil:
+		if result.CertManager = kube.Version(found[0]); result.CertManager == "" {
+			result.CertManager = "unknown version"
+		}
+		if kube.TooOld(result.CertManager) {
+			bad("cert-manager %s is too old: Issuers log in with a ServiceAccount from %s on; upgrade it", result.CertManager, kube.MinimalCertManager)
+		}
+	case in.Spec.CertManager.Install == mesh.InstallNever:
+		bad("there is no cert-manager and certManager.install is %q; install it, or set %q", mesh.InstallNever, mesh.InstallAuto)
+	}
+	missing, err := deniedTo(ctx, c, permissions(in, result.CertManager == ""))
+	if err != nil {
+		return result, err
+	}
+	for _, m := range missing {
+		bad("the worker may not %s; apply the manifest of deploy/rbac there", m)
+	}
+	return result, nil
+}
+
+// reach asks for the version; what is wrong is in the returned text.
+func reach(ctx context.Context, c *site.Cluster, result *CheckClusterResult) (problem string, err error) {
+	reachCtx, cancel := context.WithTimeout(ctx, reachWithin)
+	defer cancel()
+	type answer struct {
+		version string
+		err     error
+	}
+	// The discovery client takes no context.
+	answered := make(chan answer, 1)
+	go func() {
+		info, err := c.Kube.Discovery().ServerVersion()
+		if err != nil {
+			answered <- answer{err: err}
+			return
+		}
+		answered <- answer{version: info.GitVersion}
+	}()
+	select {
+	case <-reachCtx.Done():
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		return fmt.Sprintf("the API server does not answer within %s; check the context's address and the network from the worker", reachWithin), nil
+	case got := <-answered:
+		if got.err != nil {
+			return fmt.Sprintf("cannot be reached: %s; check the context's address, its credential and the network from the worker",
+				failure.Message(kube.Error(ctx, c, "ask its version", got.err))), nil
+		}
+		result.Version = got.version
+		if v, err := version.ParseGeneric(got.version); err == nil && !v.AtLeast(minimalKubernetes) {
+			return fmt.Sprintf("runs Kubernetes %s; at least %s is needed", got.version, minimalKubernetes), nil
+		}
+		return "", nil
+	}
+}
+
+// permission is a set of verbs on one resource, by name where names is not empty.
+type permission struct {
+	verbs     string
+	group     string
+	resource  string
+	namespace string
+	names     []string
+	path      string // of a non-resource permission
+}
+
+// permissions are those that a setup uses in a cluster, with what Helm needs
+// where charts are ours to install.
+func permissions(in CheckClusterInput, withoutCertManager bool) []permission {
+	const (
+		rbac = "rbac.authorization.k8s.io"
+		cm   = "cert-manager.io"
+	)
+	s := in.Spec
+	ns := s.Namespace
+	certificate := s.Certificates.Client
+	if in.Management {
+		certificate = s.Certificates.Server
+	}
+	all := []permission{
+		{verbs: "get", resource: "namespaces", names: []string{ns}},
+		{verbs: "get", path: "/openid/v1/jwks"},
+		{verbs: "get", path: "/.well-known/openid-configuration"},
+		{verbs: "get create patch", group: cm, resource: "issuers", namespace: ns, names: []string{mesh.IssuerName}},
+		{verbs: "get create patch", group: cm, resource: "certificates", namespace: ns, names: []string{certificate.Name}},
+		{verbs: "update", group: cm, resource: "certificates/status", namespace: ns, names: []string{certificate.Name}},
+		{verbs: "list", group: cm, resource: "certificaterequests", namespace: ns},
+		{verbs: "get", resource: "secrets", namespace: ns, names: []string{certificate.SecretName}},
+		{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{mesh.CABundleSecretName}},
+		{verbs: "get list", group: "apps", resource: "deployments", namespace: ns},
+		{verbs: "get list", resource: "pods", namespace: ns},
+		{verbs: "create", resource: "pods/portforward", namespace: ns},
+	}
+	if s.Credential.Method == mesh.CredentialToken {
+		all = append(all, permission{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{mesh.TokenSecretName}})
+	} else {
+		all = append(all,
+			permission{verbs: "get create patch", resource: "serviceaccounts", namespace: ns, names: []string{mesh.IssuerServiceAccount}},
+			permission{verbs: "get create patch", group: rbac, resource: "roles", namespace: ns, names: []string{mesh.IssuerServiceAccount}},
+			permission{verbs: "get create patch", group: rbac, resource: "rolebindings", namespace: ns, names: []string{mesh.IssuerServiceAccount}},
+			permission{verbs: "create", resource: "serviceaccounts/token", namespace: ns, names: []string{mesh.IssuerServiceAccount}},
+		)
+	}
+	if in.Management {
+		all = append(all,
+			permission{verbs: "get create patch", resource: "configmaps", namespace: ns, names: []string{recordName(s.Mesh)}},
+			permission{verbs: "get create update delete", group: "coordination.k8s.io", resource: "leases", namespace: ns},
+			permission{verbs: "get list", resource: "services", namespace: ns},
+			permission{verbs: "get list create patch", group: "admin.gloo.solo.io", resource: "kubernetesclusters", namespace: ns},
+		)
+	} else {
+		all = append(all, permission{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{mesh.RootSecretName}})
+	}
+	if s.Gloo.IdentityToken.Mode != mesh.TokenNone {
+		all = append(all, permission{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{s.Gloo.IdentityToken.SecretName}})
+	}
+	if withoutCertManager && s.CertManager.Install != mesh.InstallNever {
+		all = append(all, charts(kube.CertManagerNamespace)...)
+		all = append(all,
+			permission{verbs: "escalate bind", group: rbac, resource: "clusterroles", names: []string{"cert-manager-controller-issuers"}},
+			permission{verbs: "create patch", group: rbac, resource: "clusterrolebindings", names: []string{"cert-manager-controller-issuers"}},
+			permission{verbs: "escalate bind", group: rbac, resource: "roles", namespace: "kube-system", names: []string{"cert-manager:leaderelection"}},
+			permission{verbs: "create patch", group: "admissionregistration.k8s.io", resource: "validatingwebhookconfigurations", names: []string{"cert-manager-webhook"}},
+		)
+	}
+	if in.Management && s.Vault.Install != mesh.VaultExisting {
+		const vault = "vault"
+		all = append(all,
+			permission{verbs: "get list create update", resource: "secrets", namespace: vault}, // Helm's releases
+			permission{verbs: "get create patch", resource: "namespaces", names: []string{vault}},
+			permission{verbs: "get create patch", resource: "serviceaccounts", namespace: vault},
+			permission{verbs: "get create patch", resource: "services", namespace: vault},
+			permission{verbs: "get create patch", resource: "configmaps", namespace: vault},
+			permission{verbs: "get create patch", group: "apps", resource: "statefulsets", namespace: vault},
+			permission{verbs: "get create patch", group: rbac, resource: "clusterrolebindings", names: []string{"vault-server-binding"}},
+			permission{verbs: "bind", group: rbac, resource: "clusterroles", names: []string{"system:auth-delegator"}},
+		)
+	}
+	if s.Gloo.Install == nil || *s.Gloo.Install {
+		all = append(all, charts(ns)...)
+	}
+	return all
+}
+
+// charts are the permissions that any chart in a namespace needs.
+func charts(namespace string) []permission {
+	return []permission{
+		{verbs: "get list create update", resource: "secrets", namespace: namespace}, // Helm's releases
+		{verbs: "get create patch", resource: "serviceaccounts", namespace: namespace},
+		{verbs: "get create patch", resource: "services", namespace: namespace},
+		{verbs: "get create patch", resource: "configmaps", namespace: namespace},
+		{verbs: "get create patch", group: "apps", resource: "deployments", namespace: namespace},
+		{verbs: "get create patch", group: "apiextensions.k8s.io", resource: "customresourcedefinitions"},
+	}
+}
+
+// deniedTo asks for every permission at once and says which are not given, in
+// the words "patch secrets relay-root-tls-secret in namespace gloo-mesh".
+func deniedTo(ctx context.Context, c *site.Cluster, asked []permission) ([]string, error) {
+	reviews := map[string]authorization.SelfSubjectAccessReviewSpec{}
+	for _, p := range asked {
+		for _, verb := range strings.Fields(p.verbs) {
+			names := p.names
+			if len(names) == 0 {
+				names = []string{""}
+			}
+			for _, name := range names {
+				text, spec := p.review(verb, name)
+				reviews[text] = spec
+			}
+		}
+	}
+	texts := make([]string, 0, len(reviews))
+	for text := range reviews {
+		texts = append(texts, text)
+	}
+	sort.Strings(texts)
+	allowed := make([]bool, len(texts))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(10)
+	for i, text := range texts {
+		group.Go(func() error {
+			answer, err := c.Kube.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx,
+				&authorization.SelfSubjectAccessReview{Spec: reviews[text]}, metav1.CreateOptions{})
+			if err != nil {
+				return kube.Error(ctx, c, "ask for the worker's permissions", err)
+			}
+			allowed[i] = answer.Status.Allowed
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	var missing []string
+	for i, text := range texts {
+		if !allowed[i] {
+			missing = append(missing, text)
+		}
+	}
+	return missing, nil
+}
+
+func (p permission) review(verb, name string) (string, authorization.SelfSubjectAccessReviewSpec) {
+	if p.path != "" {
+		return verb + " " + p.path, authorization.SelfSubjectAccessReviewSpec{
+			NonResourceAttributes: &authorization.NonResourceAttributes{Verb: verb, Path: p.path},
+		}
+	}
+	resource, subresource, _ := strings.Cut(p.resource, "/")
+	text := verb + " " + p.resource
+	if p.group != "" && p.group != "apps" {
+		text += "." + p.group
+	}
+	if name != "" {
+		text += " " + name
+	}
+	if p.namespace != corev1.NamespaceAll {
+		text += " in namespace " + p.namespace
+	}
+	return text, authorization.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorization.ResourceAttributes{
+		Verb: verb, Group: p.group, Resource: resource, Subresource: subresource, Namespace: p.namespace, Name: name,
+	}}
+}

@@ -1,0 +1,134 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// clusterDomain is the DNS domain of every registered cluster.
+const clusterDomain = "cluster.local"
+
+// RegisterCluster applies the KubernetesCluster in the management cluster. A
+// registration that somebody else has made (meshctl does) serves as well, and
+// is left as it is.
+func (a *Activities) RegisterCluster(ctx context.Context, in RegisterClusterInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	c, err := a.Clients.Cluster(in.Spec.Management.Context)
+	if err != nil {
+		return out, err
+	}
+	live, err := kube.Get(ctx, c, "KubernetesCluster", in.Spec.Namespace, in.Cluster)
+	if err != nil {
+		return out, err
+	}
+	if live != nil && live.GetLabels()[kube.LabelManagedBy] != kube.ManagedBy {
+		domain, _, _ := unstructured.NestedString(live.Object, "spec", "clusterDomain")
+		if domain == "" || domain == clusterDomain {
+			out.Detail = "registered by somebody else"
+			return out, nil
+		}
+	}
+	want := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "admin.gloo.solo.io/v2",
+		"kind":       "KubernetesCluster",
+		"metadata":   map[string]any{"name": in.Cluster, "namespace": in.Spec.Namespace},
+		"spec":       map[string]any{"clusterDomain": clusterDomain},
+	}}
+	want.SetLabels(kube.Labels(in.Spec.Mesh))
+	_, err = kube.Apply(ctx, c, want, in.Mode, &out)
+	return out, err
+}
+
+// relayPort is the port that the guide's management server serves agents on.
+const relayPort = 9900
+
+// AwaitRelayAddress waits (heartbeating) for the LoadBalancer's address, by IP
+// or by hostname; an address in the input wins.
+func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput) (RelayAddressResult, error) {
+	if given := in.Spec.Gloo.RelayAddress; given != "" {
+		if problem := addressProblem(given); problem != "" {
+			return RelayAddressResult{}, failure.Permanent(failure.InvalidInput, "gloo.relayAddress %q %s; write it as host:port, IPv6 in brackets", given, problem)
+		}
+		return RelayAddressResult{Address: given}, nil
+	}
+	c, err := a.Clients.Cluster(in.Spec.Management.Context)
+	if err != nil {
+		return RelayAddressResult{}, err
+	}
+	var result RelayAddressResult
+	err = kube.Await(ctx, func(ctx context.Context) (bool, string, error) {
+		service, err := c.Kube.CoreV1().Services(in.Spec.Namespace).Get(ctx, mesh.ServerDeployment, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return false, fmt.Sprintf("cluster %q: %s is not there yet", c.Name, kube.Name("Service", in.Spec.Namespace, mesh.ServerDeployment)), nil
+		}
+		if err != nil {
+			return false, "", kube.Error(ctx, c, "read "+kube.Name("Service", in.Spec.Namespace, mesh.ServerDeployment), err)
+		}
+		address, problem := serviceAddress(service)
+		if problem != "" {
+			return false, "", failure.Permanent(failure.Preflight, "cluster %q: %s %s; give the address in gloo.relayAddress", c.Name, kube.Name("Service", service.Namespace, service.Name), problem)
+		}
+		result.Address = address
+		return address != "", fmt.Sprintf("cluster %q: %s has no address yet; its load balancer is still being made", c.Name, kube.Name("Service", service.Namespace, service.Name)), nil
+	})
+	return result, err
+}
+
+// serviceAddress is host:port of a LoadBalancer Service's grpc port; empty as
+// long as it has no address. problem says why it will never have one.
+func serviceAddress(service *corev1.Service) (address, problem string) {
+	if service.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return "", fmt.Sprintf("is of type %s, which gets no address from outside", service.Spec.Type)
+	}
+	port := int32(0)
+	for _, p := range service.Spec.Ports {
+		if p.Port == relayPort || p.Name == "grpc" {
+			port = p.Port
+			break
+		}
+	}
+	if port == 0 {
+		return "", fmt.Sprintf("has no port %d and none named grpc", relayPort)
+	}
+	for _, ingress := range service.Status.LoadBalancer.Ingress {
+		host := ingress.IP
+		if host == "" {
+			host = ingress.Hostname
+		}
+		if host != "" {
+			return net.JoinHostPort(host, strconv.Itoa(int(port))), ""
+		}
+	}
+	return "", ""
+}
+
+// addressProblem says what is wrong with an address that people wrote.
+func addressProblem(address string) string {
+	if strings.Contains(address, "://") {
+		return "has a scheme"
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "is not host:port"
+	}
+	if host == "" || strings.ContainsAny(host, " /@") {
+		return "has no usable host"
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return "has no usable port"
+	}
+	return ""
+}

@@ -1,0 +1,147 @@
+package cluster
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// EnsureNamespace creates the namespace where it is missing.
+func (a *Activities) EnsureNamespace(ctx context.Context, in NamespaceInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	err = kube.EnsureNamespace(ctx, c, in.Namespace, in.Mode, &out)
+	return out, err
+}
+
+// CopyRootSecret writes the agents' trust, Secret relay-root-tls-secret key ca.crt.
+func (a *Activities) CopyRootSecret(ctx context.Context, in CopyRootSecretInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	if problem := certificatesOnly(in.RootPEM); problem != "" {
+		return out, failure.Permanent(failure.InvalidInput, "the root to copy to cluster %q %s", in.Context, problem)
+	}
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	err = applySecret(ctx, c, in.Namespace, mesh.RootSecretName, "", map[string][]byte{"ca.crt": []byte(in.RootPEM)}, in.Mode, &out)
+	return out, err
+}
+
+// certificatesOnly says what is wrong with a PEM text that is to hold
+// certificates and nothing else; a private key must never be copied along.
+func certificatesOnly(text string) string {
+	found := 0
+	for rest := []byte(text); ; found++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return "holds a " + block.Type + " beside certificates"
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return "holds a certificate that cannot be read"
+		}
+	}
+	if found == 0 {
+		return "holds no certificate"
+	}
+	return ""
+}
+
+func applySecret(ctx context.Context, c *site.Cluster, namespace, name, meshName string, data map[string][]byte, mode procedure.Mode, out *procedure.Outcome) error {
+	want, err := kube.Unstructured(&corev1.Secret{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: kube.Labels(meshName)},
+		Type:       corev1.SecretTypeOpaque,
+		Data:       data,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = kube.Apply(ctx, c, want, mode, out)
+	return err
+}
+
+// CopyIdentityToken makes the identity token in the management cluster, or
+// copies it from there to the given cluster, inside this one activity.
+func (a *Activities) CopyIdentityToken(ctx context.Context, in IdentityTokenInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	s, token := in.Spec, in.Spec.Gloo.IdentityToken
+	if token.Mode == mesh.TokenNone {
+		out.Detail = "not used"
+		return out, nil
+	}
+	management, err := a.Clients.Cluster(s.Management.Context)
+	if err != nil {
+		return out, err
+	}
+	value, err := readToken(ctx, management, s)
+	if err != nil {
+		return out, err
+	}
+	if in.Context == s.Management.Context {
+		switch {
+		case len(value) > 0:
+			return out, nil
+		case token.Mode == mesh.TokenExisting:
+			return out, failure.Permanent(failure.Preflight, "cluster %q: %s with key %q is missing, which gloo.identityToken names. Create it, or set gloo.identityToken.mode to %q or %q",
+				management.Name, kube.Name("Secret", s.Namespace, token.SecretName), token.Key, mesh.TokenGenerate, mesh.TokenNone)
+		}
+		if value, err = newToken(); err != nil {
+			return out, err
+		}
+		err = applySecret(ctx, management, s.Namespace, token.SecretName, s.Mesh, map[string][]byte{token.Key: value}, in.Mode, &out)
+		return out, err
+	}
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	if len(value) == 0 {
+		if in.Mode == procedure.Observe {
+			out.Changed(procedure.Create, kube.Name("Secret", s.Namespace, token.SecretName), "once there is one in the management cluster")
+			return out, nil
+		}
+		return out, failure.Transient(failure.NotReady, "cluster %q: %s with key %q, the identity token to copy, is not there yet",
+			management.Name, kube.Name("Secret", s.Namespace, token.SecretName), token.Key)
+	}
+	err = applySecret(ctx, c, s.Namespace, token.SecretName, s.Mesh, map[string][]byte{token.Key: value}, in.Mode, &out)
+	return out, err
+}
+
+func readToken(ctx context.Context, management *site.Cluster, s mesh.Spec) ([]byte, error) {
+	live, err := kube.Get(ctx, management, "Secret", s.Namespace, s.Gloo.IdentityToken.SecretName)
+	if err != nil || live == nil {
+		return nil, err
+	}
+	var secret corev1.Secret
+	if err := kube.Into(live, &secret); err != nil {
+		return nil, err
+	}
+	return secret.Data[s.Gloo.IdentityToken.Key], nil
+}
+
+// newToken is 32 random bytes in hex.
+func newToken() ([]byte, error) {
+	random := make([]byte, 32)
+	if _, err := rand.Read(random); err != nil {
+		return nil, failure.Transient(failure.Unavailable, "no random bytes: %v", err)
+	}
+	return []byte(hex.EncodeToString(random)), nil
+}

@@ -1,0 +1,36 @@
+// Package helm has the activity that installs charts.
+package helm
+
+import (
+	"sync"
+
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// Activities holds what the activities need. Its exported methods are the activities.
+type Activities struct {
+	Clients *site.Clients
+
+	// busy has a lock for each release that Helm is at work on. Helm cannot be
+	// interrupted: an attempt that was given up may still be at it, and the next
+	// one waits for it.
+	busy sync.Map
+}
+
+// ChartInput describes a release.
+type ChartInput struct {
+	Context   string `json:"context"`
+	Release   string `json:"release"`
+	Namespace string `json:"namespace"`
+	// Chart is a name in the site file; Version overrides the site's.
+	Chart   string         `json:"chart"`
+	Version string         `json:"version,omitempty"`
+	Values  map[string]any `json:"values,omitempty"`
+	// AcceptDeployment names a Deployment whose presence without a release of
+	// ours means that somebody else installed this; it is then left alone.
+	AcceptDeployment string `json:"acceptDeployment,omitempty"`
+	// Never fails, permanently, instead of installing.
+	Never bool           `json:"never,omitempty"`
+	Mode  procedure.Mode `json:"mode"`
+}

@@ -1,0 +1,143 @@
+package helm
+
+import (
+	"context"
+	"io"
+	"log/slog"
+
+	"go.uber.org/zap"
+	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/chart/common"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/cli"
+	"helm.sh/helm/v4/pkg/registry"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+type commonFile = common.File
+
+// load gets the chart from where the site file says; version, if it is not
+// empty, overrides the site's.
+func load(ctx context.Context, source site.ChartConfig, version string) (*chart.Chart, error) {
+	if version == "" {
+		version = source.Version
+	}
+	path := source.Path
+	if path == "" {
+		var err error
+		if path, err = download(source, version); err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, failure.Transient(failure.Unavailable, "chart %q cannot be fetched: %v. Check its repo or oci reference in the worker's site file", source.Name, err)
+		}
+	}
+	loaded, err := loader.Load(path)
+	if err != nil {
+		return nil, failure.Permanent(failure.Preflight, "chart %q cannot be loaded: %v. Correct its place in the worker's site file", source.Name, err)
+	}
+	if source.Path != "" && version != "" && loaded.Metadata.Version != version {
+		return nil, failure.Permanent(failure.Preflight, "chart %q in the worker's site file is version %s, asked for is %s; a chart from a path has one version only", source.Name, loaded.Metadata.Version, version)
+	}
+	return loaded, nil
+}
+
+// download fetches a chart into Helm's cache.
+func download(source site.ChartConfig, version string) (string, error) {
+	settings := cli.New()
+	client, err := registry.NewClient(
+		registry.ClientOptWriter(io.Discard),
+		registry.ClientOptEnableCache(true),
+		registry.ClientOptCredentialsFile(settings.RegistryConfig),
+	)
+	if err != nil {
+		return "", err
+	}
+	options := action.NewInstall(action.NewConfiguration())
+	options.SetRegistryClient(client)
+	options.Version = version
+	name := source.OCI
+	if source.Repo != "" {
+		options.RepoURL, name = source.Repo, source.Chart
+	}
+	return options.LocateChart(name, settings)
+}
+
+// configuration is Helm's for one cluster and namespace. It is made anew for
+// every activity, so that nothing is shared among clusters and what Helm
+// discovers is never older than the activity.
+func configuration(c *site.Cluster, namespace string, log *zap.Logger) (*action.Configuration, error) {
+	config := rest.CopyConfig(c.REST)
+	config.WarningHandler = rest.NoWarnings{}
+	disco, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	cached := memory.NewMemCacheClient(disco)
+	g := &getter{config: config, discovery: cached, mapper: restmapper.NewDeferredDiscoveryRESTMapper(cached), namespace: namespace}
+	cfg := action.NewConfiguration(action.ConfigurationSetLogger(debugLog{log.With(zap.String("cluster", c.Name)).Named("helm")}))
+	return cfg, cfg.Init(g, namespace, "secret")
+}
+
+// getter gives Helm the clients of a cluster of the site.
+type getter struct {
+	config    *rest.Config
+	discovery discovery.CachedDiscoveryInterface
+	mapper    *restmapper.DeferredDiscoveryRESTMapper
+	namespace string
+}
+
+func (g *getter) ToRESTConfig() (*rest.Config, error) { return rest.CopyConfig(g.config), nil }
+
+func (g *getter) ToDiscoveryClient() (discovery.CachedDiscoveryInterface, error) {
+	return g.discovery, nil
+}
+
+func (g *getter) ToRESTMapper() (meta.RESTMapper, error) { return g.mapper, nil }
+
+// ToRawKubeConfigLoader is asked for nothing but the default namespace.
+func (g *getter) ToRawKubeConfigLoader() clientcmd.ClientConfig {
+	return clientcmd.NewDefaultClientConfig(*clientcmdapi.NewConfig(), &clientcmd.ConfigOverrides{Context: clientcmdapi.Context{Namespace: g.namespace}})
+}
+
+// debugLog takes Helm's log, at whatever level, into ours at debug: what
+// matters of it comes back as an error.
+type debugLog struct{ zap *zap.Logger }
+
+func (l debugLog) Enabled(context.Context, slog.Level) bool {
+	return l.zap.Core().Enabled(zap.DebugLevel)
+}
+
+func (l debugLog) Handle(_ context.Context, r slog.Record) error {
+	fields := make([]zap.Field, 0, r.NumAttrs())
+	r.Attrs(func(attr slog.Attr) bool {
+		fields = append(fields, field(attr))
+		return true
+	})
+	l.zap.Debug(r.Message, fields...)
+	return nil
+}
+
+func (l debugLog) WithAttrs(attrs []slog.Attr) slog.Handler {
+	fields := make([]zap.Field, 0, len(attrs))
+	for _, attr := range attrs {
+		fields = append(fields, field(attr))
+	}
+	return debugLog{l.zap.With(fields...)}
+}
+
+func (l debugLog) WithGroup(name string) slog.Handler {
+	return debugLog{l.zap.With(zap.Namespace(name))}
+}
+
+func field(attr slog.Attr) zap.Field { return zap.Any(attr.Key, attr.Value.Resolve().Any()) }

@@ -1,0 +1,100 @@
+package helm
+
+import (
+	"testing"
+
+	"helm.sh/helm/v4/pkg/chart/common"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	status "helm.sh/helm/v4/pkg/release/common"
+	release "helm.sh/helm/v4/pkg/release/v1"
+)
+
+func TestDecide(t *testing.T) {
+	with := func(s status.Status, digest string) *release.Release {
+		return &release.Release{Info: &release.Info{Status: s}, Labels: map[string]string{labelDigest: digest}}
+	}
+	for _, c := range []struct {
+		name string
+		last *release.Release
+		want deed
+	}{
+		{"no release", nil, install},
+		{"deployed and the same", with(status.StatusDeployed, "d"), keep},
+		{"deployed with something else", with(status.StatusDeployed, "e"), upgrade},
+		{"to be adopted", with(status.StatusDeployed, "adopt"), upgrade},
+		{"failed with the same", with(status.StatusFailed, "d"), upgrade},
+		{"left in an install", with(status.StatusPendingInstall, "d"), heal},
+		{"left in an upgrade", with(status.StatusPendingUpgrade, "d"), heal},
+		{"left in a rollback", with(status.StatusPendingRollback, "d"), heal},
+		{"left in an uninstall", with(status.StatusUninstalling, "d"), heal},
+		{"uninstalled, history kept", with(status.StatusUninstalled, "d"), replace},
+	} {
+		if got := decide(c.last, "d"); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestDigest(t *testing.T) {
+	make := func(version, template string) *chart.Chart {
+		return &chart.Chart{
+			Metadata: &chart.Metadata{Name: "a", Version: version},
+			Raw:      []*common.File{{Name: "templates/x.yaml", Data: []byte(template)}, {Name: "Chart.yaml", Data: []byte("a")}},
+		}
+	}
+	digest := func(c *chart.Chart, values map[string]any) string {
+		d, err := digestOf(c, values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	base := digest(make("1", "x"), map[string]any{"a": 1, "b": map[string]any{"c": true}})
+	reordered := make("1", "x")
+	reordered.Raw[0], reordered.Raw[1] = reordered.Raw[1], reordered.Raw[0]
+	if got := digest(reordered, map[string]any{"b": map[string]any{"c": true}, "a": 1}); got != base {
+		t.Error("the order of files or values changes the digest")
+	}
+	withDependency := make("1", "x")
+	withDependency.AddDependency(make("1", "y"))
+	for name, other := range map[string]string{
+		"version":    digest(make("2", "x"), map[string]any{"a": 1, "b": map[string]any{"c": true}}),
+		"template":   digest(make("1", "y"), map[string]any{"a": 1, "b": map[string]any{"c": true}}),
+		"value":      digest(make("1", "x"), map[string]any{"a": 1, "b": map[string]any{"c": false}}),
+		"dependency": digest(withDependency, map[string]any{"a": 1, "b": map[string]any{"c": true}}),
+	} {
+		if other == base {
+			t.Errorf("a change of %s does not change the digest", name)
+		}
+		if len(other) > 63 {
+			t.Errorf("%d characters are no label value", len(other))
+		}
+	}
+}
+
+func TestObjectsOf(t *testing.T) {
+	rel := &release.Release{
+		Manifest: "---\n# Source: a\nkind: Deployment\nmetadata:\n  name: one\n---\n# Source: empty\n---\nkind: Service\nmetadata:\n  name: two\n",
+		Chart: &chart.Chart{Metadata: &chart.Metadata{Name: "a"}, Files: []*common.File{
+			{Name: "crds/c.yaml", Data: []byte("kind: CustomResourceDefinition\nmetadata:\n  name: three\n")},
+			{Name: "README.md", Data: []byte("kind: no")},
+		}},
+	}
+	objects, err := objectsOf(rel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, o := range objects {
+		got = append(got, o.GetKind()+" "+o.GetName())
+	}
+	want := []string{"Deployment one", "Service two", "CustomResourceDefinition three"}
+	if len(got) != len(want) {
+		t.Fatalf("%v, want %v", got, want)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+}

@@ -1,0 +1,410 @@
+package helm
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"helm.sh/helm/v4/pkg/action"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/release/common"
+	release "helm.sh/helm/v4/pkg/release/v1"
+	"helm.sh/helm/v4/pkg/storage/driver"
+	appsv1 "k8s.io/api/apps/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/yaml"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	ours "github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+const (
+	// labelDigest, a label of the release, says which chart and values it was
+	// made of. A release without it is not ours.
+	labelDigest = "relaypki.io/digest"
+	// historyKept is how many revisions of a release are kept, as many as the
+	// helm command keeps.
+	historyKept = 10
+	// hooksWithin bounds a chart's hooks; nothing else in Helm waits here.
+	hooksWithin = 5 * time.Minute
+)
+
+func init() {
+	// The helm command's name for its server-side apply: so people can go on
+	// with that command, and it does not depend on this program's name.
+	kube.ManagedFieldsManager = "helm"
+}
+
+// InstallChart installs or upgrades the release and waits (heartbeating) until
+// its Deployments are available. Chart and values that have not changed make
+// no new revision; a release left pending by a killed worker is healed: the
+// caller holds the cluster's lock, so nobody is at work on it.
+func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	stop := ours.Heartbeating(ctx, "Helm release "+in.Release)
+	defer stop()
+	unlock, err := a.lock(ctx, c, in)
+	if err != nil {
+		return out, err
+	}
+	ended := false
+	defer func() {
+		if !ended { // else whoever ends Helm's run unlocks
+			unlock()
+		}
+	}()
+
+	cfg, err := configuration(c, in.Namespace, a.Clients.Log)
+	if err != nil {
+		return out, failure.Permanent(failure.Preflight, "cluster %q: Helm: %v", c.Name, err)
+	}
+	last, err := lastRelease(ctx, c, cfg, in)
+	if err != nil {
+		return out, err
+	}
+	if last == nil || last.Labels[labelDigest] == "" {
+		accepted, err := acceptOrRefuse(ctx, c, in, last)
+		if err != nil || accepted != "" {
+			out.Detail = accepted
+			return out, err
+		}
+	}
+	if in.Never {
+		out.Detail = "left as it is"
+		return out, nil
+	}
+	source, err := a.Clients.Config.Chart(in.Chart)
+	if err != nil {
+		return out, err
+	}
+	chrt, err := load(ctx, source, in.Version)
+	if err != nil {
+		return out, err
+	}
+	values := c.Config.Values(in.Chart, in.Values)
+	digest, err := digestOf(chrt, values)
+	if err != nil {
+		return out, failure.Permanent(failure.InvalidInput, "chart %s: the values cannot be written as JSON: %v", in.Chart, err)
+	}
+	name := fmt.Sprintf("Helm release %s/%s", in.Namespace, in.Release)
+	out.Detail = fmt.Sprintf("%s %s", chrt.Metadata.Name, chrt.Metadata.Version)
+	deed := decide(last, digest)
+	switch {
+	case deed == keep:
+	case in.Mode == procedure.Observe:
+		out.Changed(deed.verb(), name, describe(last, chrt))
+	default:
+		if err := ours.EnsureNamespace(ctx, c, in.Namespace, in.Mode, &out); err != nil {
+			return out, err
+		}
+		detail := describe(last, chrt)
+		done := make(chan error, 1)
+		ended = true
+		go func() {
+			defer unlock()
+			var err error
+			last, err = run(cfg, in, last, deed, chrt, values, digest)
+			done <- err
+		}()
+		select {
+		case <-ctx.Done():
+			return out, failure.Transient(failure.Unavailable, "cluster %q: %s: no end in time; Helm is still at work on it", c.Name, name)
+		case err := <-done:
+			if err != nil {
+				return out, helmError(ctx, c, name, err)
+			}
+		}
+		out.Changed(deed.verb(), name, detail)
+	}
+	if in.Mode == procedure.Observe || last == nil {
+		return out, nil
+	}
+	return out, awaitRelease(ctx, c, last)
+}
+
+// lock makes attempts on one release follow one another within this process.
+func (a *Activities) lock(ctx context.Context, c *site.Cluster, in ChartInput) (unlock func(), err error) {
+	made := make(chan struct{}, 1)
+	found, _ := a.busy.LoadOrStore(c.Name+"/"+in.Namespace+"/"+in.Release, made)
+	lock := found.(chan struct{})
+	select {
+	case lock <- struct{}{}:
+		return func() { <-lock }, nil
+	case <-ctx.Done():
+		return nil, failure.Transient(failure.Unavailable, "cluster %q: an earlier attempt on Helm release %s/%s has not ended", c.Name, in.Namespace, in.Release)
+	}
+}
+
+// lastRelease is the release's latest revision, or nil.
+func lastRelease(ctx context.Context, c *site.Cluster, cfg *action.Configuration, in ChartInput) (*release.Release, error) {
+	last, err := cfg.Releases.Last(in.Release)
+	if errors.Is(err, driver.ErrReleaseNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, helmError(ctx, c, fmt.Sprintf("Helm release %s/%s", in.Namespace, in.Release), err)
+	}
+	rel, ok := last.(*release.Release)
+	if !ok {
+		return nil, failure.Permanent(failure.Conflict, "cluster %q: Helm release %s/%s is of an unknown kind (%T)", c.Name, in.Namespace, in.Release, last)
+	}
+	return rel, nil
+}
+
+// acceptOrRefuse deals with what is there and is not our release: a Deployment
+// that may be somebody else's is accepted, a release of somebody else's is not.
+func acceptOrRefuse(ctx context.Context, c *site.Cluster, in ChartInput, last *release.Release) (accepted string, err error) {
+	if in.AcceptDeployment != "" {
+		found, err := ours.FindDeployment(ctx, c, in.Namespace, in.AcceptDeployment, in.AcceptDeployment)
+		if err != nil {
+			return "", err
+		}
+		if found != nil {
+			return strings.TrimSpace(fmt.Sprintf("%s is there, installed by somebody else %s", ours.Name("Deployment", found.Namespace, found.Name), ours.Version(found))), nil
+		}
+	}
+	if in.Never && last == nil {
+		return "", failure.Permanent(failure.Preflight, "cluster %q: there is no %s, and the input says never to install it; install it, or allow it", c.Name, in.Chart)
+	}
+	if last != nil && !in.Never && last.Info.Status != common.StatusUninstalled {
+		return "", failure.Permanent(failure.Conflict,
+			"cluster %q: Helm release %s/%s is there and was not made by relaypki, so its values are not known to be ours to replace. Set install to false for it, or, for relaypki to replace it, label its latest Secret %s=adopt",
+			c.Name, in.Namespace, in.Release, labelDigest)
+	}
+	return "", nil
+}
+
+// deed is what is to be done with a release.
+type deed int
+
+const (
+	keep deed = iota
+	install
+	upgrade
+	heal    // mark what a killed worker left as failed, then upgrade
+	replace // install over an uninstalled release whose history was kept
+)
+
+func (d deed) verb() procedure.Verb {
+	if d == install || d == replace {
+		return procedure.Create
+	}
+	return procedure.Update
+}
+
+// decide compares the last revision with what is wanted.
+func decide(last *release.Release, digest string) deed {
+	if last == nil {
+		return install
+	}
+	switch status := last.Info.Status; {
+	case status.IsPending(), status == common.StatusUninstalling, status == common.StatusUnknown:
+		return heal
+	case status == common.StatusUninstalled:
+		return replace
+	case status == common.StatusDeployed && last.Labels[labelDigest] == digest:
+		return keep
+	}
+	return upgrade
+}
+
+// describe says what changes, without values.
+func describe(last *release.Release, chrt *chart.Chart) string {
+	to := chrt.Metadata.Name + " " + chrt.Metadata.Version
+	switch {
+	case last == nil || last.Chart == nil || last.Chart.Metadata == nil:
+		return to
+	case last.Info.Status != common.StatusDeployed:
+		return fmt.Sprintf("%s, after revision %d was left %s", to, last.Version, last.Info.Status)
+	case last.Chart.Metadata.Version != chrt.Metadata.Version:
+		return fmt.Sprintf("%s, from %s", to, last.Chart.Metadata.Version)
+	}
+	return to + ", with other values or chart files"
+}
+
+// digestOf is over the chart's files and the values.
+func digestOf(chrt *chart.Chart, values map[string]any) (string, error) {
+	h := sha256.New()
+	var add func(c *chart.Chart)
+	add = func(c *chart.Chart) {
+		fmt.Fprintf(h, "%s %s\n", c.Metadata.Name, c.Metadata.Version)
+		files := slices.Clone(c.Raw)
+		slices.SortFunc(files, func(a, b *commonFile) int { return strings.Compare(a.Name, b.Name) })
+		for _, f := range files {
+			fmt.Fprintf(h, "%s %d\n", f.Name, len(f.Data))
+			h.Write(f.Data)
+		}
+		for _, dependency := range c.Dependencies() {
+			add(dependency)
+		}
+	}
+	add(chrt)
+	asJSON, err := json.Marshal(values)
+	if err != nil {
+		return "", err
+	}
+	h.Write(asJSON)
+	return hex.EncodeToString(h.Sum(nil))[:40], nil // a label value holds 63 characters
+}
+
+// run has Helm do the deed, to its end.
+func run(cfg *action.Configuration, in ChartInput, last *release.Release, what deed, chrt *chart.Chart, values map[string]any, digest string) (*release.Release, error) {
+	labels := map[string]string{labelDigest: digest, ours.LabelManagedBy: ours.ManagedBy}
+	var made any
+	var err error
+	switch what {
+	case install, replace:
+		i := action.NewInstall(cfg)
+		i.ReleaseName, i.Namespace, i.Labels = in.Release, in.Namespace, labels
+		i.Replace = what == replace
+		i.WaitStrategy, i.Timeout = kube.HookOnlyStrategy, hooksWithin
+		i.DisableOpenAPIValidation = true // the API server validates what is applied, strictly
+		made, err = i.Run(chrt, values)
+	case heal:
+		last.SetStatus(common.StatusFailed, "left unfinished; marked failed by relaypki")
+		if err := cfg.Releases.Update(last); err != nil {
+			return nil, err
+		}
+		fallthrough
+	default:
+		u := action.NewUpgrade(cfg)
+		u.Namespace, u.Labels, u.MaxHistory = in.Namespace, labels, historyKept
+		u.ResetValues = true // the given values are all there are
+		u.ServerSideApply = "true"
+		u.WaitStrategy, u.Timeout = kube.HookOnlyStrategy, hooksWithin
+		u.DisableOpenAPIValidation = true
+		made, err = u.Run(in.Release, chrt, values)
+	}
+	if err != nil {
+		return nil, err
+	}
+	rel, ok := made.(*release.Release)
+	if !ok {
+		return nil, fmt.Errorf("unknown kind of release %T", made)
+	}
+	return rel, nil
+}
+
+var crds = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+
+// awaitRelease waits until the release's CustomResourceDefinitions are
+// established and its Deployments available.
+func awaitRelease(ctx context.Context, c *site.Cluster, rel *release.Release) error {
+	objects, err := objectsOf(rel)
+	if err != nil {
+		return failure.Permanent(failure.Conflict, "cluster %q: Helm release %s/%s: its manifest cannot be read: %v", c.Name, rel.Namespace, rel.Name, err)
+	}
+	return ours.Await(ctx, func(ctx context.Context) (bool, string, error) {
+		for _, o := range objects {
+			switch o.GetKind() {
+			case "CustomResourceDefinition":
+				live, err := c.Dynamic.Resource(crds).Get(ctx, o.GetName(), metav1.GetOptions{})
+				if err != nil {
+					return false, "", ours.Error(ctx, c, "read CustomResourceDefinition "+o.GetName(), err)
+				}
+				if !established(live) {
+					return false, fmt.Sprintf("cluster %q: CustomResourceDefinition %s is not established yet", c.Name, o.GetName()), nil
+				}
+			case "Deployment":
+				namespace := o.GetNamespace()
+				if namespace == "" {
+					namespace = rel.Namespace
+				}
+				live, err := c.Kube.AppsV1().Deployments(namespace).Get(ctx, o.GetName(), metav1.GetOptions{})
+				if apierrors.IsNotFound(err) {
+					return false, "", failure.Permanent(failure.Conflict, "cluster %q: %s of Helm release %s/%s was deleted. Restore it with: helm rollback -n %s %s %d",
+						c.Name, ours.Name("Deployment", namespace, o.GetName()), rel.Namespace, rel.Name, rel.Namespace, rel.Name, rel.Version)
+				}
+				if err != nil {
+					return false, "", ours.Error(ctx, c, "read "+ours.Name("Deployment", namespace, o.GetName()), err)
+				}
+				if ready, state := available(ctx, c, live); !ready {
+					return false, state, nil
+				}
+			}
+		}
+		return true, "", nil
+	})
+}
+
+func available(ctx context.Context, c *site.Cluster, d *appsv1.Deployment) (bool, string) {
+	ready, state := ours.Available(d)
+	if !ready {
+		if trouble := ours.PodTrouble(ctx, c, d); trouble != "" {
+			state += "; " + trouble
+		}
+	}
+	return ready, fmt.Sprintf("cluster %q: %s", c.Name, state)
+}
+
+// objectsOf are the objects that a release consists of, those of the chart's
+// crds directory too.
+func objectsOf(rel *release.Release) ([]*unstructured.Unstructured, error) {
+	texts := []string{rel.Manifest}
+	if rel.Chart != nil {
+		for _, crd := range rel.Chart.CRDObjects() {
+			texts = append(texts, string(crd.File.Data))
+		}
+	}
+	var objects []*unstructured.Unstructured
+	for _, text := range texts {
+		for _, doc := range strings.Split("\n"+text, "\n---") {
+			var content map[string]any
+			if err := yaml.Unmarshal([]byte(doc), &content); err != nil {
+				return nil, err
+			}
+			if len(content) > 0 {
+				objects = append(objects, &unstructured.Unstructured{Object: content})
+			}
+		}
+	}
+	return objects, nil
+}
+
+func established(crd *unstructured.Unstructured) bool {
+	conditions, _, _ := unstructured.NestedSlice(crd.Object, "status", "conditions")
+	for _, c := range conditions {
+		if cond, ok := c.(map[string]any); ok && cond["type"] == "Established" && cond["status"] == "True" {
+			return true
+		}
+	}
+	return false
+}
+
+// helmError sorts Helm's errors, which wrap the API server's.
+func helmError(ctx context.Context, c *site.Cluster, name string, err error) error {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		return ours.Error(ctx, c, "install "+name, err)
+	}
+	text := err.Error()
+	if len(text) > 800 {
+		text = text[:800] + "..."
+	}
+	switch {
+	case strings.Contains(text, "invalid ownership metadata"):
+		return failure.Permanent(failure.Conflict, "cluster %q: %s: %s. Delete that object, or leave its installation to whoever has made it", c.Name, name, text)
+	case strings.Contains(text, "values don't meet the specifications of the schema"), strings.Contains(text, "execution error at"), strings.Contains(text, "parse error"):
+		return failure.Permanent(failure.InvalidInput, "cluster %q: %s: the chart does not accept the values: %s", c.Name, name, text)
+	case strings.Contains(text, "is forbidden"):
+		return failure.Permanent(failure.Denied, "cluster %q: %s: %s. Apply the manifest of deploy/rbac to that cluster, or grant what is missing", c.Name, name, text)
+	default:
+		return failure.Transient(failure.Unavailable, "cluster %q: %s: %s", c.Name, name, text)
+	}
+}

@@ -1,0 +1,111 @@
+// Package relay has the activities that look at the relay itself: what the
+// management server serves and trusts, who is connected, and whether a fresh
+// handshake would succeed. They change nothing.
+package relay
+
+import (
+	"context"
+	"time"
+
+	"github.com/relaypki/relaypki/internal/check"
+	"github.com/relaypki/relaypki/internal/check/observe"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// Activities holds what the activities need. Its exported methods are the activities.
+type Activities struct{ Clients *site.Clients }
+
+// VerifyManagementInput asks for the checks of the management cluster.
+type VerifyManagementInput struct {
+	Spec mesh.Spec `json:"spec"`
+	// Settle is how long to wait for the server's Pods to be ready and for its
+	// gauges to count every cluster, which takes a moment after an
+	// installation; 0 looks once.
+	Settle mesh.Duration `json:"settle,omitzero"`
+}
+
+// VerifyManagementResult has the findings.
+type VerifyManagementResult struct {
+	Findings []check.Finding `json:"findings"`
+}
+
+// VerifyManagement checks Vault, the Issuer, the server's Certificate and what
+// each replica of the server has loaded (its chain and acceptable CAs, by
+// handshake), the gauges and the registrations. Whatever is found wrong, an API
+// server that does not answer included, is a finding; an error means that the
+// worker's own configuration does not know the cluster.
+func (a *Activities) VerifyManagement(ctx context.Context, in VerifyManagementInput) (VerifyManagementResult, error) {
+	defer kube.Heartbeating(ctx, "looking")()
+	spec := in.Spec.WithDefaults()
+	if err := a.settle(ctx, spec, in.Settle.Duration); err != nil {
+		return VerifyManagementResult{}, err
+	}
+	seen, err := observe.Management(ctx, a.Clients, spec)
+	if err != nil {
+		return VerifyManagementResult{}, err
+	}
+	if ctx.Err() != nil {
+		return VerifyManagementResult{}, ctx.Err()
+	}
+	return VerifyManagementResult{Findings: seen.Findings(time.Now())}, nil
+}
+
+// settlePoll is short beside the seconds that an agent takes to connect.
+const settlePoll = time.Second
+
+// settle waits until the relay has settled, or for the given time at most: what
+// is then still amiss becomes a finding.
+func (a *Activities) settle(ctx context.Context, spec mesh.Spec, patience time.Duration) error {
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		seen, err := observe.Connections(ctx, a.Clients, spec)
+		if err != nil {
+			return err
+		}
+		if seen.Settled() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settlePoll):
+		}
+	}
+	return nil
+}
+
+// VerifyClusterInput asks for the checks of one workload cluster.
+type VerifyClusterInput struct {
+	Spec    mesh.Spec `json:"spec"`
+	Cluster string    `json:"cluster"`
+}
+
+// VerifyClusterResult has the findings.
+type VerifyClusterResult struct {
+	Findings []check.Finding `json:"findings"`
+}
+
+// VerifyCluster checks one workload: Issuer, Certificate, chain, SAN, trust,
+// registration, the pinned keys, and a fresh full mTLS handshake with its real
+// certificate and trust against every replica of the server. Findings and
+// errors are as with VerifyManagement.
+func (a *Activities) VerifyCluster(ctx context.Context, in VerifyClusterInput) (VerifyClusterResult, error) {
+	defer kube.Heartbeating(ctx, "looking")()
+	spec := in.Spec.WithDefaults()
+	for _, w := range spec.Workloads {
+		if w.Name != in.Cluster {
+			continue
+		}
+		seen, err := observe.Workload(ctx, a.Clients, spec, w)
+		if err != nil {
+			return VerifyClusterResult{}, err
+		}
+		if ctx.Err() != nil {
+			return VerifyClusterResult{}, ctx.Err()
+		}
+		return VerifyClusterResult{Findings: seen.Findings(time.Now())}, nil
+	}
+	return VerifyClusterResult{}, failure.Permanent(failure.InvalidInput, "the mesh %q has no workload cluster %q", spec.Mesh, in.Cluster)
+}

@@ -1,0 +1,196 @@
+package temporal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	commonpb "go.temporal.io/api/common/v1"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	sdk "go.temporal.io/sdk/temporal"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+const (
+	// catchupWindow is how late a verification may still start after Temporal
+	// was down. An older one would say nothing that the next does not.
+	catchupWindow = 10 * time.Minute
+	// scheduleJitter keeps the verifications of many meshes, all due on the
+	// hour, from starting in the same second.
+	scheduleJitter = time.Minute
+)
+
+// VerifyScheduleID is the id of the schedule that verifies a mesh.
+func VerifyScheduleID(mesh string) string { return "relaypki-verify-" + mesh }
+
+// EnsureScheduleInput describes the recurring verification of one mesh.
+type EnsureScheduleInput struct {
+	Mesh string `json:"mesh"`
+	// Management and Namespace say where the mesh's membership is stored.
+	Management string `json:"management"`
+	Namespace  string `json:"namespace"`
+	// Every is the interval; zero for no schedule.
+	Every mesh.Duration  `json:"every"`
+	Mode  procedure.Mode `json:"mode"`
+}
+
+// EnsureVerifySchedule makes the Temporal Schedule of a mesh's verification
+// what the input says: created, updated where it differs, or deleted. One that
+// an operator has paused stays paused.
+func (*Activities) EnsureVerifySchedule(ctx context.Context, in EnsureScheduleInput) (procedure.Outcome, error) {
+	info, c := activity.GetInfo(ctx), activity.GetClient(ctx)
+	lacking, err := missingAttributes(ctx, c, info.Namespace)
+	if err != nil && !mayNot(err) {
+		return procedure.Outcome{}, temporalError(err, "list the search attributes")
+	}
+	wanted := verifySchedule(in, info.TaskQueue, err == nil && len(lacking) == 0)
+	handle := c.ScheduleClient().GetHandle(ctx, wanted.ID)
+	have, err := handle.Describe(ctx)
+	var absent *serviceerror.NotFound
+	if errors.As(err, &absent) {
+		have, err = nil, nil
+	}
+	if err != nil {
+		return procedure.Outcome{}, temporalError(err, "describe the schedule "+wanted.ID)
+	}
+
+	object := "schedule " + wanted.ID
+	outcome := procedure.Outcome{Detail: "every " + in.Every.String()}
+	switch {
+	case in.Every.Duration == 0 && have == nil:
+		return procedure.Outcome{Detail: "none asked for"}, nil
+	case in.Every.Duration == 0:
+		outcome.Detail = "none asked for"
+		outcome.Changed(procedure.Delete, object, "")
+		if in.Mode == procedure.Apply {
+			err = handle.Delete(ctx)
+		}
+	case have == nil:
+		outcome.Changed(procedure.Create, object, "")
+		if in.Mode == procedure.Apply {
+			_, err = c.ScheduleClient().Create(ctx, wanted)
+		}
+	default:
+		differs := differences(wanted, have.Schedule)
+		if len(differs) == 0 {
+			return outcome, nil
+		}
+		outcome.Changed(procedure.Update, object, strings.Join(differs, ", "))
+		if in.Mode == procedure.Apply {
+			err = handle.Update(ctx, client.ScheduleUpdateOptions{DoUpdate: func(now client.ScheduleUpdateInput) (*client.ScheduleUpdate, error) {
+				return updated(wanted, now.Description.Schedule), nil
+			}})
+		}
+	}
+	if errors.Is(err, sdk.ErrScheduleAlreadyRunning) { // somebody made it in between: look again
+		return procedure.Outcome{}, failure.Transient(failure.Unavailable, "schedule %s appeared just now", wanted.ID)
+	}
+	if err != nil {
+		return procedure.Outcome{}, temporalError(err, "write the schedule "+wanted.ID)
+	}
+	return outcome, nil
+}
+
+func verifySchedule(in EnsureScheduleInput, taskQueue string, attributes bool) client.ScheduleOptions {
+	action := &client.ScheduleWorkflowAction{
+		ID:            "verify-" + in.Mesh, // Temporal appends the time
+		Workflow:      procedure.VerifyMesh,
+		Args:          []any{procedure.VerifyInput{Mesh: in.Mesh, Management: in.Management, Namespace: in.Namespace}},
+		TaskQueue:     taskQueue,
+		StaticSummary: fmt.Sprintf("Verify mesh %s, every %s", in.Mesh, in.Every),
+	}
+	if attributes {
+		action.TypedSearchAttributes = sdk.NewSearchAttributes(sdk.NewSearchAttributeKeyKeyword(procedure.AttributeMesh).ValueSet(in.Mesh))
+	}
+	return client.ScheduleOptions{
+		ID:                    VerifyScheduleID(in.Mesh),
+		Spec:                  client.ScheduleSpec{Intervals: []client.ScheduleIntervalSpec{{Every: in.Every.Duration}}, Jitter: min(scheduleJitter, in.Every.Duration/10)},
+		Action:                action,
+		Overlap:               enumspb.SCHEDULE_OVERLAP_POLICY_SKIP,
+		CatchupWindow:         catchupWindow,
+		TypedSearchAttributes: action.TypedSearchAttributes,
+	}
+}
+
+// differences names what of a schedule is not as wanted.
+func differences(wanted client.ScheduleOptions, have client.Schedule) []string {
+	var differs []string
+	compare := func(what string, want, got any) {
+		if !reflect.DeepEqual(want, got) {
+			differs = append(differs, what)
+		}
+	}
+	compare("interval", wanted.Spec.Intervals, have.Spec.Intervals)
+	compare("jitter", wanted.Spec.Jitter, have.Spec.Jitter)
+	compare("other times", 0, len(have.Spec.Calendars)+len(have.Spec.Skip))
+	compare("overlap", wanted.Overlap, have.Policy.Overlap)
+	compare("catch-up window", wanted.CatchupWindow, have.Policy.CatchupWindow)
+	want := wanted.Action.(*client.ScheduleWorkflowAction)
+	got, ok := have.Action.(*client.ScheduleWorkflowAction)
+	if !ok {
+		return append(differs, "action")
+	}
+	compare("workflow", want.Workflow, got.Workflow)
+	compare("workflow id", want.ID, got.ID)
+	compare("task queue", want.TaskQueue, got.TaskQueue)
+	compare("summary", want.StaticSummary, got.StaticSummary)
+	compare("input", plain(want.Args[0]), stored(got.Args))
+	key := sdk.NewSearchAttributeKeyKeyword(procedure.AttributeMesh)
+	wantMesh, _ := want.TypedSearchAttributes.GetKeyword(key)
+	gotMesh, _ := got.TypedSearchAttributes.GetKeyword(key)
+	compare("search attribute", wantMesh, gotMesh)
+	return differs
+}
+
+// updated is the schedule with what we own replaced. Whether it is paused, and
+// the note of who did that, is the operator's.
+func updated(wanted client.ScheduleOptions, have client.Schedule) *client.ScheduleUpdate {
+	return &client.ScheduleUpdate{
+		Schedule: &client.Schedule{
+			Action: wanted.Action,
+			Spec:   &wanted.Spec,
+			Policy: &client.SchedulePolicies{Overlap: wanted.Overlap, CatchupWindow: wanted.CatchupWindow},
+			State:  have.State,
+		},
+		TypedSearchAttributes: &wanted.TypedSearchAttributes,
+	}
+}
+
+// plain is a value as JSON has it.
+func plain(value any) any {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return nil
+	}
+	return decoded(data)
+}
+
+// stored is the single argument of a schedule's action, as JSON has it.
+func stored(args []any) any {
+	if len(args) != 1 {
+		return nil
+	}
+	payload, ok := args[0].(*commonpb.Payload)
+	if !ok {
+		return nil
+	}
+	return decoded(payload.GetData())
+}
+
+func decoded(data []byte) any {
+	var value any
+	if err := json.Unmarshal(data, &value); err != nil {
+		return nil
+	}
+	return value
+}

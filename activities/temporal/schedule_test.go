@@ -1,0 +1,87 @@
+package temporal
+
+import (
+	"reflect"
+	"testing"
+	"time"
+
+	commonpb "go.temporal.io/api/common/v1"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// described is a schedule as the server gives it back: arguments as payloads.
+func described(t *testing.T, o client.ScheduleOptions) client.Schedule {
+	t.Helper()
+	action := *o.Action.(*client.ScheduleWorkflowAction)
+	payload, err := converter.GetDefaultDataConverter().ToPayload(action.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	action.Args = []any{payload}
+	spec := o.Spec
+	return client.Schedule{
+		Action: &action, Spec: &spec, State: &client.ScheduleState{},
+		Policy: &client.SchedulePolicies{Overlap: o.Overlap, CatchupWindow: o.CatchupWindow},
+	}
+}
+
+func TestDifferences(t *testing.T) {
+	in := EnsureScheduleInput{Mesh: "demo", Management: "mgmt", Namespace: "gloo-mesh", Every: mesh.Hours(1)}
+	wanted := verifySchedule(in, "relaypki", true)
+	tests := []struct {
+		name   string
+		change func(*client.Schedule, *client.ScheduleWorkflowAction)
+		want   []string
+	}{
+		{"same", func(*client.Schedule, *client.ScheduleWorkflowAction) {}, nil},
+		{"paused by an operator", func(s *client.Schedule, _ *client.ScheduleWorkflowAction) { s.State.Paused = true }, nil},
+		{"another interval", func(s *client.Schedule, _ *client.ScheduleWorkflowAction) { s.Spec.Intervals[0].Every = time.Minute }, []string{"interval"}},
+		{"a calendar besides", func(s *client.Schedule, _ *client.ScheduleWorkflowAction) {
+			s.Spec.Calendars = []client.ScheduleCalendarSpec{{}}
+		}, []string{"other times"}},
+		{"another task queue", func(_ *client.Schedule, a *client.ScheduleWorkflowAction) { a.TaskQueue = "elsewhere" }, []string{"task queue"}},
+		{"another input", func(_ *client.Schedule, a *client.ScheduleWorkflowAction) {
+			a.Args = []any{&commonpb.Payload{Data: []byte(`{"mesh":"other"}`)}}
+		}, []string{"input"}},
+		{"no search attribute", func(_ *client.Schedule, a *client.ScheduleWorkflowAction) {
+			a.TypedSearchAttributes = verifySchedule(in, "relaypki", false).TypedSearchAttributes
+		}, []string{"search attribute"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			have := described(t, verifySchedule(in, "relaypki", true))
+			test.change(&have, have.Action.(*client.ScheduleWorkflowAction))
+			if got := differences(wanted, have); !reflect.DeepEqual(got, test.want) {
+				t.Errorf("differences = %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestUpdatedKeepsThePause(t *testing.T) {
+	wanted := verifySchedule(EnsureScheduleInput{Mesh: "demo", Every: mesh.Hours(1)}, "relaypki", false)
+	have := described(t, wanted)
+	have.State = &client.ScheduleState{Paused: true, Note: "incident 12"}
+	if got := updated(wanted, have).Schedule.State; !got.Paused || got.Note != "incident 12" {
+		t.Errorf("state after an update = %+v, want it still paused", got)
+	}
+}
+
+func TestMissing(t *testing.T) {
+	keyword := enumspb.INDEXED_VALUE_TYPE_KEYWORD
+	all := map[string]enumspb.IndexedValueType{
+		procedure.AttributeMesh: keyword, procedure.AttributeCluster: keyword, procedure.AttributePhase: keyword, "Other": keyword,
+	}
+	if got := missing(all); len(got) != 0 {
+		t.Errorf("with all registered, missing = %v", got)
+	}
+	all[procedure.AttributePhase] = enumspb.INDEXED_VALUE_TYPE_TEXT // of no use to us
+	if got := missing(all); len(got) != 1 || got[procedure.AttributePhase] != keyword {
+		t.Errorf("with one of another type, missing = %v, want %s alone", got, procedure.AttributePhase)
+	}
+}

@@ -1,0 +1,127 @@
+// Package vault has the activities on Vault: the CAs, roles, policies and
+// logins of the relay's PKI. Each observes, compares, then acts.
+package vault
+
+import (
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// Activities holds what the activities need. Its exported methods are the activities.
+type Activities struct{ Clients *site.Clients }
+
+// CheckVaultInput asks whether a Vault is fit for a setup.
+type CheckVaultInput struct{ Spec mesh.Spec }
+
+// CheckVaultResult lists everything that is in the way; nothing was changed.
+type CheckVaultResult struct {
+	Version  string   `json:"version"`
+	Address  string   `json:"address"`
+	Problems []string `json:"problems,omitempty"`
+}
+
+// EnablePKIInput names a PKI mount and its longest lease.
+type EnablePKIInput struct {
+	Vault       string         `json:"vault"`
+	Mount       string         `json:"mount"`
+	MaxLeaseTTL mesh.Duration  `json:"maxLeaseTTL"`
+	Mode        procedure.Mode `json:"mode"`
+}
+
+// GenerateRootInput asks for generation Generation of the root.
+type GenerateRootInput struct {
+	Vault      string         `json:"vault"`
+	Mount      string         `json:"mount"`
+	Generation int            `json:"generation"`
+	CA         mesh.CA        `json:"ca"`
+	Mode       procedure.Mode `json:"mode"`
+}
+
+// CAResult is a CA in Vault.
+type CAResult struct {
+	procedure.Outcome
+	Authority procedure.Authority `json:"authority"`
+	// CertificatePEM is the CA certificate alone.
+	CertificatePEM string `json:"certificatePEM"`
+}
+
+// IntermediateInput is common to the three steps that make an intermediate.
+type IntermediateInput struct {
+	Vault      string `json:"vault"`
+	RootMount  string `json:"rootMount"`
+	RelayMount string `json:"relayMount"`
+	// RootIssuerID is the issuer in RootMount that signs.
+	RootIssuerID string         `json:"rootIssuerId"`
+	RootPEM      string         `json:"rootPEM"`
+	Generation   int            `json:"generation"`
+	CA           mesh.CA        `json:"ca"`
+	Mode         procedure.Mode `json:"mode"`
+	// CSRPEM is the answer of GenerateIntermediateCSR, given to SignIntermediate.
+	CSRPEM string `json:"csrPEM,omitempty"`
+	// ChainPEM is the answer of SignIntermediate, given to SetSignedIntermediate;
+	// empty when the intermediate is there already.
+	ChainPEM string `json:"chainPEM,omitempty"`
+}
+
+// CSRResult has the CSR of a new intermediate, or says that it is there already.
+type CSRResult struct {
+	procedure.Outcome
+	// Present: the intermediate of this generation exists; nothing to sign.
+	Present bool   `json:"present"`
+	CSRPEM  string `json:"csrPEM,omitempty"`
+}
+
+// SignedResult is the intermediate with its chain up to the self-signed root.
+type SignedResult struct {
+	procedure.Outcome
+	ChainPEM string `json:"chainPEM"`
+}
+
+// ConfigureRolesInput is for the roles that belong to no single cluster.
+type ConfigureRolesInput struct {
+	Spec     mesh.Spec      `json:"spec"`
+	IssuerID string         `json:"issuerId"`
+	Mode     procedure.Mode `json:"mode"`
+}
+
+// ClusterAccessInput is for what one cluster's cert-manager needs in Vault.
+type ClusterAccessInput struct {
+	Spec mesh.Spec `json:"spec"`
+	// Context is the cluster's; Workload its registered name, empty for the
+	// management cluster.
+	Context  string `json:"context"`
+	Workload string `json:"workload,omitempty"`
+	IssuerID string `json:"issuerId"`
+	// Issuer and KeysPEM are the cluster's ServiceAccount token issuer, which is
+	// also the address that keys are discovered at, and its public keys (method jwt).
+	Issuer  string   `json:"issuer,omitempty"`
+	KeysPEM []string `json:"keysPEM,omitempty"`
+	// DiscoveryCAPEM is the CA of the issuer's address, if Vault does not trust
+	// it already (credential.keys discovery).
+	DiscoveryCAPEM string         `json:"discoveryCAPEM,omitempty"`
+	Mode           procedure.Mode `json:"mode"`
+}
+
+// ClusterAccessResult says how the cluster's Issuer logs in and signs.
+type ClusterAccessResult struct {
+	procedure.Outcome
+	// AuthPath is for cert-manager's kubernetes auth stanza ("/v1/auth/<mount>").
+	AuthPath string `json:"authPath,omitempty"`
+	AuthRole string `json:"authRole,omitempty"`
+	// SignPath is "<relay mount>/sign/<role>".
+	SignPath string `json:"signPath"`
+	// Server is the address that the cluster uses, Namespace Vault's (Enterprise).
+	Server    string `json:"server"`
+	Namespace string `json:"namespace,omitempty"`
+	// CABundlePEM is the CA of Vault's TLS certificate; public.
+	CABundlePEM string `json:"caBundlePEM,omitempty"`
+}
+
+// IssueClusterTokenInput is for method token.
+type IssueClusterTokenInput struct {
+	Spec     mesh.Spec      `json:"spec"`
+	Context  string         `json:"context"`
+	Workload string         `json:"workload,omitempty"`
+	Mode     procedure.Mode `json:"mode"`
+}

@@ -1,0 +1,231 @@
+package vault
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// Issuers and keys of ours are named by what they are and their generation.
+const (
+	rootPrefix         = "relay-root-g"
+	intermediatePrefix = "relay-intermediate-g"
+)
+
+func rootName(generation int) string { return fmt.Sprintf("%s%d", rootPrefix, generation) }
+func intermediateName(generation int) string {
+	return fmt.Sprintf("%s%d", intermediatePrefix, generation)
+}
+
+// issuer is a CA certificate in a PKI mount, with or without its key.
+type issuer struct {
+	ID           string   `json:"issuer_id"`
+	Name         string   `json:"issuer_name"`
+	KeyID        string   `json:"key_id"`
+	PEM          string   `json:"certificate"`
+	ManualChain  []string `json:"manual_chain"`
+	LeafNotAfter string   `json:"leaf_not_after_behavior"`
+
+	certificate *x509.Certificate
+}
+
+func (i issuer) String() string {
+	name := i.Name
+	if name == "" {
+		name = "(unnamed)"
+	}
+	return fmt.Sprintf("%s %s: %q, until %s", name, i.ID, i.certificate.Subject, pki.Date(i.certificate.NotAfter))
+}
+
+// issuers reads every issuer of a mount; none if the mount is not there.
+func (s session) issuers(ctx context.Context, mount string) ([]issuer, error) {
+	ids, err := s.list(ctx, mount+"/issuers", nil)
+	if err != nil {
+		return nil, err
+	}
+	var all []issuer
+	for _, id := range ids {
+		path := mount + "/issuer/" + id
+		var i issuer
+		found, err := s.read(ctx, path, &i)
+		if err != nil {
+			return nil, err
+		}
+		if !found {
+			continue
+		}
+		chain, err := pki.ParseChain([]byte(i.PEM))
+		if err != nil {
+			return nil, failure.Permanent(failure.Conflict, "Vault %q: the certificate of %s cannot be read: %v", s.vault, path, err)
+		}
+		i.certificate = chain[0]
+		all = append(all, i)
+	}
+	return all, nil
+}
+
+// keyNamed is the id of the key of that name, "" if there is none.
+func (s session) keyNamed(ctx context.Context, mount, name string) (string, error) {
+	var info map[string]struct {
+		Name string `json:"key_name"`
+	}
+	if _, err := s.list(ctx, mount+"/keys", &info); err != nil {
+		return "", err
+	}
+	for id, key := range info {
+		if key.Name == name {
+			return id, nil
+		}
+	}
+	return "", nil
+}
+
+// authority is a CA of ours as far as it is there: its issuer, or at least its key.
+type authority struct {
+	issuer *issuer
+	keyID  string
+	all    []issuer
+}
+
+// authority finds the CA of that name: by the issuer's name, then by the key of
+// that name. An issuer of that name that is not the CA asked for, and a mount
+// in which somebody else's CA is at work, are a Conflict.
+func (s session) authority(ctx context.Context, mount, name, prefix string, asked mesh.CA) (authority, error) {
+	var found authority
+	var err error
+	if found.all, err = s.issuers(ctx, mount); err != nil {
+		return found, err
+	}
+	if found.keyID, err = s.keyNamed(ctx, mount, name); err != nil {
+		return found, err
+	}
+	for i := range found.all {
+		if found.all[i].Name == name {
+			found.issuer = &found.all[i]
+		}
+	}
+	for i := range found.all {
+		// Named after it was made: an interrupted call has left it without.
+		if found.issuer == nil && found.keyID != "" && found.all[i].KeyID == found.keyID && found.all[i].Name == "" {
+			found.issuer = &found.all[i]
+		}
+	}
+	if found.issuer == nil {
+		return found, s.foreign(mount, prefix, found)
+	}
+	var wrong []string
+	if found.issuer.KeyID == "" {
+		wrong = append(wrong, "its key is not in this mount")
+	}
+	wrong = append(wrong, identityOf(found.issuer.certificate, asked)...)
+	if len(wrong) > 0 {
+		return found, failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is there and is not the CA that was asked for: %s. Correct the input, or give that issuer another name in Vault",
+			s.vault, mount, *found.issuer, strings.Join(wrong, "; "))
+	}
+	return found, nil
+}
+
+// foreign is a Conflict if a CA that we did not make can sign in this mount.
+func (s session) foreign(mount, prefix string, found authority) error {
+	var others []string
+	for _, i := range found.all {
+		if i.KeyID != "" && i.KeyID != found.keyID && !strings.HasPrefix(i.Name, prefix) {
+			others = append(others, i.String())
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	return failure.Permanent(failure.Conflict, "Vault %q: the mount %s has a CA that is not ours: %s. Taking over (adopting) an existing CA is not supported yet: name another mount in the input (vault.rootMount, vault.relayMount)",
+		s.vault, mount, strings.Join(others, ", "))
+}
+
+// settleIssuer brings the issuer's own settings to what they should be, and
+// leaves the others as they are.
+func (s session) settleIssuer(ctx context.Context, mode procedure.Mode, out *procedure.Outcome, mount string, i issuer, desired map[string]any) error {
+	have := map[string]any{"issuer_name": i.Name, "leaf_not_after_behavior": i.LeafNotAfter}
+	patch := map[string]any{}
+	for field, want := range desired {
+		// The order of a manual chain is the order of what is issued.
+		if chain, ok := want.([]string); ok {
+			if !slices.Equal(chain, i.ManualChain) {
+				patch[field] = chain
+			}
+		} else if want != have[field] {
+			patch[field] = want
+		}
+	}
+	if len(patch) == 0 {
+		return nil
+	}
+	fields := make([]string, 0, len(patch))
+	for field, want := range patch {
+		fields = append(fields, fmt.Sprintf("%s to %s", field, text(want)))
+	}
+	slices.Sort(fields)
+	out.Changed(procedure.Update, "vault issuer "+mount+"/"+i.ID, strings.Join(fields, "; "))
+	if mode != procedure.Apply {
+		return nil
+	}
+	return s.patch(ctx, mount+"/issuer/"+i.ID, patch)
+}
+
+// settleDefault makes ours the mount's default issuer, unless another
+// generation of ours is, and keeps the default from following whatever is
+// imported next.
+func (s session) settleDefault(ctx context.Context, mode procedure.Mode, out *procedure.Outcome, mount, prefix string, ours issuer, all []issuer) error {
+	path := mount + "/config/issuers"
+	var have struct {
+		Default string `json:"default"`
+	}
+	if _, err := s.read(ctx, path, &have); err != nil {
+		return err
+	}
+	want := ours.ID
+	for _, i := range all {
+		if i.ID == have.Default && strings.HasPrefix(i.Name, prefix) && i.KeyID != "" {
+			want = i.ID
+		}
+	}
+	return s.ensure(ctx, mode, out, "vault config "+path, path, map[string]any{"default": want, "default_follows_latest_issuer": false})
+}
+
+// maxLeaseTTL is the longest life, in seconds, that a mount gives to anything.
+func (s session) maxLeaseTTL(ctx context.Context, mount string) (int64, error) {
+	var tune struct {
+		Max int64 `json:"max_lease_ttl"`
+	}
+	_, err := s.read(ctx, "sys/mounts/"+mount+"/tune", &tune)
+	return tune.Max, err
+}
+
+// roomFor is a Mismatch if the mount would cut the lifetime short, which Vault
+// does with no more than a warning.
+func (s session) roomFor(ctx context.Context, mount string, ttl mesh.Duration) error {
+	longest, err := s.maxLeaseTTL(ctx, mount)
+	if err != nil {
+		return err
+	}
+	if longest < seconds(ttl) {
+		return failure.Permanent(failure.Mismatch, "Vault %q: the mount %s issues nothing that lives longer than %d s, and %s was asked for: `vault secrets tune -max-lease-ttl=%s %s`, then start again",
+			s.vault, mount, longest, ttl, ttl, mount)
+	}
+	return nil
+}
+
+func seconds(d mesh.Duration) int64 { return int64(d.Seconds()) }
+
+func caResult(out procedure.Outcome, i issuer) CAResult {
+	c := i.certificate
+	out.Detail = "until " + pki.Date(c.NotAfter)
+	return CAResult{Outcome: out, CertificatePEM: string(pki.EncodeChain(c)), Authority: procedure.Authority{
+		IssuerID: i.ID, Name: i.Name, Subject: c.Subject.String(), Serial: pki.Serial(c), SubjectKeyID: pki.Hex(c.SubjectKeyId), NotAfter: c.NotAfter.UTC(),
+	}}
+}

@@ -1,0 +1,303 @@
+package vault
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// GenerateIntermediateCSR finds or makes the intermediate's key and makes its
+// CSR. A key that an interrupted run has left is used again, so that there is
+// never a second one.
+func (a *Activities) GenerateIntermediateCSR(ctx context.Context, in IntermediateInput) (CSRResult, error) {
+	s, err := a.session(ctx, in.Vault, site.Onboard)
+	if err != nil {
+		return CSRResult{}, err
+	}
+	name := intermediateName(in.Generation)
+	found, err := s.authority(ctx, in.RelayMount, name, intermediatePrefix, in.CA)
+	if err != nil {
+		return CSRResult{}, err
+	}
+	if found.issuer != nil {
+		return CSRResult{Present: true}, nil
+	}
+	var out procedure.Outcome
+	// The subject is taken from the CSR when it is signed.
+	data := map[string]any{"common_name": in.CA.CommonName}
+	if in.CA.Organization != "" {
+		data["organization"] = in.CA.Organization
+	}
+	path := in.RelayMount + "/intermediate/generate/existing"
+	if found.keyID != "" {
+		data["key_ref"] = found.keyID
+	} else {
+		path = in.RelayMount + "/intermediate/generate/internal"
+		data["key_name"], data["key_type"], data["key_bits"] = name, in.CA.KeyType, in.CA.KeyBits
+		out.Changed(procedure.Create, "vault key "+in.RelayMount+"/"+name, fmt.Sprintf("%s %d", in.CA.KeyType, in.CA.KeyBits))
+	}
+	if in.Mode != procedure.Apply {
+		return CSRResult{Outcome: out}, nil
+	}
+	var answer struct {
+		CSR string `json:"csr"`
+	}
+	if err := s.write(ctx, path, data, &answer); err != nil {
+		return CSRResult{}, err
+	}
+	if _, err := parseCSR(answer.CSR); err != nil {
+		return CSRResult{}, failure.Permanent(failure.Mismatch, "Vault %q: %s answered without a CSR that can be read: %v", in.Vault, path, err)
+	}
+	return CSRResult{Outcome: out, CSRPEM: strings.TrimSpace(answer.CSR) + "\n"}, nil
+}
+
+// SignIntermediate has the root sign the CSR, once: a certificate that it has
+// signed for that key before is found again.
+func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput) (SignedResult, error) {
+	s, err := a.session(ctx, in.Vault, site.Onboard)
+	if err != nil {
+		return SignedResult{}, err
+	}
+	found, err := s.authority(ctx, in.RelayMount, intermediateName(in.Generation), intermediatePrefix, in.CA)
+	if err != nil || found.issuer != nil {
+		return SignedResult{}, err
+	}
+	var out procedure.Outcome
+	out.Changed(procedure.Create, "vault certificate "+in.RootMount+"/"+in.CA.CommonName, fmt.Sprintf("CA certificate for %s", in.CA.TTL))
+	if in.CSRPEM == "" || in.RootIssuerID == "" {
+		if in.Mode != procedure.Apply {
+			return SignedResult{Outcome: out}, nil
+		}
+		return SignedResult{}, failure.Permanent(failure.InvalidInput, "Vault %q: nothing to sign with: the CSR or the root's issuer is missing. Start the procedure again", in.Vault)
+	}
+	csr, err := parseCSR(in.CSRPEM)
+	if err != nil {
+		return SignedResult{}, failure.Permanent(failure.InvalidInput, "Vault %q: the intermediate's CSR cannot be read: %v", in.Vault, err)
+	}
+	root, err := s.rootCertificate(ctx, in)
+	if err != nil {
+		return SignedResult{}, err
+	}
+	signed, err := s.signedBefore(ctx, in, csr, root)
+	if err != nil {
+		return SignedResult{}, err
+	}
+	if signed != nil {
+		return SignedResult{ChainPEM: string(pki.EncodeChain(signed, root))}, nil
+	}
+	if in.Mode != procedure.Apply {
+		return SignedResult{Outcome: out}, nil
+	}
+	if err := s.roomFor(ctx, in.RootMount, in.CA.TTL); err != nil {
+		return SignedResult{}, err
+	}
+	var answer struct {
+		Certificate string `json:"certificate"`
+	}
+	path := in.RootMount + "/issuer/" + in.RootIssuerID + "/sign-intermediate"
+	if err := s.write(ctx, path, map[string]any{
+		"csr": in.CSRPEM,
+		// Without it Vault drops the organization.
+		"use_csr_values": true,
+		"format":         "pem_bundle",
+		"ttl":            fmt.Sprintf("%ds", seconds(in.CA.TTL)),
+		// Else Vault cuts a life that would outlast the root's (since 1.17).
+		"enforce_leaf_not_after_behavior": true,
+	}, &answer); err != nil {
+		return SignedResult{}, err
+	}
+	chain, err := pki.ParseChain([]byte(answer.Certificate))
+	if err != nil {
+		return SignedResult{}, failure.Permanent(failure.Mismatch, "Vault %q: %s answered without a certificate that can be read: %v", in.Vault, path, err)
+	}
+	if err := s.asAsked(in, chain[0], root); err != nil {
+		return SignedResult{}, err
+	}
+	return SignedResult{Outcome: out, ChainPEM: string(pki.EncodeChain(chain[0], root))}, nil
+}
+
+// SetSignedIntermediate imports the chain up to the self-signed root, so that
+// the root becomes ca.crt everywhere, names the issuer, makes it the default
+// and checks what was issued.
+func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateInput) (CAResult, error) {
+	s, err := a.session(ctx, in.Vault, site.Onboard)
+	if err != nil {
+		return CAResult{}, err
+	}
+	name := intermediateName(in.Generation)
+	object := "vault issuer " + in.RelayMount + "/" + name
+	found, err := s.authority(ctx, in.RelayMount, name, intermediatePrefix, in.CA)
+	if err != nil {
+		return CAResult{}, err
+	}
+	var out procedure.Outcome
+	if found.issuer == nil {
+		out.Changed(procedure.Create, object, fmt.Sprintf("CN=%s for %s", in.CA.CommonName, in.CA.TTL))
+		if in.Mode != procedure.Apply {
+			return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
+		}
+		if in.ChainPEM == "" {
+			return CAResult{}, failure.Permanent(failure.InvalidInput, "Vault %q: the intermediate %s is not in %s and no signed chain was given. Start the procedure again", in.Vault, name, in.RelayMount)
+		}
+		if err := s.write(ctx, in.RelayMount+"/intermediate/set-signed", map[string]any{"certificate": in.ChainPEM}, nil); err != nil {
+			return CAResult{}, err
+		}
+		// Which of the imported ones is ours is told by the key, not by their order.
+		if found, err = s.authority(ctx, in.RelayMount, name, intermediatePrefix, in.CA); err != nil {
+			return CAResult{}, err
+		}
+		if found.issuer == nil {
+			return CAResult{}, failure.Permanent(failure.Mismatch, "Vault %q: after the import no issuer of %s has the key %s: the signed certificate is for another key", in.Vault, in.RelayMount, name)
+		}
+	}
+	if in.RootIssuerID == "" && in.Mode != procedure.Apply {
+		// The root is still to be made, so there is nothing to compare with.
+		return caResult(out, *found.issuer), nil
+	}
+	root, err := s.rootCertificate(ctx, in)
+	if err != nil {
+		return CAResult{}, err
+	}
+	if err := s.asAsked(in, found.issuer.certificate, root); err != nil {
+		return CAResult{}, err
+	}
+	imported, err := s.importedRoot(ctx, in, &out, &found, root)
+	if err != nil {
+		return CAResult{}, err
+	}
+	settings := map[string]any{"issuer_name": name, "leaf_not_after_behavior": "err"}
+	if imported != nil {
+		settings["manual_chain"] = []string{found.issuer.ID, imported.ID}
+		if imported.Name == "" {
+			if err := s.settleIssuer(ctx, in.Mode, &out, in.RelayMount, *imported, map[string]any{"issuer_name": rootName(in.Generation)}); err != nil {
+				return CAResult{}, err
+			}
+		}
+	}
+	if len(found.issuer.ManualChain) > 0 && found.issuer.Name == name {
+		// A rotation steers the chain on purpose; a setup that is run again
+		// does not undo that.
+		delete(settings, "manual_chain")
+	}
+	if err := s.settleIssuer(ctx, in.Mode, &out, in.RelayMount, *found.issuer, settings); err != nil {
+		return CAResult{}, err
+	}
+	found.issuer.Name = name
+	if err := s.settleDefault(ctx, in.Mode, &out, in.RelayMount, intermediatePrefix, *found.issuer, found.all); err != nil {
+		return CAResult{}, err
+	}
+	return caResult(out, *found.issuer), nil
+}
+
+// importedRoot is the root's certificate in the relay mount, without its key.
+// It is imported if it is not there; nil if it would be.
+func (s session) importedRoot(ctx context.Context, in IntermediateInput, out *procedure.Outcome, found *authority, root *x509.Certificate) (*issuer, error) {
+	find := func() *issuer {
+		for i := range found.all {
+			if found.all[i].certificate.Equal(root) {
+				return &found.all[i]
+			}
+		}
+		return nil
+	}
+	if i := find(); i != nil {
+		return i, nil
+	}
+	out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+rootName(in.Generation), "the root's certificate, without its key")
+	if in.Mode != procedure.Apply {
+		return nil, nil
+	}
+	err := s.write(ctx, in.RelayMount+"/issuers/import/cert", map[string]any{"pem_bundle": string(pki.EncodeChain(root))}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if found.all, err = s.issuers(ctx, in.RelayMount); err != nil {
+		return nil, err
+	}
+	i := find()
+	if i == nil {
+		return nil, failure.Transient(failure.Unavailable, "Vault %q: the root was imported into %s and is not listed yet", in.Vault, in.RelayMount)
+	}
+	return i, nil
+}
+
+// rootCertificate is the signing root as it is in Vault.
+func (s session) rootCertificate(ctx context.Context, in IntermediateInput) (*x509.Certificate, error) {
+	path := in.RootMount + "/issuer/" + in.RootIssuerID
+	var i issuer
+	found, err := s.read(ctx, path, &i)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, failure.Permanent(failure.Preflight, "Vault %q: the root %s is not there", in.Vault, path)
+	}
+	chain, err := pki.ParseChain([]byte(i.PEM))
+	if err != nil {
+		return nil, failure.Permanent(failure.Conflict, "Vault %q: the certificate of %s cannot be read: %v", in.Vault, path, err)
+	}
+	return chain[0], nil
+}
+
+// signedBefore finds a certificate that an interrupted run has had signed: of
+// this root, for this key, as asked for, and neither expired nor revoked.
+func (s session) signedBefore(ctx context.Context, in IntermediateInput, csr *x509.CertificateRequest, root *x509.Certificate) (*x509.Certificate, error) {
+	serials, err := s.list(ctx, in.RootMount+"/certs", nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, serial := range serials {
+		var stored struct {
+			PEM     string `json:"certificate"`
+			Revoked int64  `json:"revocation_time"`
+		}
+		found, err := s.read(ctx, in.RootMount+"/cert/"+serial, &stored)
+		if err != nil {
+			return nil, err
+		}
+		chain, err := pki.ParseChain([]byte(stored.PEM))
+		if !found || err != nil || stored.Revoked != 0 {
+			continue
+		}
+		c := chain[0]
+		if bytes.Equal(c.RawSubjectPublicKeyInfo, csr.RawSubjectPublicKeyInfo) && pki.SignedBy(c, root) == nil &&
+			time.Now().Before(c.NotAfter) && len(identityOf(c, in.CA)) == 0 && len(lifetimeOf(c, in.CA.TTL)) == 0 {
+			return c, nil
+		}
+	}
+	return nil, nil
+}
+
+// asAsked is a Mismatch if the intermediate's certificate is not what was asked
+// for, or the root does not vouch for it.
+func (s session) asAsked(in IntermediateInput, c, root *x509.Certificate) error {
+	wrong := append(identityOf(c, in.CA), lifetimeOf(c, in.CA.TTL)...)
+	for _, err := range []error{pki.SignedBy(c, root), pki.Linear([]*x509.Certificate{c, root}), pki.Nested([]*x509.Certificate{c, root})} {
+		if err != nil {
+			wrong = append(wrong, err.Error())
+			break
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return failure.Permanent(failure.Mismatch, "Vault %q: the intermediate %s signed by %s is not what was asked for: %s. Correct pki.intermediate in the input; if nothing relies on this intermediate yet, delete its issuer and key in %s and start again",
+		in.Vault, pki.Name(c), pki.Name(root), strings.Join(wrong, "; "), in.RelayMount)
+}
+
+func parseCSR(text string) (*x509.CertificateRequest, error) {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return nil, fmt.Errorf("it is not a CERTIFICATE REQUEST in PEM form")
+	}
+	return x509.ParseCertificateRequest(block.Bytes)
+}

@@ -1,0 +1,151 @@
+package vault_test
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	vaultapi "github.com/hashicorp/vault/api"
+
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// That the activities get along with the policies, the other tests show: all of
+// them run with the shipped ones. Here is what these do not allow.
+func TestPoliciesRefuse(t *testing.T) {
+	w := newWorld(t)
+	w.spec.Credential.Method = mesh.CredentialToken
+	w.mustSetup(t)
+	w.spec.Credential.Method = mesh.CredentialJWT
+	w.mustSetup(t)
+	everything := map[string]any{"policy": `path "*" { capabilities = ["sudo"] }`}
+	for _, test := range []struct {
+		identity site.Identity
+		path     string
+		data     map[string]any
+	}{
+		{site.Onboard, "sys/policies/acl/relaypki-onboard", everything},
+		{site.Onboard, "sys/policies/acl/relaypki-operate", everything},
+		{site.Onboard, "sys/policies/acl/other", everything},
+		{site.Onboard, "sys/auth/other", map[string]any{"type": "userpass"}},
+		{site.Onboard, "sys/mounts/other", map[string]any{"type": "pki"}},
+		{site.Onboard, "auth/approle/role/relaypki-operate", map[string]any{"token_policies": "root"}},
+		{site.Onboard, "auth/token/create", map[string]any{}},
+		{site.Onboard, "auth/token/create-orphan", map[string]any{}},
+		{site.Onboard, "pki/root/sign-self-issued", map[string]any{}},
+		{site.Onboard, "pki_relay/sign/gloo-mesh-mgmt-server-ca", map[string]any{}},
+		{site.Operate, "sys/policies/acl/relaypki-prod-cluster1", everything},
+		{site.Operate, "sys/auth/relaypki-prod-cluster3", map[string]any{"type": "jwt"}},
+		{site.Operate, "auth/relaypki-prod-cluster1/config", map[string]any{"bound_issuer": "x"}},
+		{site.Operate, "pki_relay/sign/gloo-mesh-mgmt-server-ca", map[string]any{}},
+		{site.Operate, "pki_relay/roles/relay-client-cluster1", map[string]any{"allow_any_name": true}},
+		{site.Operate, "pki_relay/root/generate/internal", map[string]any{"common_name": "x"}},
+		{site.Refresh, "sys/policies/acl/relaypki-prod-cluster1", everything},
+		{site.Refresh, "sys/auth/relaypki-prod-cluster3", map[string]any{"type": "jwt"}},
+		{site.Refresh, "auth/relaypki-prod-cluster1/role/relaypki-issuer", map[string]any{"token_policies": "root"}},
+		{site.Refresh, "auth/relaypki-prod-cluster1/role/relaypki-issuer", map[string]any{"bound_subject": "x"}},
+		{site.Refresh, "auth/relaypki-prod-cluster1/role/another", map[string]any{"role_type": "jwt", "user_claim": "sub", "bound_audiences": "x"}},
+		{site.Refresh, "auth/token/roles/relaypki-prod-cluster1", map[string]any{"allowed_policies": "root"}},
+		{site.Refresh, "auth/token/create", map[string]any{}},
+		{site.Refresh, "auth/token/create-orphan", map[string]any{}},
+		{site.Refresh, "pki_relay/sign/relay-client-cluster1", map[string]any{}},
+	} {
+		client, err := w.Clients.Vault(context.Background(), "default", test.identity)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Logical().Write(test.path, test.data); err == nil || !strings.Contains(err.Error(), "permission denied") {
+			t.Errorf("%s may write %s %v: %v", test.identity, test.path, test.data, err)
+		}
+	}
+
+	// A token role gives that cluster's policy, whatever else is asked for.
+	refresh, err := w.Clients.Vault(context.Background(), "default", site.Refresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := refresh.Auth().Token().CreateWithRole(&vaultapi.TokenCreateRequest{Policies: []string{"relaypki-prod-cluster2"}}, "relaypki-prod-cluster1"); err == nil {
+		t.Error("cluster1's token role gives cluster2's policy")
+	}
+	// What it is for: a cluster's keys have changed.
+	if _, err := refresh.Logical().Write("auth/relaypki-prod-cluster1/config", map[string]any{
+		"bound_issuer": "https://cluster1.example:6443", "jwt_validation_pubkeys": []string{w.tokensOf("mgmt").publicPEM},
+	}); err != nil {
+		t.Errorf("refresh cannot pin a cluster's new keys: %v", err)
+	}
+}
+
+func TestCheckVault(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	check := func(w *world) vault.CheckVaultResult {
+		t.Helper()
+		result, err := w.CheckVault(ctx, vault.CheckVaultInput{Spec: w.spec})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return result
+	}
+	for _, method := range []string{mesh.CredentialJWT, mesh.CredentialToken} {
+		w.spec.Credential.Method = method
+		if result := check(w); len(result.Problems) > 0 || !strings.HasPrefix(result.Version, "1.") {
+			t.Errorf("an empty Vault, method %s: version %q, problems %q", method, result.Version, result.Problems)
+		}
+	}
+	w.spec.Credential.Method = mesh.CredentialJWT
+	w.mustSetup(t)
+	if result := check(w); len(result.Problems) > 0 {
+		t.Errorf("after a setup: %q", result.Problems)
+	}
+
+	want := func(name string, problems []string, words ...string) {
+		t.Helper()
+		for _, word := range words {
+			if !strings.Contains(strings.Join(problems, "\n"), word) {
+				t.Errorf("%s: no problem says %q: %q", name, word, problems)
+			}
+		}
+	}
+	w.forget(t)
+	for path, kind := range map[string]string{"pki": "kv", "pki_relay": "pki"} {
+		if err := w.Root.Sys().Mount(path, &vaultapi.MountInput{Type: kind}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Root.Logical().Write("pki_relay/root/generate/internal", map[string]any{"common_name": "Somebody Else", "key_type": "ec"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Root.Sys().PutPolicy("relaypki-onboard", `path "sys/mounts/*" { capabilities = ["read"] }
+path "pki_relay/*" { capabilities = ["read", "list"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }
+path "sys/capabilities-self" { capabilities = ["update"] }`); err != nil {
+		t.Fatal(err)
+	}
+	want("all at once", check(w).Problems, `type "kv"`, "Somebody Else", "may not update pki/root/generate/internal", "sudo sys/auth/relaypki-prod-mgmt", "may not create, update pki_relay/roles/gloo-mesh-mgmt-server-ca")
+
+	broken := *w
+	config := w.site.Vaults[0]
+	config.Identities = map[site.Identity]site.Login{
+		site.Onboard: {Method: "approle", RoleIDFile: config.Identities[site.Onboard].RoleIDFile, SecretIDFile: config.Identities[site.Operate].SecretIDFile},
+		site.Refresh: {Method: "token", TokenFile: filepath.Join(t.TempDir(), "none")},
+	}
+	broken.use(config)
+	want("logins", check(&broken).Problems, `login of identity "onboard" by approle refused`, `no login for the identity "operate"`, "tokenFile")
+
+	config.Address = "http://127.0.0.1:1"
+	broken.use(config)
+	want("http", check(&broken).Problems, "is not https")
+	config.Address = "https://127.0.0.1:1"
+	broken.use(config)
+	want("unreachable", check(&broken).Problems, "not reachable")
+	config.Address, config.CAFile = w.proxy.url, w.CAFile
+	broken.use(config)
+	want("another CA", check(&broken).Problems, "TLS")
+	if err := w.Root.Sys().Seal(); err != nil {
+		t.Fatal(err)
+	}
+	want("sealed", check(w).Problems, "is sealed")
+}

@@ -1,0 +1,125 @@
+package vault
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// EnablePKI enables a PKI mount, or raises the longest lease of the one that is
+// there. A fresh mount's is 768 h, and Vault would cut a root down to that with
+// no more than a warning. It is never lowered: others may rely on it.
+func (a *Activities) EnablePKI(ctx context.Context, in EnablePKIInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	s, err := a.session(ctx, in.Vault, site.Onboard)
+	if err != nil {
+		return out, err
+	}
+	object := "vault mount " + in.Mount
+	lease := fmt.Sprintf("%ds", seconds(in.MaxLeaseTTL))
+	m, err := s.mountAt(ctx, in.Mount)
+	if err != nil {
+		return out, err
+	}
+	if m == nil {
+		out.Changed(procedure.Create, object, "type pki, max_lease_ttl "+in.MaxLeaseTTL.String())
+		if in.Mode != procedure.Apply {
+			return out, nil
+		}
+		return out, s.write(ctx, "sys/mounts/"+in.Mount, map[string]any{
+			"type": "pki", "description": "Relay certificates (relaypki)", "config": map[string]any{"max_lease_ttl": lease},
+		}, nil)
+	}
+	if m.Type != "pki" {
+		return out, wrongType(in.Vault, in.Mount, m.Type)
+	}
+	longest, err := s.maxLeaseTTL(ctx, in.Mount)
+	if err != nil || longest >= seconds(in.MaxLeaseTTL) {
+		return out, err
+	}
+	out.Changed(procedure.Update, object, fmt.Sprintf("max_lease_ttl from %ds to %s", longest, lease))
+	if in.Mode != procedure.Apply {
+		return out, nil
+	}
+	return out, s.write(ctx, "sys/mounts/"+in.Mount+"/tune", map[string]any{"max_lease_ttl": lease}, nil)
+}
+
+func wrongType(vault, mount, typ string) error {
+	return failure.Permanent(failure.Conflict, "Vault %q: the mount %s is there and is of type %q, not pki. Name another mount in the input", vault, mount, typ)
+}
+
+// GenerateRoot finds or makes the root (issuer and key name relay-root-g<generation>).
+// Generating is not idempotent in Vault, but names are unique there: a second
+// call with the same names, even one that runs at the same time, is refused.
+func (a *Activities) GenerateRoot(ctx context.Context, in GenerateRootInput) (CAResult, error) {
+	s, err := a.session(ctx, in.Vault, site.Onboard)
+	if err != nil {
+		return CAResult{}, err
+	}
+	name := rootName(in.Generation)
+	root, err := s.authority(ctx, in.Mount, name, rootPrefix, in.CA)
+	if err != nil {
+		return CAResult{}, err
+	}
+	var out procedure.Outcome
+	if root.issuer == nil {
+		out.Changed(procedure.Create, "vault issuer "+in.Mount+"/"+name, fmt.Sprintf("CN=%s for %s", in.CA.CommonName, in.CA.TTL))
+		if in.Mode != procedure.Apply {
+			return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
+		}
+		if err := s.roomFor(ctx, in.Mount, in.CA.TTL); err != nil {
+			return CAResult{}, err
+		}
+		if err := s.generateRoot(ctx, in, root.keyID); err != nil {
+			return CAResult{}, err
+		}
+		if root, err = s.authority(ctx, in.Mount, name, rootPrefix, in.CA); err != nil {
+			return CAResult{}, err
+		}
+		if root.issuer == nil {
+			return CAResult{}, failure.Transient(failure.Unavailable, "Vault %q: the root %s was generated in %s and is not listed yet", in.Vault, name, in.Mount)
+		}
+	}
+	wrong := lifetimeOf(root.issuer.certificate, in.CA.TTL)
+	if !pki.SelfSigned(root.issuer.certificate) {
+		wrong = append(wrong, "it is not self-signed")
+	}
+	if len(wrong) > 0 {
+		return CAResult{}, failure.Permanent(failure.Mismatch, "Vault %q: the root %s/%s is not what was asked for: %s. If nothing relies on it yet, delete the issuer (`vault delete %s/issuer/%s`) and start again; else correct pki.root in the input",
+			in.Vault, in.Mount, *root.issuer, strings.Join(wrong, "; "), in.Mount, root.issuer.ID)
+	}
+	if err := s.settleIssuer(ctx, in.Mode, &out, in.Mount, *root.issuer, map[string]any{"issuer_name": name}); err != nil {
+		return CAResult{}, err
+	}
+	root.issuer.Name = name
+	if err := s.settleDefault(ctx, in.Mode, &out, in.Mount, rootPrefix, *root.issuer, root.all); err != nil {
+		return CAResult{}, err
+	}
+	return caResult(out, *root.issuer), nil
+}
+
+// generateRoot makes the root with a new key, or with the one of that name if
+// Vault was interrupted between writing the key and the issuer.
+func (s session) generateRoot(ctx context.Context, in GenerateRootInput, keyID string) error {
+	data := map[string]any{
+		"common_name": in.CA.CommonName,
+		"ttl":         fmt.Sprintf("%ds", seconds(in.CA.TTL)),
+		"issuer_name": rootName(in.Generation),
+	}
+	if in.CA.Organization != "" {
+		data["organization"] = in.CA.Organization
+	}
+	if keyID != "" {
+		data["key_ref"] = keyID
+		return s.write(ctx, in.Mount+"/root/generate/existing", data, nil)
+	}
+	data["key_name"] = rootName(in.Generation)
+	data["key_type"] = in.CA.KeyType
+	data["key_bits"] = in.CA.KeyBits
+	return s.write(ctx, in.Mount+"/root/generate/internal", data, nil)
+}

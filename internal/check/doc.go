@@ -1,0 +1,66 @@
+// Package check has the verdicts of verification: what was seen in Vault, in
+// the clusters and on the wire (plain data, gathered by package observe) and
+// what each finding means, with the remedy. It is pure; VerifyMesh uses it, and
+// so does diagnosis.
+//
+// The checks, in the order in which they are reported. M is the management
+// cluster, W a workload cluster.
+//
+//	check                  where  passes when
+//	cluster-reachable      M W    the API server answers
+//	vault-available        M      Vault answers, is initialised and unsealed, and the worker can log in
+//	vault-root             M      the root mount's default issuer is a self-signed, valid root of ours
+//	vault-intermediate     M      the issuer that roles use has a key, is signed by that root, and refuses to outlive itself
+//	vault-role             M      every role is bound to one issuer by id, and allows its own cluster's name alone
+//	cert-manager           M W    controller, webhook and cainjector are available
+//	issuer-ready           M W    the Issuer is Ready
+//	certificate-ready      M W    the Certificate is Ready at its generation
+//	certificate-secret     M W    the Secret is there and its tls.crt and ca.crt can be read
+//	certificate-chain      M W    tls.crt is one line, nested in time, and verifies under ca.crt
+//	certificate-root       M W    ca.crt is one self-signed root
+//	certificate-names      M W    the names cover the authority (server), are the registered name (client)
+//	certificate-lifetime   M W    neither expired nor not yet valid, and not overdue for renewal
+//	pinned-keys            M W    the keys pinned in Vault are those of the cluster's token issuer
+//	agent-trust            W      relay-root-tls-secret holds the root
+//	relay-server           M      the management server's Deployment is available
+//	relay-agent            W      the agent's Deployment is available
+//	pod-ready              M W    each Pod is ready; else with the container's last state
+//	agent-address          W      the agent's server address is host:port
+//	served-certificate     M      each replica serves the certificate in the Secret
+//	acceptable-cas         M      each replica asks for client certificates under the root
+//	stand-in               M      says whether the server is the lab's stand-in
+//	registrations          M      the KubernetesClusters are those of the mesh
+//	agents-connected       M      the server's gauges count one pull and one push stream per cluster
+//	registered-name        W      the client certificate's name is registered
+//	handshake              W      a fresh full mTLS handshake succeeds with every replica
+package check
+
+// Names of the checks.
+const (
+	ClusterReachable    = "cluster-reachable"
+	VaultAvailable      = "vault-available"
+	VaultRoot           = "vault-root"
+	VaultIntermediate   = "vault-intermediate"
+	VaultRole           = "vault-role"
+	CertManager         = "cert-manager"
+	IssuerReady         = "issuer-ready"
+	CertificateReady    = "certificate-ready"
+	CertificateSecret   = "certificate-secret"
+	CertificateChain    = "certificate-chain"
+	CertificateRoot     = "certificate-root"
+	CertificateNames    = "certificate-names"
+	CertificateLifetime = "certificate-lifetime"
+	PinnedKeys          = "pinned-keys"
+	AgentTrust          = "agent-trust"
+	RelayServer         = "relay-server"
+	RelayAgent          = "relay-agent"
+	PodReady            = "pod-ready"
+	AgentAddress        = "agent-address"
+	ServedCertificate   = "served-certificate"
+	AcceptableCAs       = "acceptable-cas"
+	StandIn             = "stand-in"
+	Registrations       = "registrations"
+	AgentsConnected     = "agents-connected"
+	RegisteredName      = "registered-name"
+	Handshake           = "handshake"
+)

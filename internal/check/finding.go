@@ -1,0 +1,60 @@
+package check
+
+import "fmt"
+
+// Status is the verdict of one check.
+type Status string
+
+const (
+	Pass Status = "pass"
+	Warn Status = "warn"
+	Fail Status = "fail"
+)
+
+// Finding is the verdict of one check on one thing.
+type Finding struct {
+	// Check is the stable name of the check: "certificate-ready", "handshake".
+	Check string `json:"check"`
+	// Cluster is the registered name, or the management cluster's context.
+	Cluster string `json:"cluster"`
+	// Object is what was looked at, where one check looks at several:
+	// "Pod gloo-mesh-agent-7c6f", "role relay-client-cluster1".
+	Object string `json:"object,omitempty"`
+	Status Status `json:"status"`
+	// Message says what was seen.
+	Message string `json:"message"`
+	// Remedy says what to do, for warn and fail.
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// Healthy is true when nothing failed.
+func Healthy(findings []Finding) bool {
+	for _, f := range findings {
+		if f.Status == Fail {
+			return false
+		}
+	}
+	return true
+}
+
+// report collects the findings of one cluster.
+type report struct {
+	cluster  string
+	findings []Finding
+}
+
+func (r *report) pass(check, object, format string, args ...any) {
+	r.add(check, object, Pass, fmt.Sprintf(format, args...), "")
+}
+
+func (r *report) warn(check, object, message, remedy string) {
+	r.add(check, object, Warn, message, remedy)
+}
+
+func (r *report) fail(check, object, message, remedy string) {
+	r.add(check, object, Fail, message, remedy)
+}
+
+func (r *report) add(check, object string, status Status, message, remedy string) {
+	r.findings = append(r.findings, Finding{Check: check, Cluster: r.cluster, Object: object, Status: status, Message: message, Remedy: remedy})
+}

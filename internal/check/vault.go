@@ -1,0 +1,178 @@
+package check
+
+import (
+	"crypto/x509"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
+)
+
+var issuerID = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+
+// Names of the CAs in Vault carry a generation: relay-root-g1, relay-intermediate-g1.
+const (
+	rootNamePrefix         = "relay-root-g"
+	intermediateNamePrefix = "relay-intermediate-g"
+)
+
+// rotateAhead is how long before the end of a CA a warning comes: time enough
+// for people to plan a rotation.
+const rotateAhead = 30 * 24 * time.Hour
+
+func (r *report) vault(spec mesh.Spec, v SeenVault, now time.Time) {
+	object := fmt.Sprintf("Vault %q", v.Name)
+	switch {
+	case v.Gap.report(r, VaultAvailable, object, "correct the Vault's name in the input or the site file"):
+		return
+	case !v.Initialized:
+		r.fail(VaultAvailable, object, fmt.Sprintf("%s at %s is not initialised", object, v.Address), "`vault operator init` there (keep the unseal keys), then run SetupMesh again")
+		return
+	case v.Sealed:
+		r.fail(VaultAvailable, object, fmt.Sprintf("%s at %s is sealed: nothing can be issued or renewed", object, v.Address), "`vault operator unseal` there")
+		return
+	case v.LoginError != "":
+		r.fail(VaultAvailable, object, fmt.Sprintf("%s at %s refuses the worker's operate identity: %s", object, v.Address, v.LoginError), "see the identity's login in the site file and deploy/vault/policies/operate.hcl")
+		return
+	}
+	r.pass(VaultAvailable, object, "%s is unsealed", v.Address)
+
+	root := r.vaultRoot(v.Root, now)
+	r.vaultIntermediate(spec, v, root, now)
+	r.vaultRoles(v.Roles)
+}
+
+func (r *report) vaultRoot(m SeenMount, now time.Time) *x509.Certificate {
+	object := "mount " + m.Path
+	if m.Gap.report(r, VaultRoot, object, runSetup) {
+		return nil
+	}
+	issuer, ok := m.issuer(m.Default)
+	if !ok || issuer.Certificate == nil {
+		r.fail(VaultRoot, object, fmt.Sprintf("%s has no default issuer (%d issuers in it)", object, len(m.Issuers)), runSetup)
+		return nil
+	}
+	c := issuer.Certificate
+	switch {
+	case !pki.SelfSigned(c):
+		r.fail(VaultRoot, object, fmt.Sprintf("the default issuer, %s, is not self-signed", pki.Name(c)), "make the root the mount's default issuer again: `vault write "+m.Path+"/config/issuers default=<id of the root>`")
+		return nil
+	case r.expiring(VaultRoot, object, c, now):
+	case !strings.HasPrefix(issuer.Name, rootNamePrefix):
+		r.warn(VaultRoot, object, fmt.Sprintf("the default issuer is named %q, not %s<generation>", issuer.Name, rootNamePrefix), "if it was made by hand, say so to whoever rotates the root; else "+runSetup)
+	default:
+		r.pass(VaultRoot, object, "%s is the default, valid until %s", issuer.Name, pki.Date(c.NotAfter))
+	}
+	return c
+}
+
+// expiring reports a CA near or past its end.
+func (r *report) expiring(check, object string, c *x509.Certificate, now time.Time) bool {
+	switch left := c.NotAfter.Sub(now); {
+	case left <= 0:
+		r.fail(check, object, fmt.Sprintf("%s expired at %s", pki.Name(c), pki.Date(c.NotAfter)), "rotate it; no chain under it is accepted any more")
+	case left < rotateAhead:
+		r.warn(check, object, fmt.Sprintf("%s expires in %s, at %s", pki.Name(c), round(left), pki.Date(c.NotAfter)), "rotate it before then")
+	default:
+		return false
+	}
+	return true
+}
+
+func (r *report) vaultIntermediate(spec mesh.Spec, v SeenVault, root *x509.Certificate, now time.Time) {
+	object := "mount " + v.Relay.Path
+	if v.Relay.Gap.report(r, VaultIntermediate, object, runSetup) {
+		return
+	}
+	used := map[string]bool{}
+	for _, role := range v.Roles {
+		if issuerID.MatchString(role.IssuerRef) {
+			used[role.IssuerRef] = true
+		}
+	}
+	if len(used) == 0 {
+		used[v.Relay.Default] = true
+	}
+	for id := range used {
+		issuer, ok := v.Relay.issuer(id)
+		if !ok || issuer.Certificate == nil {
+			r.fail(VaultIntermediate, object, fmt.Sprintf("roles use the issuer %q, which is not in %s", id, object), runSetup)
+			continue
+		}
+		c := issuer.Certificate
+		switch {
+		case !issuer.HasKey:
+			r.fail(VaultIntermediate, object, fmt.Sprintf("%s has no key in Vault and cannot sign", pki.Name(c)), "point the roles at the intermediate that has one: "+runSetup)
+		case issuer.LeafNotAfterBehavior != "err":
+			r.fail(VaultIntermediate, object, fmt.Sprintf("leaf_not_after_behavior of %s is %q: near its end it would issue ever shorter certificates, renewed without end", pki.Name(c), issuer.LeafNotAfterBehavior),
+				fmt.Sprintf("`vault patch %s/issuer/%s leaf_not_after_behavior=err`", v.Relay.Path, id))
+		case root != nil && pki.SignedBy(c, root) != nil:
+			r.fail(VaultIntermediate, object, pki.SignedBy(c, root).Error(), "the roles use an intermediate of another root; "+runSetup)
+		case r.expiring(VaultIntermediate, object, c, now):
+		case c.NotAfter.Sub(now) < max(spec.Certificates.Server.Duration.Duration, spec.Certificates.Client.Duration.Duration):
+			r.fail(VaultIntermediate, object, fmt.Sprintf("%s ends at %s, sooner than a leaf asked for now", pki.Name(c), pki.Date(c.NotAfter)), "rotate it now: Vault refuses every renewal")
+		case !strings.HasPrefix(issuer.Name, intermediateNamePrefix):
+			r.warn(VaultIntermediate, object, fmt.Sprintf("the issuer is named %q, not %s<generation>", issuer.Name, intermediateNamePrefix), "if it was made by hand, say so to whoever rotates it; else "+runSetup)
+		case v.Relay.Default != id:
+			r.warn(VaultIntermediate, object, fmt.Sprintf("roles use %s, and the mount's default is another issuer", issuer.Name), "expected during a rotation only")
+		default:
+			r.pass(VaultIntermediate, object, "%s is the default, valid until %s", issuer.Name, pki.Date(c.NotAfter))
+		}
+	}
+}
+
+func (r *report) vaultRoles(roles []SeenRole) {
+	sound := 0
+	issuers := map[string]bool{}
+	for _, role := range roles {
+		object := "role " + role.Name
+		if role.Gap.report(r, VaultRole, object, runSetup) {
+			continue
+		}
+		if !issuerID.MatchString(role.IssuerRef) {
+			r.fail(VaultRole, object, fmt.Sprintf("%s names its issuer %q, not by id: it changes when the mount's default does", object, role.IssuerRef), runSetup)
+			continue
+		}
+		if loose := role.looseness(); loose != "" {
+			r.fail(VaultRole, object, fmt.Sprintf("%s is for %s alone, and %s", object, role.Cluster, loose), runSetup)
+			continue
+		}
+		issuers[role.IssuerRef] = true
+		sound++
+	}
+	if len(issuers) > 1 {
+		r.warn(VaultRole, "", fmt.Sprintf("the roles use %d issuers", len(issuers)), "expected during a rotation only")
+		return
+	}
+	if sound > 0 && sound == len(roles) {
+		r.pass(VaultRole, "", "%d roles are bound to one issuer by id", sound)
+	}
+}
+
+// looseness says what a cluster's own role allows beyond that cluster's name.
+func (r SeenRole) looseness() string {
+	if r.Cluster == "" {
+		return ""
+	}
+	for _, loose := range []struct {
+		is   bool
+		what string
+	}{
+		{r.AllowAnyName, "allows any name"},
+		{len(r.AllowedDomains) != 1 || r.AllowedDomains[0] != r.Cluster, fmt.Sprintf("allows the domains %v", r.AllowedDomains)},
+		{r.AllowSubdomains, "allows subdomains"},
+		{r.AllowGlobDomains, "allows patterns"},
+		{r.AllowWildcards, "allows wildcards"},
+		{r.AllowIPSANs, "allows IP addresses"},
+		{r.AllowLocalhost, "allows localhost"},
+		{r.ServerFlag, "allows server certificates"},
+	} {
+		if loose.is {
+			return loose.what
+		}
+	}
+	return ""
+}

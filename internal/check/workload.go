@@ -1,0 +1,148 @@
+package check
+
+import (
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
+)
+
+// Workload is what was seen of one workload cluster.
+type Workload struct {
+	Spec    mesh.Spec
+	Cluster mesh.Workload
+	// Unreachable is why the API server did not answer; nothing else was then
+	// looked at.
+	Unreachable string
+
+	CertManager []SeenDeployment
+	Issuer      SeenIssuer
+	Certificate SeenCertificate
+	Secret      SeenSecret
+	// RootSecret is relay-root-tls-secret; only its CA is filled in.
+	RootSecret SeenSecret
+	Keys       SeenKeys
+	Agent      SeenDeployment
+	// AgentAddress is what the agent's container is told of the server; empty
+	// when its arguments do not say.
+	AgentAddress string
+	// Registered is whether there is a KubernetesCluster of this name.
+	RegisteredGap Gap
+	// HandshakesError is why no handshake could be tried.
+	HandshakesError string
+	Handshakes      []SeenHandshake
+}
+
+// Findings are the verdicts on the workload cluster at the given time.
+func (w Workload) Findings(now time.Time) []Finding {
+	r := &report{cluster: w.Cluster.Name}
+	if w.Unreachable != "" {
+		r.fail(ClusterReachable, "", "the API server of "+w.Cluster.Context+" does not answer: "+w.Unreachable,
+			"see that the worker's kubeconfig is right and the API server up, then verify again; its cert-manager may go on renewing by itself meanwhile")
+		return r.findings
+	}
+	spec := w.Spec
+	asked := spec.ClientCertificate(w.Cluster)
+	r.pass(ClusterReachable, "", "the API server answers")
+	r.certManager(w.CertManager)
+	r.issuer(spec.Namespace, w.Issuer)
+	r.certificate(spec.Namespace, asked, w.Certificate)
+	root := r.secret(spec.Namespace, use{
+		asked: asked, usage: x509.ExtKeyUsageClientAuth,
+		names:  func(leaf *x509.Certificate) error { return isNamed(leaf, w.Cluster.Name) },
+		remedy: "the Certificate's dnsNames must be the registered name: run SetupMesh again, or register the cluster under the certificate's name",
+	}, w.Secret, now)
+	r.pinnedKeys(w.Keys)
+	r.agentTrust(spec, w.Cluster, w.RootSecret, root)
+	r.deployment(RelayAgent, InAgent, w.Agent)
+	r.agentAddress(w.AgentAddress)
+	r.registered(w)
+	r.handshakes(spec, w)
+	return r.findings
+}
+
+func isNamed(leaf *x509.Certificate, name string) error {
+	if !slices.Contains(leaf.DNSNames, name) {
+		return fmt.Errorf("the certificate is for %s, and the cluster's registered name is %q", strings.Join(leaf.DNSNames, ", "), name)
+	}
+	return nil
+}
+
+func (r *report) agentTrust(spec mesh.Spec, cluster mesh.Workload, s SeenSecret, root *x509.Certificate) {
+	object := "Secret " + spec.Namespace + "/" + mesh.RootSecretName
+	if cluster.Agent.Trust == mesh.TrustOwn && s.Gap.Reason == NotFound {
+		r.warn(AgentTrust, object, object+" is missing; this agent trusts the ca.crt of its own Secret instead", runSetup+", or the agent cannot go back to the usual trust")
+		return
+	}
+	if s.Gap.report(r, AgentTrust, object, runSetup+": its step CopyRootSecret writes it. The agent does not start without it, although the same ca.crt is in its client Secret") {
+		return
+	}
+	holdsRoot := slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return root != nil && c.Equal(root) })
+	switch {
+	case s.CAError != "":
+		r.fail(AgentTrust, object, object+" has no readable ca.crt: "+s.CAError, runSetup)
+	case slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return !pki.SelfSigned(c) }):
+		r.fail(AgentTrust, object, object+" holds a certificate that is no self-signed root", "put roots alone into it: "+runSetup)
+	case root == nil:
+		r.warn(AgentTrust, object, "there is no root to compare with", "see certificate-root")
+	case !holdsRoot:
+		r.fail(AgentTrust, object, fmt.Sprintf("%s holds %s, not the root %s of the relay", object, pki.Name(s.CA[0]), pki.Name(root)), runSetup+", then restart the agent unless it reloads")
+	default:
+		r.pass(AgentTrust, object, "holds the root %s", pki.Name(root))
+	}
+}
+
+func (r *report) agentAddress(address string) {
+	if address == "" {
+		return
+	}
+	if problem := AddressProblem(address); problem != "" {
+		r.fail(AgentAddress, "", "the agent's server address is malformed: "+problem, fixAddress)
+		return
+	}
+	r.pass(AgentAddress, "", "%s", address)
+}
+
+// registered compares the three names that must be one: the input's, the
+// KubernetesCluster's and the client certificate's.
+func (r *report) registered(w Workload) {
+	object := "KubernetesCluster " + w.Spec.Namespace + "/" + w.Cluster.Name
+	if w.RegisteredGap.report(r, RegisteredName, object, runSetup+": its step RegisterCluster makes it") {
+		return
+	}
+	if len(w.Secret.Chain) > 0 {
+		if err := isNamed(w.Secret.Chain[0], w.Cluster.Name); err != nil {
+			r.fail(RegisteredName, object, err.Error(), "rename the KubernetesCluster to the certificate's name, or re-issue the certificate with the registered one (run SetupMesh again)")
+			return
+		}
+	}
+	r.pass(RegisteredName, object, "registered under the name in the client certificate")
+}
+
+func (r *report) handshakes(spec mesh.Spec, w Workload) {
+	if w.HandshakesError != "" {
+		r.fail(Handshake, "", "no handshake was tried: "+w.HandshakesError, "see the findings above it, and relay-server of the management cluster")
+		return
+	}
+	for _, h := range w.Handshakes {
+		object := "Pod " + spec.Namespace + "/" + h.Pod
+		switch {
+		case !h.Reached:
+			r.fail(Handshake, object, "no connection to its relay port: "+h.Error, "see pod-ready of the management cluster, and that the worker may create pods/portforward there")
+		case h.Error != "":
+			message, remedy := "a fresh handshake fails: "+h.Error, "see certificate-chain, certificate-lifetime and agent-trust of this cluster, served-certificate and acceptable-cas of the management cluster"
+			if s, ok := Explain(AtHandshake, h.Error); ok {
+				message, remedy = message+". That means: "+s.Meaning, s.Remedy
+			}
+			r.fail(Handshake, object, message, remedy)
+		case h.Resumed:
+			r.fail(Handshake, object, "the session was resumed, which proves nothing about certificates", "this is a fault of relaypki; report it")
+		default:
+			r.pass(Handshake, object, "a fresh full mTLS handshake succeeds with the cluster's certificate and trust")
+		}
+	}
+}

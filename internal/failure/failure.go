@@ -1,0 +1,105 @@
+// Package failure has the few kinds of error that leave an activity. In the
+// Temporal SDK the outermost error decides whether a call is retried: wrapping
+// a non-retryable error with fmt.Errorf makes it retryable. So every error
+// here is an ApplicationError, and activities return it at top level.
+package failure
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+)
+
+// Kind is the type of an ApplicationError, the word an operator sees in the UI
+// and that scripts may test.
+type Kind string
+
+const (
+	// InvalidInput: what was asked cannot be done for anybody; every problem is listed.
+	InvalidInput Kind = "InvalidInput"
+	// Preflight: something outside is not as the procedure needs it; nothing was changed.
+	Preflight Kind = "Preflight"
+	// Conflict: something of that name is there and is not ours, or differs in
+	// a way that we must not change.
+	Conflict Kind = "Conflict"
+	// Denied: Vault or an API server refused for lack of permission.
+	Denied Kind = "Denied"
+	// Mismatch: what was issued is not what was asked for.
+	Mismatch Kind = "Mismatch"
+	// Locked: another procedure holds the lock.
+	Locked Kind = "Locked"
+	// Unavailable: a server could not be reached or could not answer now; tried again.
+	Unavailable Kind = "Unavailable"
+	// NotReady: what is waited for has not come yet; tried again, and no fault.
+	NotReady Kind = "NotReady"
+	// Unhealthy: a verification found something failing.
+	Unhealthy Kind = "Unhealthy"
+)
+
+// Permanent is an error that trying again does not cure: somebody must act.
+func Permanent(kind Kind, format string, args ...any) error {
+	return temporal.NewNonRetryableApplicationError(fmt.Sprintf(format, args...), string(kind), nil)
+}
+
+// PermanentWithDetails is Permanent with details (a report) for the reader of
+// the failure.
+func PermanentWithDetails(kind Kind, message string, details any) error {
+	return temporal.NewNonRetryableApplicationError(message, string(kind), nil, details)
+}
+
+// Transient is an error that may be gone at the next try.
+func Transient(kind Kind, format string, args ...any) error {
+	return temporal.NewApplicationErrorWithOptions(fmt.Sprintf(format, args...), string(kind), temporal.ApplicationErrorOptions{})
+}
+
+// Waiting says that something is not there yet: benign, and to be asked again
+// after the given time.
+func Waiting(again time.Duration, format string, args ...any) error {
+	return temporal.NewApplicationErrorWithOptions(fmt.Sprintf(format, args...), string(NotReady), temporal.ApplicationErrorOptions{
+		NextRetryDelay: again,
+		Category:       temporal.ApplicationErrorCategoryBenign,
+	})
+}
+
+// KindOf is the kind of the ApplicationError in err's chain, or "".
+func KindOf(err error) Kind {
+	var app *temporal.ApplicationError
+	if errors.As(err, &app) {
+		return Kind(app.Type())
+	}
+	return ""
+}
+
+// Message is the text of the innermost ApplicationError in err: what the
+// activity said, without Temporal's wrapping.
+func Message(err error) string {
+	var app *temporal.ApplicationError
+	if !errors.As(err, &app) {
+		return err.Error()
+	}
+	var inner *temporal.ApplicationError
+	for cause := app.Unwrap(); errors.As(cause, &inner); cause = inner.Unwrap() {
+		app = inner
+	}
+	return app.Message()
+}
+
+// Top makes sure that an activity's error is an ApplicationError at top level:
+// one wrapped somewhere inside is lifted out, keeping its kind, whether it is
+// retryable, its category and the whole text.
+func Top(err error) error {
+	if err == nil {
+		return nil
+	}
+	var app *temporal.ApplicationError
+	if !errors.As(err, &app) || error(app) == err {
+		return err
+	}
+	return temporal.NewApplicationErrorWithOptions(err.Error(), app.Type(), temporal.ApplicationErrorOptions{
+		NonRetryable:   app.NonRetryable(),
+		NextRetryDelay: app.NextRetryDelay(),
+		Category:       app.Category(),
+	})
+}

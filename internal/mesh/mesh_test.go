@@ -1,0 +1,171 @@
+package mesh
+
+import (
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// decode is what a person's text goes through.
+func decode(t *testing.T, text string) (Spec, []string) {
+	t.Helper()
+	var s Spec
+	problems := strict.Decode([]byte(text), &s)
+	s = s.WithDefaults()
+	var out []string
+	for _, p := range append(problems, s.Validate()...) {
+		out = append(out, p.String())
+	}
+	return s, out
+}
+
+func TestDefaultsAreTheGuides(t *testing.T) {
+	s, problems := decode(t, `{"mesh":"demo","workloads":[{"name":"cluster1"}]}`)
+	if len(problems) > 0 {
+		t.Fatalf("the smallest input is refused: %v", problems)
+	}
+	for what, check := range map[string]struct{ got, want any }{
+		"root ttl":          {s.PKI.Root.TTL.Duration, 187600 * time.Hour},
+		"root name":         {s.PKI.Root.CommonName, "Solo.io Root CA"},
+		"root organization": {s.PKI.Root.Organization, "solo.io"},
+		"intermediate ttl":  {s.PKI.Intermediate.TTL.Duration, 43800 * time.Hour},
+		"intermediate name": {s.PKI.Intermediate.CommonName, "gloo-mesh-mgmt-server-ca"},
+		"organization":      {s.PKI.Intermediate.Organization, "mesh.solo.io"},
+		"role":              {s.PKI.Role, "gloo-mesh-mgmt-server-ca"},
+		"role max":          {s.PKI.MaxLeafTTL.Duration, 720 * time.Hour},
+		"leaf":              {s.Certificates.Server.Duration.Duration, 24 * time.Hour},
+		"renewed before":    {s.Certificates.Client.RenewBefore.Duration, 30 * time.Minute},
+		"key":               {s.Certificates.Client.KeySize, 2048},
+		"names": {s.Certificates.Server.DNSNames, []string{"gloo-mesh-mgmt-server-ca", "gloo-mesh-mgmt-server-ca.gloo-mesh",
+			"gloo-mesh-mgmt-server-ca.gloo-mesh.svc", "*.gloo-mesh"}},
+		"mounts": {[]string{s.Vault.RootMount, s.Vault.RelayMount}, []string{"pki", "pki_relay"}},
+	} {
+		if !reflect.DeepEqual(check.got, check.want) {
+			t.Errorf("%s: %v, the guide has %v", what, check.got, check.want)
+		}
+	}
+}
+
+func TestClientCommonName(t *testing.T) {
+	isolated, _ := decode(t, `{"mesh":"demo","workloads":[{"name":"cluster1"}]}`)
+	if got := isolated.ClientCertificate(isolated.Workloads[0]).CommonName; got != "cluster1" {
+		t.Errorf("with isolation the client's common name is %q; it must be its own", got)
+	}
+	shared, _ := decode(t, `{"mesh":"demo","pki":{"isolation":"shared"},"workloads":[{"name":"cluster1"}]}`)
+	if got := shared.ClientCertificate(shared.Workloads[0]).CommonName; got != "gloo-mesh-mgmt-server-ca" {
+		t.Errorf("the guide's client common name is the server's, not %q", got)
+	}
+}
+
+func TestProblems(t *testing.T) {
+	long := strings.Repeat("a", 64)
+	for name, c := range map[string]struct {
+		input string
+		want  []string // one fragment per problem, in any order; no others
+	}{
+		"empty":                {``, []string{"the input is empty", "mesh: is missing", "workloads: is empty"}},
+		"not json":             {`{"mesh":`, []string{"not valid JSON", "mesh: is missing", "workloads: is empty"}},
+		"two documents":        {`{"mesh":"m","workloads":[{"name":"a"}]} {}`, []string{"exactly one object", "mesh: is missing", "workloads: is empty"}},
+		"underscore":           {`{"mesh":"m","workloads":[{"name":"my_cluster"}]}`, []string{`workloads[0].name: "my_cluster" has an underscore`}},
+		"underscore context":   {`{"mesh":"m","workloads":[{"name":"a","context":"a_b"}]}`, []string{`workloads[0].context: "a_b" has an underscore`}},
+		"empty name":           {`{"mesh":"m","workloads":[{"name":""}]}`, []string{"workloads[0].name: is missing"}},
+		"over-long name":       {`{"mesh":"m","workloads":[{"name":"` + long + `"}]}`, []string{"64 characters long; at most 63"}},
+		"duplicate":            {`{"mesh":"m","workloads":[{"name":"a"},{"name":"a"}]}`, []string{`workloads[1].name: "a" is workloads[0] already`}},
+		"same cluster":         {`{"mesh":"m","workloads":[{"name":"a"},{"name":"b","context":"a"}]}`, []string{`workloads[1].context: "a" is workloads[0]'s already`}},
+		"management as agent":  {`{"mesh":"m","workloads":[{"name":"mgmt"}]}`, []string{`"mgmt" is the management cluster`}},
+		"unknown field":        {`{"mesh":"m","dryrun":true,"workloads":[{"name":"a"}]}`, []string{"dryrun: unknown field; known here: certManager"}},
+		"nearest field":        {`{"mesh":"m","namespce":"x","workloads":[{"name":"a"}]}`, []string{`namespce: unknown field; did you mean "namespace"?`}},
+		"nested unknown field": {`{"mesh":"m","pki":{"root":{"TTL":"1h"}},"workloads":[{"name":"a"}]}`, []string{`pki.root.TTL: unknown field; did you mean "ttl"?`}},
+		"wrong types":          {`{"mesh":7,"workloads":"a","pki":{"root":{"keyBits":"x"}}}`, []string{"mesh: must be a text in quotes, not the number 7", "workloads: must be a list", "keyBits: must be a whole number", "mesh: is missing", "workloads: is empty"}},
+		"bad durations":        {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"root":{"ttl":5},"intermediate":{"ttl":"5 years"}}}`, []string{"pki.root.ttl: 5 is not a duration", `"5 years" is not a duration`}},
+		"intermediate outlives root": {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"root":{"ttl":"1000h"},"intermediate":{"ttl":"1001h"}}}`,
+			[]string{"pki.intermediate.ttl: 1001h is not shorter than the root's 1000h"}},
+		"leaf too long":  {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"client":{"duration":"31d"}}}`, []string{"certificates.client.duration: 744h is longer"}},
+		"leaf too short": {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"client":{"duration":"10m","renewBefore":"5m"}}}`, []string{"10m is too short"}},
+		"endless renewal": {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"server":{"duration":"1h","renewBefore":"1h"}}}`,
+			[]string{"would be renewed without end"}},
+		"authority":     {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"authority":"relay.example.com"}}`, []string{`do not cover "relay.example.com"`}},
+		"key size":      {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"root":{"keyType":"ec","keyBits":2048}}}`, []string{"2048 is not a size of ec keys"}},
+		"key type":      {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"root":{"keyType":"dsa"}}}`, []string{`pki.root.keyType: "dsa" is unknown; choose one of "ec", "rsa"`}},
+		"relay address": {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"relayAddress":"34.1.2.3:9900:9900"}}`, []string{"is not host:port"}},
+		"a key for a token": {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"identityToken":{"mode":"existing","secretName":"relay-server-tls-secret","key":"tls.key"}}}`,
+			[]string{`"relay-server-tls-secret" holds something else`, `"tls.key" is not the key of an identity token`}},
+		"another role": {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"role":"relay-client-a"}}`, []string{`"relay-client-a" is the name of another role`}},
+		"client common name": {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"client":{"commonName":"x"}}}`,
+			[]string{"certificates.client.commonName: cannot be chosen"}},
+		"same mount": {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"relayMount":"pki"}}`, []string{"the intermediate needs a mount of its own"}},
+		"slash":      {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"rootMount":"/pki/"}}`, []string{"is not a mount path"}},
+		"method":     {`{"mesh":"m","workloads":[{"name":"a"}],"credential":{"method":"root"}}`, []string{`"root" is unknown; choose one of "jwt", "token"`}},
+		"everything at once": {`{"mesh":"M_1","workloads":[{"name":"a_b"},{"name":"a_b"}],"vault":{"install":"prod"}}`,
+			[]string{`mesh: "M_1" has an underscore`, `workloads[0].name: "a_b" has`, `workloads[1].name: "a_b" has`, `is workloads[0] already`, `vault.install: "prod" is unknown`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, problems := decode(t, c.input)
+			for _, want := range c.want {
+				found := false
+				for _, p := range problems {
+					found = found || strings.Contains(p, want)
+				}
+				if !found {
+					t.Errorf("no problem says %q; got %q", want, problems)
+				}
+			}
+			if len(problems) != len(c.want) {
+				t.Errorf("%d problems, want %d: %q", len(problems), len(c.want), problems)
+			}
+		})
+	}
+}
+
+func TestDuration(t *testing.T) {
+	for text, want := range map[string]time.Duration{"30m": 30 * time.Minute, "72h": 72 * time.Hour, "30d": 720 * time.Hour,
+		"1d12h": 36 * time.Hour, "0s": 0, "187600h": 187600 * time.Hour} {
+		got, err := ParseDuration(text)
+		if err != nil || got.Duration != want {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+		data, _ := json.Marshal(got)
+		var back Duration
+		if err := json.Unmarshal(data, &back); err != nil || back != got {
+			t.Errorf("%s goes to %s and back to %v, %v", text, data, back, err)
+		}
+	}
+	for _, text := range []string{"", "d", "30", "2 days", "-", "1000000d"} {
+		if got, err := ParseDuration(text); err == nil {
+			t.Errorf("%q is taken for %v", text, got)
+		}
+	}
+}
+
+// A workload's context may be another one's name.
+func TestOnlyGoesByName(t *testing.T) {
+	s := Spec{Workloads: []Workload{{Name: "east", Context: "west"}, {Name: "west", Context: "east"}}}
+	for _, name := range []string{"east", "west"} {
+		if only := s.Only(name); len(only.Workloads) != 1 || only.Workloads[0].Name != name {
+			t.Errorf("only %s: %+v", name, only.Workloads)
+		}
+	}
+}
+
+func TestOverlayLeavesItsArguments(t *testing.T) {
+	below := map[string]any{"a": map[string]any{"x": 1}}
+	above := map[string]any{"b": map[string]any{"y": 2}}
+	merged := Overlay(below, above)
+	merged["a"].(map[string]any)["x"] = 0
+	merged["b"].(map[string]any)["y"] = 0
+	if below["a"].(map[string]any)["x"] != 1 || above["b"].(map[string]any)["y"] != 2 {
+		t.Errorf("a change of the result reached %v or %v", below, above)
+	}
+}
+
+func TestOverlay(t *testing.T) {
+	got := Overlay(map[string]any{"a": map[string]any{"x": 1, "y": 2}, "b": 1}, map[string]any{"a": map[string]any{"y": 3}, "b": map[string]any{"z": 1}})
+	want := map[string]any{"a": map[string]any{"x": 1, "y": 3}, "b": map[string]any{"z": 1}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

@@ -1,0 +1,385 @@
+// Package mesh is the input that people write: which clusters form a mesh,
+// which certificates they get and from where. It decodes strictly, fills in
+// the defaults (those of the vendor's guide, except where noted) and finds
+// every problem at once, before anything is touched.
+package mesh
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Spec describes one mesh. Everything but Mesh and Workloads has a default.
+type Spec struct {
+	// Mesh names the mesh; a DNS label. Locks, schedules and the stored
+	// membership carry it.
+	Mesh string `json:"mesh"`
+	// Namespace is where the relay's objects live in every cluster.
+	Namespace  string     `json:"namespace,omitempty"`
+	Management Management `json:"management,omitempty"`
+	Workloads  []Workload `json:"workloads"`
+	Vault      Vault      `json:"vault,omitempty"`
+	PKI        PKI        `json:"pki,omitempty"`
+	// Certificates are the leaves: the management server's and the agents'.
+	Certificates Certificates `json:"certificates,omitempty"`
+	Credential   Credential   `json:"credential,omitempty"`
+	CertManager  CertManager  `json:"certManager,omitempty"`
+	Gloo         Gloo         `json:"gloo,omitempty"`
+	Verify       Verify       `json:"verify,omitempty"`
+}
+
+// Management is the cluster of the management server.
+type Management struct {
+	// Context is the cluster's name in the worker's site configuration.
+	Context string `json:"context,omitempty"`
+	// TaskQueue is the queue of a worker that alone reaches this cluster;
+	// empty for the shared one.
+	TaskQueue string `json:"taskQueue,omitempty"`
+}
+
+// Workload is one cluster with an agent.
+type Workload struct {
+	// Name is the registered name: the KubernetesCluster's name and the DNS
+	// name in the client certificate, which must be equal.
+	Name string `json:"name"`
+	// Context is the cluster's name in the worker's site configuration;
+	// defaults to Name.
+	Context   string `json:"context,omitempty"`
+	TaskQueue string `json:"taskQueue,omitempty"`
+	Agent     Agent  `json:"agent,omitempty"`
+	// AgentValues are Helm values for this cluster's agent, over Gloo.AgentValues.
+	AgentValues map[string]any `json:"agentValues,omitempty"`
+}
+
+// Agent says how an agent treats its Secrets, which decides what a rotation
+// must do for it.
+type Agent struct {
+	// Reload is "hot" (reads changed Secrets by itself) or "restart".
+	Reload string `json:"reload,omitempty"`
+	// Trust is "rootSecret" (relay-root-tls-secret) or "own" (the ca.crt
+	// beside its client certificate).
+	Trust string `json:"trust,omitempty"`
+}
+
+// Values of Agent.Reload and Agent.Trust.
+const (
+	ReloadHot       = "hot"
+	ReloadRestart   = "restart"
+	TrustRootSecret = "rootSecret"
+	TrustOwn        = "own"
+)
+
+// Vault names the Vault and the mounts of the two CAs.
+type Vault struct {
+	// Name is the Vault's name in the worker's site configuration.
+	Name string `json:"name,omitempty"`
+	// Install is "" (an existing Vault), "dev" (by Helm, in memory: it loses
+	// every CA at a restart) or "standalone" (by Helm; the run waits until an
+	// operator has initialised and unsealed it).
+	Install string `json:"install,omitempty"`
+	// Values are Helm values for the Vault chart, if it is installed.
+	Values     map[string]any `json:"values,omitempty"`
+	RootMount  string         `json:"rootMount,omitempty"`
+	RelayMount string         `json:"relayMount,omitempty"`
+}
+
+// Values of Vault.Install.
+const (
+	VaultExisting   = ""
+	VaultDev        = "dev"
+	VaultStandalone = "standalone"
+)
+
+// PKI describes the certificate authorities.
+type PKI struct {
+	Root         CA `json:"root,omitempty"`
+	Intermediate CA `json:"intermediate,omitempty"`
+	// Role is the management server's role in the relay mount, and everybody's
+	// when Isolation is "shared".
+	Role string `json:"role,omitempty"`
+	// MaxLeafTTL bounds what any role issues.
+	MaxLeafTTL Duration `json:"maxLeafTTL,omitempty"`
+	// Isolation is "perCluster" (each cluster's credential obtains that
+	// cluster's name and no other) or "shared" (the guide's way: one role that
+	// allows any name).
+	Isolation string `json:"isolation,omitempty"`
+}
+
+// Values of PKI.Isolation.
+const (
+	IsolationPerCluster = "perCluster"
+	IsolationShared     = "shared"
+)
+
+// CA is what to ask for when a CA certificate is made.
+type CA struct {
+	CommonName   string   `json:"commonName,omitempty"`
+	Organization string   `json:"organization,omitempty"`
+	TTL          Duration `json:"ttl,omitempty"`
+	// KeyType is "rsa" or "ec", in Vault's words.
+	KeyType string `json:"keyType,omitempty"`
+	KeyBits int    `json:"keyBits,omitempty"`
+}
+
+// Certificates are the two kinds of leaf.
+type Certificates struct {
+	Server Certificate `json:"server,omitempty"`
+	Client Certificate `json:"client,omitempty"`
+}
+
+// Certificate is a cert-manager Certificate to apply.
+type Certificate struct {
+	Name       string `json:"name,omitempty"`
+	SecretName string `json:"secretName,omitempty"`
+	// CommonName of a client certificate defaults to its cluster's name, and to
+	// the guide's (the server's name) with PKI.Isolation "shared".
+	CommonName string `json:"commonName,omitempty"`
+	// DNSNames of the server certificate; a client's is its cluster's name.
+	DNSNames    []string `json:"dnsNames,omitempty"`
+	Duration    Duration `json:"duration,omitempty"`
+	RenewBefore Duration `json:"renewBefore,omitempty"`
+	// KeyAlgorithm is "RSA" or "ECDSA", in cert-manager's words.
+	KeyAlgorithm string `json:"keyAlgorithm,omitempty"`
+	KeySize      int    `json:"keySize,omitempty"`
+}
+
+// Credential is how the clusters' cert-managers log in to Vault.
+type Credential struct {
+	// Method is "jwt" (short-lived tokens of a ServiceAccount, checked by Vault
+	// with the cluster's own keys) or "token" (the guide's vault-token Secret,
+	// with a token that may only sign for that cluster).
+	Method string `json:"method,omitempty"`
+	// Keys of the jwt method: "pinned" (read by the worker and stored in Vault)
+	// or "discovery" (Vault fetches them from the cluster's issuer URL).
+	Keys string `json:"keys,omitempty"`
+	// TokenPeriod is the renewal period of the token method's tokens.
+	TokenPeriod Duration `json:"tokenPeriod,omitempty"`
+}
+
+// Values of Credential.Method and Credential.Keys.
+const (
+	CredentialJWT   = "jwt"
+	CredentialToken = "token"
+	KeysPinned      = "pinned"
+	KeysDiscovery   = "discovery"
+)
+
+// CertManager says whether cert-manager is ours to install.
+type CertManager struct {
+	// Install is "auto" (by Helm where there is none) or "never".
+	Install string `json:"install,omitempty"`
+	// Version of the chart; empty for the site's.
+	Version string         `json:"version,omitempty"`
+	Values  map[string]any `json:"values,omitempty"`
+}
+
+// Values of CertManager.Install.
+const (
+	InstallAuto  = "auto"
+	InstallNever = "never"
+)
+
+// Gloo is the management server and its agents.
+type Gloo struct {
+	// Install false leaves server and agents to somebody else: certificates,
+	// trust and registration are set up, Helm is not run.
+	Install *bool  `json:"install,omitempty"`
+	Version string `json:"version,omitempty"`
+	// RelayAddress is host:port of the management server as the agents reach
+	// it; empty to take the LoadBalancer's.
+	RelayAddress string `json:"relayAddress,omitempty"`
+	// Authority is the name that agents expect in the server's certificate.
+	Authority     string         `json:"authority,omitempty"`
+	ServerValues  map[string]any `json:"serverValues,omitempty"`
+	AgentValues   map[string]any `json:"agentValues,omitempty"`
+	IdentityToken IdentityToken  `json:"identityToken,omitempty"`
+}
+
+// IdentityToken is the relay identity token, which the guide's agent values
+// name and no step of it makes.
+type IdentityToken struct {
+	// Mode is "generate" (made once in the management cluster and copied),
+	// "existing" (copied from the management cluster) or "none" (with client
+	// certificates it is not needed).
+	Mode       string `json:"mode,omitempty"`
+	SecretName string `json:"secretName,omitempty"`
+	Key        string `json:"key,omitempty"`
+}
+
+// Values of IdentityToken.Mode.
+const (
+	TokenGenerate = "generate"
+	TokenExisting = "existing"
+	TokenNone     = "none"
+)
+
+// Verify is the recurring verification.
+type Verify struct {
+	// Every is the interval of the VerifyMesh schedule; "0s" for none.
+	Every *Duration `json:"every,omitempty"`
+}
+
+// WithDefaults returns the spec with every default filled in.
+func (s Spec) WithDefaults() Spec {
+	set(&s.Namespace, "gloo-mesh")
+	set(&s.Management.Context, "mgmt")
+	s.Workloads = append([]Workload(nil), s.Workloads...)
+	for i := range s.Workloads {
+		w := &s.Workloads[i]
+		set(&w.Context, w.Name)
+		set(&w.Agent.Reload, ReloadRestart)
+		set(&w.Agent.Trust, TrustRootSecret)
+	}
+	set(&s.Vault.Name, "default")
+	set(&s.Vault.RootMount, "pki")
+	set(&s.Vault.RelayMount, "pki_relay")
+	set(&s.PKI.Role, "gloo-mesh-mgmt-server-ca")
+	set(&s.PKI.MaxLeafTTL, Hours(720))
+	set(&s.PKI.Isolation, IsolationPerCluster)
+	s.PKI.Root = s.PKI.Root.withDefaults(CA{CommonName: "Solo.io Root CA", Organization: "solo.io", TTL: Hours(187600)})
+	s.PKI.Intermediate = s.PKI.Intermediate.withDefaults(CA{CommonName: "gloo-mesh-mgmt-server-ca", Organization: "mesh.solo.io", TTL: Hours(43800)})
+	s.Certificates.Server = s.Certificates.Server.withDefaults(Certificate{
+		Name: "relay-server-tls", SecretName: "relay-server-tls-secret", CommonName: "gloo-mesh-mgmt-server-ca",
+		DNSNames: []string{
+			"gloo-mesh-mgmt-server-ca",
+			"gloo-mesh-mgmt-server-ca." + s.Namespace,
+			"gloo-mesh-mgmt-server-ca." + s.Namespace + ".svc",
+			"*." + s.Namespace,
+		}})
+	client := Certificate{Name: "relay-client-tls", SecretName: "relay-client-tls-secret"}
+	if s.PKI.Isolation == IsolationShared {
+		client.CommonName = "gloo-mesh-mgmt-server-ca"
+	}
+	s.Certificates.Client = s.Certificates.Client.withDefaults(client)
+	set(&s.Credential.Method, CredentialJWT)
+	set(&s.Credential.Keys, KeysPinned)
+	set(&s.Credential.TokenPeriod, Hours(72))
+	set(&s.CertManager.Install, InstallAuto)
+	if s.Gloo.Install == nil {
+		yes := true
+		s.Gloo.Install = &yes
+	}
+	set(&s.Gloo.Authority, "gloo-mesh-mgmt-server."+s.Namespace)
+	set(&s.Gloo.IdentityToken.Mode, TokenGenerate)
+	set(&s.Gloo.IdentityToken.SecretName, "relay-identity-token-secret")
+	set(&s.Gloo.IdentityToken.Key, "token")
+	if s.Verify.Every == nil {
+		every := Hours(1)
+		s.Verify.Every = &every
+	}
+	return s
+}
+
+func (c CA) withDefaults(d CA) CA {
+	set(&c.CommonName, d.CommonName)
+	set(&c.Organization, d.Organization)
+	set(&c.TTL, d.TTL)
+	set(&c.KeyType, "rsa")
+	set(&c.KeyBits, map[string]int{"rsa": 2048, "ec": 256}[c.KeyType])
+	return c
+}
+
+func (c Certificate) withDefaults(d Certificate) Certificate {
+	set(&c.Name, d.Name)
+	set(&c.SecretName, d.SecretName)
+	set(&c.CommonName, d.CommonName)
+	if len(c.DNSNames) == 0 {
+		c.DNSNames = d.DNSNames
+	}
+	set(&c.Duration, Hours(24))
+	set(&c.RenewBefore, Minutes(30))
+	set(&c.KeyAlgorithm, "RSA")
+	set(&c.KeySize, map[string]int{"RSA": 2048, "ECDSA": 256}[c.KeyAlgorithm])
+	return c
+}
+
+// ClientCertificate is the client certificate of one workload: the common
+// settings with that cluster's name as DNS name.
+func (s Spec) ClientCertificate(w Workload) Certificate {
+	c := s.Certificates.Client
+	c.DNSNames = []string{w.Name}
+	set(&c.CommonName, w.Name)
+	return c
+}
+
+// clientRolePrefix begins the roles that sign for one workload each.
+const clientRolePrefix = "relay-client-"
+
+// RoleFor is the role in the relay mount that signs for a workload.
+func (s Spec) RoleFor(w Workload) string {
+	if s.PKI.Isolation == IsolationShared {
+		return s.PKI.Role
+	}
+	return clientRolePrefix + w.Name
+}
+
+// ProbeRole is the role that throwaway signatures use.
+func (s Spec) ProbeRole() string { return "relaypki-probe" }
+
+// AuthMount is the Vault auth mount of one cluster of this mesh, by its
+// context ("relaypki-<mesh>-<context>").
+func (s Spec) AuthMount(context string) string {
+	return fmt.Sprintf("relaypki-%s-%s", s.Mesh, context)
+}
+
+// Names of objects that the procedures make in every cluster.
+const (
+	// IssuerName is the cert-manager Issuer, the guide's name.
+	IssuerName = "vault-issuer"
+	// IssuerServiceAccount is whose tokens the Issuer logs in with.
+	IssuerServiceAccount = "relaypki-issuer"
+	// TokenSecretName is the guide's Secret of the token method.
+	TokenSecretName = "vault-token"
+	// CABundleSecretName holds the CA that Vault's own TLS is checked with.
+	CABundleSecretName = "relaypki-vault-ca"
+	// RootSecretName is the agents' trust, key ca.crt.
+	RootSecretName = "relay-root-tls-secret"
+	// ServerDeployment and AgentDeployment are Gloo's.
+	ServerDeployment = "gloo-mesh-mgmt-server"
+	AgentDeployment  = "gloo-mesh-agent"
+)
+
+func set[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Workload finds a workload by its registered name.
+func (s Spec) Workload(name string) (Workload, bool) {
+	for _, w := range s.Workloads {
+		if w.Name == name {
+			return w, true
+		}
+	}
+	return Workload{}, false
+}
+
+// Only is the spec with no workload but the one of that registered name, if
+// any: what concerns one cluster need not carry the names of all. A context may
+// be the name of another workload, so it does not count.
+func (s Spec) Only(name string) Spec {
+	all := s.Workloads
+	s.Workloads = nil
+	for _, w := range all {
+		if w.Name == name {
+			s.Workloads = []Workload{w}
+		}
+	}
+	return s
+}
+
+// Normal is the spec as it is when it has gone through JSON, so that two can
+// be compared: numbers in Helm values are alike, empty and missing are one.
+func (s Spec) Normal() Spec {
+	data, err := json.Marshal(s)
+	var out Spec
+	if err == nil {
+		err = json.Unmarshal(data, &out)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("a spec does not survive JSON: %v", err))
+	}
+	return out
+}

@@ -1,0 +1,271 @@
+package mesh
+
+import (
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// The shortest leaf that cert-manager accepts, and the shortest time before
+// expiry at which it renews (Certificate.spec.duration and renewBefore, API
+// reference).
+const (
+	minLeaf        = time.Hour
+	minRenewBefore = 5 * time.Minute
+)
+
+// The longest common name (RFC 5280 appendix A.1, ub-common-name).
+const maxCommonName = 64
+
+var (
+	dnsName   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+	dnsLabel  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+	secretKey = regexp.MustCompile(`^[-._a-zA-Z0-9]+$`)
+	mountPath = regexp.MustCompile(`^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$`)
+)
+
+// Validate returns every problem of a spec that has its defaults.
+func (s Spec) Validate() []strict.Problem {
+	v := &validation{}
+	v.name("mesh", s.Mesh, 40)
+	v.name("namespace", s.Namespace, 63)
+	v.context("management.context", s.Management.Context)
+	v.workloads(s)
+	v.vault(s.Vault)
+	v.pki(s.PKI)
+	v.certificate("certificates.server", s.Certificates.Server, s.PKI)
+	v.certificate("certificates.client", s.Certificates.Client, s.PKI)
+	if !covers(s.Certificates.Server.DNSNames, s.Gloo.Authority) {
+		v.bad("certificates.server.dnsNames", "do not cover %q (gloo.authority), the name that the agents expect", s.Gloo.Authority)
+	}
+	if len(s.Certificates.Client.DNSNames) > 0 {
+		v.bad("certificates.client.dnsNames", "cannot be chosen: a client certificate has its cluster's name and no other")
+	}
+	if s.PKI.Isolation == IsolationPerCluster && s.Certificates.Client.CommonName != "" {
+		v.bad("certificates.client.commonName", "cannot be chosen with pki.isolation %q: a cluster's role signs for its own name and no other", IsolationPerCluster)
+	}
+	v.oneOf("credential.method", s.Credential.Method, CredentialJWT, CredentialToken)
+	v.oneOf("credential.keys", s.Credential.Keys, KeysPinned, KeysDiscovery)
+	if s.Credential.TokenPeriod.Duration < time.Hour {
+		v.bad("credential.tokenPeriod", "%s is too short to be renewed in time; give at least 1h", s.Credential.TokenPeriod)
+	}
+	v.oneOf("certManager.install", s.CertManager.Install, InstallAuto, InstallNever)
+	v.relayAddress(s.Gloo.RelayAddress)
+	v.oneOf("gloo.identityToken.mode", s.Gloo.IdentityToken.Mode, TokenGenerate, TokenExisting, TokenNone)
+	v.identityToken(s)
+	if every := s.Verify.Every.Duration; every != 0 && every < time.Minute {
+		v.bad("verify.every", "%s is too often; give at least 1m, or 0s for no schedule", s.Verify.Every)
+	}
+	return v.problems
+}
+
+type validation struct{ problems []strict.Problem }
+
+func (v *validation) bad(path, format string, args ...any) {
+	v.problems = append(v.problems, strict.Problem{Path: path, Message: fmt.Sprintf(format, args...)})
+}
+
+// name checks something that becomes part of Kubernetes object names, Vault
+// paths and, for a cluster, a DNS name in a certificate.
+func (v *validation) name(path, name string, longest int) {
+	switch {
+	case name == "":
+		v.bad(path, "is missing")
+	case strings.Contains(name, "_"):
+		v.bad(path, "%q has an underscore, which no DNS name may have; write %q, and rename a kubeconfig context with kubectl config rename-context",
+			name, strings.ReplaceAll(name, "_", "-"))
+	case !dnsLabel.MatchString(name):
+		v.bad(path, "%q is not a DNS label: small letters, digits and dashes, with a letter or digit at both ends", name)
+	case len(name) > longest:
+		v.bad(path, "%q is %d characters long; at most %d fit", name, len(name), longest)
+	}
+}
+
+// context checks a name of the worker's site file that goes into Vault paths.
+func (v *validation) context(path, name string) {
+	switch {
+	case name == "":
+		v.bad(path, "is missing")
+	case strings.Contains(name, "_"):
+		v.bad(path, "%q has an underscore; rename the context with kubectl config rename-context", name)
+	case !dnsName.MatchString(name) || len(name) > 128:
+		v.bad(path, "%q is not usable as a name: small letters, digits, dashes and dots, at most 128", name)
+	}
+}
+
+func (v *validation) objectName(path, name string) {
+	if !dnsName.MatchString(name) || len(name) > 253 {
+		v.bad(path, "%q is not a name that Kubernetes accepts", name)
+	}
+}
+
+func (v *validation) workloads(s Spec) {
+	if len(s.Workloads) == 0 {
+		v.bad("workloads", "is empty; name at least one workload cluster")
+	}
+	names, contexts := map[string]int{}, map[string]int{}
+	for i, w := range s.Workloads {
+		at := fmt.Sprintf("workloads[%d]", i)
+		v.name(at+".name", w.Name, 63)
+		if w.Context != w.Name {
+			v.context(at+".context", w.Context)
+		}
+		if first, twice := names[w.Name]; twice && w.Name != "" {
+			v.bad(at+".name", "%q is workloads[%d] already", w.Name, first)
+		} else {
+			names[w.Name] = i
+		}
+		if first, twice := contexts[w.Context]; twice && w.Context != "" && s.Workloads[first].Name != w.Name {
+			v.bad(at+".context", "%q is workloads[%d]'s already; one cluster can have one agent", w.Context, first)
+		} else {
+			contexts[w.Context] = i
+		}
+		if w.Context == s.Management.Context && w.Context != "" {
+			v.bad(at+".context", "%q is the management cluster; its Issuer may only sign for the server", w.Context)
+		}
+		v.oneOf(at+".agent.reload", w.Agent.Reload, ReloadHot, ReloadRestart)
+		v.oneOf(at+".agent.trust", w.Agent.Trust, TrustRootSecret, TrustOwn)
+	}
+}
+
+func (v *validation) vault(vault Vault) {
+	v.oneOf("vault.install", vault.Install, VaultExisting, VaultDev, VaultStandalone)
+	for _, m := range []struct{ path, mount string }{{"vault.rootMount", vault.RootMount}, {"vault.relayMount", vault.RelayMount}} {
+		if !mountPath.MatchString(m.mount) {
+			v.bad(m.path, "%q is not a mount path; write it without slashes at its ends", m.mount)
+		}
+	}
+	if vault.RootMount == vault.RelayMount {
+		v.bad("vault.relayMount", "is the root mount too; the intermediate needs a mount of its own")
+	}
+}
+
+// identityToken refuses what would have the worker copy another secret than an
+// identity token into every cluster.
+func (v *validation) identityToken(s Spec) {
+	token := s.Gloo.IdentityToken
+	v.objectName("gloo.identityToken.secretName", token.SecretName)
+	others := []string{s.Certificates.Server.SecretName, s.Certificates.Client.SecretName, RootSecretName, TokenSecretName, CABundleSecretName}
+	if slices.Contains(others, token.SecretName) || strings.HasPrefix(token.SecretName, "sh.helm.") {
+		v.bad("gloo.identityToken.secretName", "%q holds something else; give the Secret of the identity token", token.SecretName)
+	}
+	if !secretKey.MatchString(token.Key) || strings.HasPrefix(token.Key, "tls.") {
+		v.bad("gloo.identityToken.key", "%q is not the key of an identity token", token.Key)
+	}
+}
+
+func (v *validation) pki(p PKI) {
+	v.ca("pki.root", p.Root)
+	v.ca("pki.intermediate", p.Intermediate)
+	if p.Intermediate.TTL.Duration >= p.Root.TTL.Duration {
+		v.bad("pki.intermediate.ttl", "%s is not shorter than the root's %s, which would sign for longer than it lives", p.Intermediate.TTL, p.Root.TTL)
+	}
+	if p.MaxLeafTTL.Duration >= p.Intermediate.TTL.Duration {
+		v.bad("pki.maxLeafTTL", "%s is not shorter than the intermediate's %s", p.MaxLeafTTL, p.Intermediate.TTL)
+	}
+	if p.Root.CommonName == p.Intermediate.CommonName {
+		v.bad("pki.intermediate.commonName", "is the root's too; who signed what could not be told apart")
+	}
+	if !mountPath.MatchString(p.Role) || strings.Contains(p.Role, "/") {
+		v.bad("pki.role", "%q is not a role name", p.Role)
+	}
+	if p.Role == (Spec{}).ProbeRole() || strings.HasPrefix(p.Role, clientRolePrefix) {
+		v.bad("pki.role", "%q is the name of another role of the mesh", p.Role)
+	}
+	v.oneOf("pki.isolation", p.Isolation, IsolationPerCluster, IsolationShared)
+}
+
+func (v *validation) ca(path string, ca CA) {
+	v.commonName(path+".commonName", ca.CommonName)
+	if ca.TTL.Duration < time.Hour {
+		v.bad(path+".ttl", "%s is too short for a certificate authority; give at least 1h", ca.TTL)
+	}
+	v.key(path, "keyType", ca.KeyType, "keyBits", ca.KeyBits, keys{"ec", []int{224, 256, 384, 521}}, keys{"rsa", []int{2048, 3072, 4096, 8192}})
+}
+
+func (v *validation) certificate(path string, c Certificate, p PKI) {
+	v.objectName(path+".name", c.Name)
+	v.objectName(path+".secretName", c.SecretName)
+	if c.SecretName == RootSecretName {
+		v.bad(path+".secretName", "%q is the agents' trust", c.SecretName)
+	}
+	if c.CommonName != "" {
+		v.commonName(path+".commonName", c.CommonName)
+	}
+	for i, name := range c.DNSNames {
+		if !dnsName.MatchString(strings.TrimPrefix(name, "*.")) || len(name) > 253 {
+			v.bad(fmt.Sprintf("%s.dnsNames[%d]", path, i), "%q is not a DNS name", name)
+		}
+	}
+	v.key(path, "keyAlgorithm", c.KeyAlgorithm, "keySize", c.KeySize, keys{"ECDSA", []int{256, 384, 521}}, keys{"RSA", []int{2048, 3072, 4096, 8192}})
+	switch {
+	case c.Duration.Duration < minLeaf:
+		v.bad(path+".duration", "%s is too short; cert-manager accepts 1h or more", c.Duration)
+	case c.Duration.Duration > p.MaxLeafTTL.Duration:
+		v.bad(path+".duration", "%s is longer than pki.maxLeafTTL, %s", c.Duration, p.MaxLeafTTL)
+	}
+	switch {
+	case c.RenewBefore.Duration < minRenewBefore:
+		v.bad(path+".renewBefore", "%s is too short; cert-manager accepts 5m or more", c.RenewBefore)
+	case c.RenewBefore.Duration >= c.Duration.Duration:
+		v.bad(path+".renewBefore", "%s is not shorter than the duration, %s: it would be renewed without end", c.RenewBefore, c.Duration)
+	}
+}
+
+func (v *validation) commonName(path, name string) {
+	switch {
+	case name == "":
+		v.bad(path, "is missing")
+	case len(name) > maxCommonName:
+		v.bad(path, "is %d characters long; at most %d fit in a certificate", len(name), maxCommonName)
+	}
+}
+
+// keys are a type of key and the sizes it comes in.
+type keys struct {
+	name  string
+	sizes []int
+}
+
+func (v *validation) key(path, typeField, keyType, sizeField string, size int, allowed ...keys) {
+	var names []string
+	for _, k := range allowed {
+		names = append(names, k.name)
+		if k.name == keyType && !slices.Contains(k.sizes, size) {
+			v.bad(path+"."+sizeField, "%d is not a size of %s keys; choose one of %v", size, keyType, k.sizes)
+		}
+	}
+	v.oneOf(path+"."+typeField, keyType, names...)
+}
+
+func (v *validation) oneOf(path, value string, allowed ...string) {
+	if slices.Contains(allowed, value) {
+		return
+	}
+	quoted := make([]string, len(allowed))
+	for i, a := range allowed {
+		quoted[i] = fmt.Sprintf("%q", a)
+	}
+	v.bad(path, "%q is unknown; choose one of %s", value, strings.Join(quoted, ", "))
+}
+
+func (v *validation) relayAddress(address string) {
+	if address == "" {
+		return
+	}
+	if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" {
+		v.bad("gloo.relayAddress", "%q is not host:port, as in relay.example.com:9900 or [2001:db8::1]:9900", address)
+	}
+}
+
+// covers says whether one of the DNS names, wildcards included, matches name
+// (RFC 6125 section 6.4.3: a wildcard stands for one whole label).
+func covers(dnsNames []string, name string) bool {
+	_, parent, _ := strings.Cut(name, ".")
+	return slices.Contains(dnsNames, name) || slices.Contains(dnsNames, "*."+parent)
+}

@@ -1,0 +1,171 @@
+// Package procedure is the contract between whoever starts a procedure and the
+// workflows that carry it out: names, inputs, results and progress. It is all
+// that the relaypki command links of them.
+package procedure
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/relaypki/relaypki/internal/check"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// TaskQueue is the default task queue.
+const TaskQueue = "relaypki"
+
+// Workflow types, the menu in the Temporal UI.
+const (
+	SetupMesh    = "SetupMesh"
+	SetupCluster = "SetupCluster"
+	VerifyMesh   = "VerifyMesh"
+)
+
+// ProgressQuery answers with a Progress on every procedure.
+const ProgressQuery = "progress"
+
+// Search attributes (all Keyword) that every procedure sets where the server
+// knows them.
+const (
+	AttributeMesh    = "RelayMesh"
+	AttributeCluster = "RelayCluster"
+	AttributePhase   = "RelayPhase"
+)
+
+// SetupInput is what SetupMesh takes: a mesh.Spec, decoded strictly.
+type SetupInput struct {
+	mesh.Spec
+	// Problems were found while decoding; validation reports them with its own.
+	Problems []strict.Problem `json:"-"`
+}
+
+// UnmarshalJSON never fails: an error from the payload converter would come
+// out nested and retryable. What is wrong is kept in Problems.
+func (in *SetupInput) UnmarshalJSON(data []byte) error {
+	in.Spec = mesh.Spec{}
+	in.Problems = strict.Decode(data, &in.Spec)
+	return nil
+}
+
+// MarshalJSON writes the spec alone.
+func (in SetupInput) MarshalJSON() ([]byte, error) { return json.Marshal(in.Spec) }
+
+// SetupResult is the result of SetupMesh.
+type SetupResult struct {
+	Mesh string `json:"mesh"`
+	// Changed says whether anything was created or changed.
+	Changed  bool            `json:"changed"`
+	Root     Authority       `json:"root"`
+	Relay    Authority       `json:"intermediate"`
+	Server   Leaf            `json:"server"`
+	Clusters []ClusterResult `json:"clusters"`
+	// Steps are the steps of the management cluster, in order.
+	Steps        []Step        `json:"steps"`
+	Verification *VerifyResult `json:"verification,omitempty"`
+}
+
+// ClusterResult is the result of SetupCluster.
+type ClusterResult struct {
+	Cluster string `json:"cluster"`
+	Changed bool   `json:"changed"`
+	Leaf    Leaf   `json:"leaf"`
+	Steps   []Step `json:"steps"`
+}
+
+// Authority is a CA certificate in public terms.
+type Authority struct {
+	IssuerID     string    `json:"issuerId"`
+	Name         string    `json:"name"`
+	Subject      string    `json:"subject"`
+	Serial       string    `json:"serial"`
+	SubjectKeyID string    `json:"subjectKeyId"`
+	NotAfter     time.Time `json:"notAfter"`
+}
+
+// Leaf is an issued certificate in public terms.
+type Leaf struct {
+	Serial         string    `json:"serial"`
+	DNSNames       []string  `json:"dnsNames"`
+	AuthorityKeyID string    `json:"authorityKeyId"`
+	NotAfter       time.Time `json:"notAfter"`
+}
+
+// VerifyInput is what VerifyMesh takes.
+type VerifyInput struct {
+	Mesh string `json:"mesh"`
+	// Management and Namespace say where the mesh's membership is stored;
+	// default: the site's management cluster, gloo-mesh.
+	Management string `json:"management,omitempty"`
+	Namespace  string `json:"namespace,omitempty"`
+	// Settle is how long to wait for agents that have just been installed to
+	// connect; without it, one look decides.
+	Settle   mesh.Duration    `json:"settle,omitzero"`
+	Problems []strict.Problem `json:"-"`
+}
+
+type verifyInput VerifyInput // without methods, for decoding
+
+// UnmarshalJSON keeps what is wrong in Problems, as SetupInput does.
+func (in *VerifyInput) UnmarshalJSON(data []byte) error {
+	var v verifyInput
+	problems := strict.Decode(data, &v)
+	*in = VerifyInput(v)
+	in.Problems = problems
+	return nil
+}
+
+// VerifyResult is the result of VerifyMesh.
+type VerifyResult struct {
+	Mesh     string          `json:"mesh"`
+	Healthy  bool            `json:"healthy"`
+	Findings []check.Finding `json:"findings"`
+}
+
+// State is how far a step or a cluster is.
+type State string
+
+const (
+	Pending  State = "pending"
+	Running  State = "running"
+	UpToDate State = "up to date"
+	Created  State = "created"
+	Changed  State = "changed"
+	Done     State = "done"
+	Failed   State = "failed"
+)
+
+// Step is one step of a procedure, in the words an operator would use.
+type Step struct {
+	Name   string `json:"name"`
+	State  State  `json:"state"`
+	Detail string `json:"detail,omitempty"`
+	// Started and Ended are workflow times.
+	Started time.Time `json:"started,omitzero"`
+	Ended   time.Time `json:"ended,omitzero"`
+}
+
+// ClusterProgress is how far one cluster is. Its steps are in the progress of
+// the child workflow named here.
+type ClusterProgress struct {
+	Cluster  string `json:"cluster"`
+	State    State  `json:"state"`
+	Detail   string `json:"detail,omitempty"`
+	Workflow string `json:"workflow,omitempty"`
+}
+
+// Progress is the answer to ProgressQuery.
+type Progress struct {
+	Procedure string `json:"procedure"`
+	Mesh      string `json:"mesh"`
+	Cluster   string `json:"cluster,omitempty"`
+	Phase     string `json:"phase"`
+	// Awaiting says what the procedure waits for and, if it waits for a
+	// person, the exact command; empty when it is at work.
+	Awaiting string            `json:"awaiting,omitempty"`
+	Steps    []Step            `json:"steps,omitempty"`
+	Clusters []ClusterProgress `json:"clusters,omitempty"`
+	// Problem is why the procedure failed, if it did.
+	Problem string `json:"problem,omitempty"`
+	Ended   bool   `json:"ended"`
+}

@@ -1,0 +1,108 @@
+package site
+
+import (
+	"sync"
+
+	cmclient "github.com/cert-manager/cert-manager/pkg/client/clientset/versioned"
+	"go.uber.org/zap"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/relaypki/relaypki/internal/failure"
+)
+
+// FieldManager is the name under which relaypki applies objects.
+const FieldManager = "relaypki"
+
+// Clients hands out clients for the clusters and Vaults of a site, made once
+// and shared.
+type Clients struct {
+	Config Config
+	Log    *zap.Logger
+
+	mu       sync.Mutex
+	clusters map[string]*Cluster
+	vaults   map[vaultKey]*vaultSession
+	// discovered are addresses of Vaults by name, found of their Services.
+	discovered map[string]string
+}
+
+// NewClients makes no connection; that happens at first use.
+func NewClients(config Config, log *zap.Logger) *Clients {
+	return &Clients{Config: config, Log: log, clusters: map[string]*Cluster{}, vaults: map[vaultKey]*vaultSession{}, discovered: map[string]string{}}
+}
+
+// Cluster is one cluster with every kind of client that the activities use.
+type Cluster struct {
+	Name        string
+	Config      ClusterConfig
+	REST        *rest.Config
+	Kube        kubernetes.Interface
+	Dynamic     dynamic.Interface
+	CertManager cmclient.Interface
+	Mapper      *restmapper.DeferredDiscoveryRESTMapper
+}
+
+// Cluster returns the clients of the named cluster. A name that is not in the
+// site file is a permanent InvalidInput, a context that is not in the
+// kubeconfig a permanent Preflight error.
+func (c *Clients) Cluster(name string) (*Cluster, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cluster, ok := c.clusters[name]; ok {
+		return cluster, nil
+	}
+	config, err := c.Config.Cluster(name)
+	if err != nil {
+		return nil, err
+	}
+	restConfig, err := c.restConfig(config)
+	if err != nil {
+		return nil, failure.Permanent(failure.Preflight, "cluster %q: %v. Correct the worker's kubeconfig and restart the worker", name, err)
+	}
+	cluster, err := newCluster(config, restConfig)
+	if err != nil {
+		return nil, failure.Permanent(failure.Preflight, "cluster %q: %v", name, err)
+	}
+	c.clusters[name] = cluster
+	return cluster, nil
+}
+
+func (c *Clients) restConfig(config ClusterConfig) (*rest.Config, error) {
+	if config.InCluster {
+		return rest.InClusterConfig()
+	}
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	if c.Config.Kubeconfig != "" {
+		rules.ExplicitPath = c.Config.Kubeconfig
+	}
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: config.Context}).ClientConfig()
+}
+
+func newCluster(config ClusterConfig, restConfig *rest.Config) (*Cluster, error) {
+	// One worker serves many clusters, each with a few calls at a time; the
+	// client's own limit of 5 a second would be the slowest part of a setup.
+	restConfig.QPS, restConfig.Burst = 50, 100
+	restConfig.UserAgent = FieldManager
+	kube, err := kubernetes.NewForConfig(restConfig)
+	if err != nil {
+		return nil, err
+	}
+	dyn, err := dynamic.NewForConfig(restConfig)
+	if err != nil {
+		return nil, err
+	}
+	certManager, err := cmclient.NewForConfig(restConfig)
+	if err != nil {
+		return nil, err
+	}
+	return &Cluster{
+		Name: config.Name, Config: config, REST: restConfig,
+		Kube: kube, Dynamic: dyn, CertManager: certManager,
+		Mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(kube.Discovery())),
+	}, nil
+}

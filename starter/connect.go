@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/contrib/envconfig"
+	"go.temporal.io/sdk/log"
+)
+
+// callTime bounds one call to Temporal.
+const callTime = 5 * time.Second
+
+// server is a connection to Temporal and where it goes.
+type server struct {
+	client.Client
+	address, namespace string
+}
+
+func (c *cli) connect(ctx context.Context) (*server, error) {
+	options, err := envconfig.LoadClientOptions(envconfig.LoadClientOptionsRequest{ConfigFileProfile: c.profile})
+	if err != nil {
+		return nil, badInput("", "connection to Temporal (TEMPORAL_* variables and profile): %w", err)
+	}
+	if c.address != "" {
+		options.HostPort = c.address
+	}
+	if c.namespace != "" {
+		options.Namespace = c.namespace
+	}
+	if options.HostPort == "" {
+		options.HostPort = client.DefaultHostPort
+	}
+	if options.Namespace == "" {
+		options.Namespace = client.DefaultNamespace
+	}
+	options.Logger = log.NewStructuredLogger(slog.New(slog.DiscardHandler))
+	dial, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	connected, err := client.DialContext(dial, options)
+	t := &server{Client: connected, address: options.HostPort, namespace: options.Namespace}
+	if err != nil {
+		return nil, t.unreachable(err)
+	}
+	return t, nil
+}
+
+func (t *server) unreachable(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = errors.New("no answer")
+	}
+	return &exitError{
+		code: exitUnreachable,
+		err:  fmt.Errorf("cannot reach Temporal at %s: %w", t.address, err),
+		next: "check that it runs, then give --address host:port or set TEMPORAL_ADDRESS (and TEMPORAL_TLS if it speaks TLS)",
+	}
+}
+
+// failed turns the error of a call to Temporal into the one that ends the command.
+func (t *server) failed(err error, doing string) error {
+	var noNamespace *serviceerror.NamespaceNotFound
+	var exit *exitError
+	switch {
+	case errors.As(err, &exit):
+		return err
+	case errors.As(err, &noNamespace):
+		return &exitError{code: exitUnreachable, err: fmt.Errorf("Temporal at %s has no namespace %q", t.address, t.namespace),
+			next: "give --namespace or set TEMPORAL_NAMESPACE"}
+	case transient(err):
+		return t.unreachable(err)
+	default:
+		return &exitError{code: exitFailed, err: fmt.Errorf("%s: %w", doing, err)}
+	}
+}
+
+// transient is true for what may be gone at the next call.
+func transient(err error) bool {
+	var unavailable *serviceerror.Unavailable
+	var deadline *serviceerror.DeadlineExceeded
+	return errors.As(err, &unavailable) || errors.As(err, &deadline) || errors.Is(err, context.DeadlineExceeded)
+}
+
+func isNotFound(err error) bool {
+	var notFound *serviceerror.NotFound
+	return errors.As(err, &notFound)
+}

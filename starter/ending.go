@@ -1,0 +1,227 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+
+	"github.com/relaypki/relaypki/internal/check"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// ending is how a procedure ended; with -o json it is the document.
+type ending struct {
+	WorkflowID string `json:"workflowId"`
+	RunID      string `json:"runId"`
+	Procedure  string `json:"procedure"`
+	// Status is completed, failed, cancelled, terminated, timed out or running.
+	Status  string          `json:"status"`
+	Result  json.RawMessage `json:"result,omitempty"`
+	Failure *failureReport  `json:"failure,omitempty"`
+}
+
+// failureReport is why a procedure failed.
+type failureReport struct {
+	Kind    failure.Kind `json:"kind,omitempty"`
+	Message string       `json:"message"`
+	// Details is the report of a failed procedure: its progress, or the
+	// findings of a verification.
+	Details json.RawMessage `json:"details,omitempty"`
+}
+
+// endingOf reads the answer of a workflow's Get; false for an error of the
+// call itself.
+func endingOf(err error) (ending, bool) {
+	if err == nil {
+		return ending{Status: "completed"}, true
+	}
+	var failed *temporal.WorkflowExecutionError
+	if !errors.As(err, &failed) {
+		return ending{}, false
+	}
+	report := &failureReport{Kind: failure.KindOf(err), Message: failure.Message(err)}
+	var app *temporal.ApplicationError
+	switch {
+	case errors.As(err, &app):
+		if app.HasDetails() {
+			_ = app.Details(&report.Details) // what is no JSON is no report of ours
+		}
+		return ending{Status: "failed", Failure: report}, true
+	case temporal.IsCanceledError(err):
+		return ending{Status: "cancelled", Failure: &failureReport{Message: "somebody cancelled it"}}, true
+	case temporal.IsTerminatedError(err):
+		return ending{Status: "terminated", Failure: &failureReport{Message: "somebody terminated it"}}, true
+	case temporal.IsTimeoutError(err):
+		return ending{Status: "timed out", Failure: &failureReport{Message: "it took longer than its run timeout"}}, true
+	default:
+		report.Message = errors.Unwrap(failed).Error()
+		return ending{Status: "failed", Failure: report}, true
+	}
+}
+
+// of notes which procedure it was. A verification that found something failing
+// has its findings in the failure's details; they are its result all the same.
+func (e ending) of(name string) ending {
+	e.Procedure = name
+	if name == procedure.VerifyMesh && e.Failure != nil && e.Failure.Kind == failure.Unhealthy {
+		e.Result, e.Failure.Details = e.Failure.Details, nil
+	}
+	return e
+}
+
+// verification is the findings that an ending carries, if any.
+func (e ending) verification() (procedure.VerifyResult, bool) {
+	var v procedure.VerifyResult
+	ok := e.Procedure == procedure.VerifyMesh && json.Unmarshal(e.Result, &v) == nil && len(v.Findings) > 0
+	return v, ok
+}
+
+// conclude prints how a procedure ended; its error carries the exit code.
+func (c *cli) conclude(e ending, f *follower) error {
+	if c.json() {
+		if err := c.printJSON(e); err != nil {
+			return err
+		}
+	} else {
+		c.paper().conclude(c.out, e, c)
+	}
+	verified, isVerification := e.verification()
+	mesh := f.view.Progress.Mesh
+	switch {
+	case isVerification && !verified.Healthy:
+		failing := 0
+		for _, finding := range verified.Findings {
+			if finding.Status == check.Fail {
+				failing++
+			}
+		}
+		return &exitError{code: exitUnhealthy, err: fmt.Errorf("mesh %s is not healthy: %d of %d checks fail", verified.Mesh, failing, len(verified.Findings)),
+			next: "do what the failing checks say, then " + c.again("verify", verified.Mesh)}
+	case e.Failure != nil:
+		return &exitError{code: exitFailed, err: fmt.Errorf("%s %s: %s", e.WorkflowID, e.Status, e.Failure.Message), next: c.cure(e, f.again, mesh)}
+	default:
+		return nil
+	}
+}
+
+// cure is what to do after a failure of that kind.
+func (c *cli) cure(e ending, again, mesh string) string {
+	if again == "" && mesh != "" && e.Procedure == procedure.SetupMesh {
+		again = c.again("setup -f FILE") + " (the file of mesh " + mesh + ")"
+	}
+	if again == "" {
+		again = c.again("status", mesh)
+	}
+	switch e.Failure.Kind {
+	case failure.InvalidInput:
+		return "correct the input, then " + again
+	case failure.Locked:
+		return c.again("status", mesh) + " shows what else is running; when that has ended, " + again
+	case failure.Unhealthy:
+		return "put it right, then " + c.again("verify", mesh)
+	}
+	if e.Procedure == procedure.SetupMesh {
+		again += " (what is done already is left alone)"
+	}
+	return "put it right, then " + again
+}
+
+// paper for what is printed once, which need not fit.
+func (c *cli) paper() paper {
+	p := paper{width: 10000, height: 10000, ascii: asciiOnly(os.Getenv)}
+	if file, ok := terminal(c.out); ok {
+		p.colour = paperFor(file).colour
+	}
+	return p
+}
+
+func (p paper) conclude(w io.Writer, e ending, c *cli) {
+	if v, ok := e.verification(); ok {
+		p.findings(w, v.Findings)
+	}
+	var setup procedure.SetupResult
+	if e.Procedure != procedure.SetupMesh || json.Unmarshal(e.Result, &setup) != nil || setup.Mesh == "" {
+		if e.Failure == nil {
+			fmt.Fprintf(w, "%s %s.\n", e.WorkflowID, e.Status)
+		}
+		return
+	}
+	if setup.Verification != nil {
+		p.exceptions(w, setup.Verification.Findings)
+	}
+	p.authorities(w, setup)
+	word := "is set up"
+	if !setup.Changed {
+		word = "was up to date: nothing was changed"
+	}
+	fmt.Fprintf(w, "Mesh %s %s.\nNext: %s\n      %s\n", setup.Mesh, word, c.again("status", setup.Mesh), c.again("verify", setup.Mesh))
+}
+
+func (p paper) authorities(w io.Writer, setup procedure.SetupResult) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "CERTIFICATE\tSUBJECT\tNOT AFTER")
+	row := func(name, subject string, notAfter time.Time) {
+		fmt.Fprintf(table, "%s\t%s\t%s\n", name, subject, notAfter.UTC().Format("2006-01-02 15:04Z"))
+	}
+	row(setup.Root.Name, setup.Root.Subject, setup.Root.NotAfter)
+	row(setup.Relay.Name, setup.Relay.Subject, setup.Relay.NotAfter)
+	if len(setup.Server.DNSNames) > 0 {
+		row("server", setup.Server.DNSNames[0], setup.Server.NotAfter)
+	}
+	for _, cluster := range setup.Clusters {
+		if len(cluster.Leaf.DNSNames) > 0 {
+			row("agent "+cluster.Cluster, cluster.Leaf.DNSNames[0], cluster.Leaf.NotAfter)
+		}
+	}
+	_ = table.Flush() // as for any print, a closed pipe ends us otherwise
+	fmt.Fprintln(w)
+}
+
+// exceptions are the findings that somebody should read; the rest is counted.
+func (p paper) exceptions(w io.Writer, findings []check.Finding) {
+	var exceptions []check.Finding
+	for _, f := range findings {
+		if f.Status != check.Pass {
+			exceptions = append(exceptions, f)
+		}
+	}
+	p.findings(w, exceptions)
+	fmt.Fprintf(w, "%d of %d checks pass; \"verify\" lists them all.\n\n", len(findings)-len(exceptions), len(findings))
+}
+
+// findings are printed by cluster, in the order in which clusters come first.
+func (p paper) findings(w io.Writer, findings []check.Finding) {
+	var clusters []string
+	of := map[string][]check.Finding{}
+	width := 0
+	for _, f := range findings {
+		if of[f.Cluster] == nil {
+			clusters = append(clusters, f.Cluster)
+		}
+		of[f.Cluster] = append(of[f.Cluster], f)
+		width = max(width, len([]rune(f.Check)))
+	}
+	for _, cluster := range clusters {
+		fmt.Fprintln(w, p.line(span{tidy(cluster), bold}))
+		for _, f := range of[cluster] {
+			verdict := p.verdict(f.Status)
+			fmt.Fprintln(w, p.line(span{"  ", plain}, verdict, span{"  " + pad(tidy(f.Check), width) + "  " + tidy(f.Message), plain}))
+			if f.Remedy != "" {
+				fmt.Fprintln(w, p.line(span{"        " + strings.Repeat(" ", width) + "  do: " + tidy(f.Remedy), yellow}))
+			}
+		}
+	}
+	fmt.Fprintln(w)
+}
+
+func (p paper) verdict(s check.Status) span {
+	return span{pad(string(s), 4), map[check.Status]style{check.Pass: green, check.Warn: yellow, check.Fail: red}[s]}
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/sdk/client"
+
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// launch says what to start and how to go on from it.
+type launch struct {
+	procedure, id, taskQueue, summary, details string
+	input                                      json.RawMessage
+	detach                                     bool
+	// again is the command that starts the same thing once more.
+	again string
+}
+
+func (c *cli) setupCommand() *cobra.Command {
+	var file, taskQueue string
+	var detach bool
+	cmd := &cobra.Command{
+		Use:   "setup -f mesh.yaml",
+		Short: "Set up a mesh, or bring it to what the file says",
+		Long: `Set up the relay certificates of a mesh, from nothing to a proof that every
+agent can connect. What is there already is compared and left alone, so the
+same command again is safe at any time: it is also how to go on after a failure.
+
+The file is checked here first, all of it; then workflow setup-<mesh> is started
+with its content as you wrote it. If that runs already, it is shown instead.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			in, problems, err := readInput(file, cmd.InOrStdin())
+			if err != nil {
+				return badInput(c.again("setup -f mesh.yaml"), "%w", err)
+			}
+			if len(problems) > 0 {
+				return c.reject(file, problems)
+			}
+			names := make([]string, len(in.spec.Workloads))
+			for i, w := range in.spec.Workloads {
+				names[i] = w.Name
+			}
+			return c.launch(cmd.Context(), launch{
+				procedure: procedure.SetupMesh, id: "setup-" + in.spec.Mesh, taskQueue: taskQueue, input: in.json, detach: detach,
+				summary: fmt.Sprintf("Set up mesh %s: management %s, %d workload clusters", in.spec.Mesh, in.spec.Management.Context, len(names)),
+				details: fmt.Sprintf("Mesh `%s`, management cluster `%s`, workload clusters: %s", in.spec.Mesh, in.spec.Management.Context, strings.Join(names, ", ")),
+				again:   c.again("setup -f", file),
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&file, "file", "f", "", "the mesh, YAML or JSON; - for standard input")
+	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker")
+	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
+	_ = cmd.MarkFlagRequired("file") // fails only if there is no such flag
+	return cmd
+}
+
+func (c *cli) verifyCommand() *cobra.Command {
+	var file, taskQueue string
+	var detach bool
+	cmd := &cobra.Command{
+		Use:   "verify [mesh | -f mesh.yaml]",
+		Short: "Prove that the relay of a mesh works; changes nothing",
+		Long: `Look at a mesh that has been set up: certificates, issuers, trust, what the
+server has loaded, the connected streams, and a fresh full handshake with each
+cluster's own certificate. It changes nothing. Exit code 4 if something fails.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in, err := c.verifyInput(cmd, args, file)
+			if err != nil {
+				return err
+			}
+			data, err := json.Marshal(in)
+			if err != nil {
+				return err
+			}
+			return c.launch(cmd.Context(), launch{
+				procedure: procedure.VerifyMesh, id: "verify-" + in.Mesh + "-" + time.Now().UTC().Format("20060102T150405.000Z"), taskQueue: taskQueue,
+				input: data, detach: detach, summary: "Verify mesh " + in.Mesh, again: c.again("verify", in.Mesh),
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&file, "file", "f", "", "the mesh's file, in place of its name")
+	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker")
+	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
+	return cmd
+}
+
+func (c *cli) verifyInput(cmd *cobra.Command, args []string, file string) (procedure.VerifyInput, error) {
+	switch {
+	case file != "" && len(args) > 0:
+		return procedure.VerifyInput{}, badInput(c.again("verify", args[0]), "give the mesh's name or its file, not both")
+	case file != "":
+		in, problems, err := readInput(file, cmd.InOrStdin())
+		if err != nil {
+			return procedure.VerifyInput{}, badInput("", "%w", err)
+		}
+		if len(problems) > 0 {
+			return procedure.VerifyInput{}, c.reject(file, problems)
+		}
+		return procedure.VerifyInput{Mesh: in.spec.Mesh, Management: in.spec.Management.Context, Namespace: in.spec.Namespace}, nil
+	case len(args) == 0:
+		return procedure.VerifyInput{}, badInput(c.again("status")+" lists the meshes", "which mesh? Give its name, or its file with -f")
+	case !meshName.MatchString(args[0]):
+		return procedure.VerifyInput{}, badInput(c.again("status")+" lists the meshes", "%q is not the name of a mesh", args[0])
+	default:
+		return procedure.VerifyInput{Mesh: args[0]}, nil
+	}
+}
+
+// launch starts a procedure, or finds the one of that id that runs, and
+// follows it to its end.
+func (c *cli) launch(ctx context.Context, l launch) error {
+	t, err := c.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	f := c.follower(t, l.id)
+	f.again = l.again
+	runID, running, err := t.start(ctx, l)
+	if err != nil {
+		return t.failed(err, "start "+l.id)
+	}
+	f.runID = runID
+	switch {
+	case !running:
+		c.say("Started %s as workflow %s.", l.procedure, l.id)
+	case t.sameInput(ctx, l, runID):
+		c.say("Workflow %s runs already, with this very input; showing that run.", l.id)
+	default:
+		fmt.Fprintf(c.err, "relaypki: warning: workflow %s runs already, with ANOTHER input than this one; showing that run. When it has ended, start yours: %s\n", l.id, l.again)
+	}
+	if !l.detach {
+		return f.follow(ctx)
+	}
+	if c.json() {
+		return c.printJSON(ending{WorkflowID: l.id, RunID: runID, Procedure: l.procedure, Status: "running"})
+	}
+	c.say("Next: %s", c.again("watch", l.id))
+	return nil
+}
+
+// start returns the run, and whether it was running before.
+func (t *server) start(ctx context.Context, l launch) (runID string, running bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	run, err := t.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
+		ID: l.id, TaskQueue: l.taskQueue, StaticSummary: l.summary, StaticDetails: l.details,
+		// A run that failed may be started again under its id.
+		WorkflowIDReusePolicy:                    enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+		WorkflowIDConflictPolicy:                 enumspb.WORKFLOW_ID_CONFLICT_POLICY_FAIL,
+		WorkflowExecutionErrorWhenAlreadyStarted: true,
+	}, l.procedure, l.input)
+	var started *serviceerror.WorkflowExecutionAlreadyStarted
+	if errors.As(err, &started) {
+		return started.RunId, true, nil
+	}
+	if err != nil {
+		return "", false, err
+	}
+	return run.GetRunID(), false, nil
+}
+
+// sameInput compares what we would have sent with what that run was given.
+func (t *server) sameInput(ctx context.Context, l launch, runID string) bool {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	events := t.GetWorkflowHistory(ctx, l.id, runID, false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+	if !events.HasNext() {
+		return false
+	}
+	first, err := events.Next()
+	if err != nil {
+		return false
+	}
+	payloads := first.GetWorkflowExecutionStartedEventAttributes().GetInput().GetPayloads()
+	return len(payloads) == 1 && sameJSON(payloads[0].GetData(), l.input)
+}
+
+// sameJSON compares meaning, not spelling.
+func sameJSON(a, b []byte) bool {
+	var x, y any
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
+}
+
+// say prints a line for people.
+func (c *cli) say(format string, args ...any) {
+	if !c.json() {
+		fmt.Fprintf(c.out, format+"\n", args...)
+	}
+}

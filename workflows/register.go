@@ -1,0 +1,18 @@
+// Package workflows has the procedures. Each file is one procedure, to be read
+// top down; the mechanics they share are in steps.go and report.go. All of it
+// is deterministic: what depends on the world outside is asked of activities.
+package workflows
+
+import (
+	"go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// Register registers every procedure under its name.
+func Register(r worker.WorkflowRegistry) {
+	r.RegisterWorkflowWithOptions(SetupMesh, workflow.RegisterOptions{Name: procedure.SetupMesh})
+	r.RegisterWorkflowWithOptions(SetupCluster, workflow.RegisterOptions{Name: procedure.SetupCluster})
+	r.RegisterWorkflowWithOptions(VerifyMesh, workflow.RegisterOptions{Name: procedure.VerifyMesh})
+}

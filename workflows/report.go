@@ -1,0 +1,159 @@
+package workflows
+
+import (
+	"fmt"
+	"strings"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+var (
+	attributeMesh    = temporal.NewSearchAttributeKeyKeyword(procedure.AttributeMesh)
+	attributeCluster = temporal.NewSearchAttributeKeyKeyword(procedure.AttributeCluster)
+	attributePhase   = temporal.NewSearchAttributeKeyKeyword(procedure.AttributePhase)
+)
+
+// report is what a run says of itself while it runs: the answer to the
+// progress query, the current details in the UI, the search attributes.
+type report struct {
+	procedure.Progress
+	// attributes says that the search attributes are registered. Setting one
+	// that is not makes the workflow task fail for ever, so whoever sets this
+	// has it from an activity's result.
+	attributes bool
+}
+
+func newReport(ctx workflow.Context, p procedure.Progress) (*report, error) {
+	r := &report{Progress: p}
+	err := workflow.SetQueryHandlerWithOptions(ctx, procedure.ProgressQuery,
+		func() (procedure.Progress, error) { return r.Progress, nil },
+		workflow.QueryHandlerOptions{Description: "How far this procedure is: phase, steps, clusters, what it waits for."})
+	r.show(ctx)
+	return r, err
+}
+
+// show puts the progress into the UI.
+func (r *report) show(ctx workflow.Context) {
+	workflow.SetCurrentDetails(ctx, markdown(r.Progress))
+}
+
+// phase begins a phase.
+func (r *report) phase(ctx workflow.Context, name string) error {
+	r.Phase = name
+	r.show(ctx)
+	if !r.attributes {
+		return nil
+	}
+	updates := []temporal.SearchAttributeUpdate{attributeMesh.ValueSet(r.Mesh), attributePhase.ValueSet(name)}
+	if r.Cluster != "" {
+		updates = append(updates, attributeCluster.ValueSet(r.Cluster))
+	}
+	return workflow.UpsertTypedSearchAttributes(ctx, updates...)
+}
+
+// await says what the procedure waits for, or that it no longer does.
+func (r *report) await(ctx workflow.Context, what string) {
+	r.Awaiting = what
+	r.show(ctx)
+}
+
+// begin adds a step that runs from now on and returns its index.
+func (r *report) begin(ctx workflow.Context, name string) int {
+	r.Steps = append(r.Steps, procedure.Step{Name: name, State: procedure.Running, Started: workflow.Now(ctx)})
+	r.show(ctx)
+	return len(r.Steps) - 1
+}
+
+// end closes a step with what became of it.
+func (r *report) end(ctx workflow.Context, step int, outcome procedure.Outcome, err error) {
+	s := &r.Steps[step]
+	s.Ended = workflow.Now(ctx)
+	s.State, s.Detail = outcome.State(), outcome.Detail
+	if err != nil {
+		s.State, s.Detail = procedure.Failed, failure.Message(err)
+	}
+	r.show(ctx)
+}
+
+// cluster notes a cluster's state in the parent's table.
+func (r *report) cluster(ctx workflow.Context, name string, state procedure.State, detail string) {
+	for i := range r.Clusters {
+		if r.Clusters[i].Cluster == name {
+			r.Clusters[i].State, r.Clusters[i].Detail = state, detail
+		}
+	}
+	r.show(ctx)
+}
+
+// finish closes the report and turns a failure into the error that ends the
+// run: the kind of the first cause, its text, and the whole report as details.
+func (r *report) finish(ctx workflow.Context, err error) error {
+	r.Ended = true
+	if err == nil {
+		r.Phase = "done"
+		r.show(ctx)
+		return nil
+	}
+	r.Problem = failure.Message(err)
+	r.show(ctx)
+	if temporal.IsCanceledError(err) {
+		return err
+	}
+	kind := failure.KindOf(err)
+	if kind == "" {
+		kind = failure.Unavailable
+	}
+	return failure.PermanentWithDetails(kind, r.Problem, r.Progress)
+}
+
+// markdown is the progress for the UI's current details: first what is
+// awaited, then the clusters, then the steps.
+func markdown(p procedure.Progress) string {
+	var b strings.Builder
+	switch {
+	case p.Problem != "":
+		b.WriteString(fmt.Sprintf("**Failed:** %s\n\n", p.Problem))
+	case p.Awaiting != "":
+		b.WriteString(fmt.Sprintf("**Waiting:** %s\n\n", p.Awaiting))
+	case p.Ended:
+		b.WriteString(fmt.Sprintf("**Done.** Mesh `%s`\n\n", p.Mesh))
+	default:
+		b.WriteString(fmt.Sprintf("**%s** of mesh `%s`: %s\n\n", p.Procedure, p.Mesh, p.Phase))
+	}
+	if len(p.Clusters) > 0 {
+		b.WriteString("| cluster | state | detail |\n|---|---|---|\n")
+		for _, c := range p.Clusters {
+			b.WriteString(fmt.Sprintf("| %s | %s %s | %s |\n", c.Cluster, symbol(c.State), c.State, cell(c.Detail)))
+		}
+		b.WriteString("\n")
+	}
+	if len(p.Steps) > 0 {
+		b.WriteString("| step | state | detail |\n|---|---|---|\n")
+		for _, s := range p.Steps {
+			b.WriteString(fmt.Sprintf("| %s | %s %s | %s |\n", s.Name, symbol(s.State), s.State, cell(s.Detail)))
+		}
+	}
+	return b.String()
+}
+
+func symbol(s procedure.State) string {
+	switch s {
+	case procedure.Pending:
+		return "·"
+	case procedure.Running:
+		return "▶"
+	case procedure.Failed:
+		return "✗"
+	default:
+		return "✓"
+	}
+}
+
+// cell makes a text fit into a markdown table.
+func cell(text string) string {
+	return strings.NewReplacer("\n", " ", "|", "\\|").Replace(text)
+}

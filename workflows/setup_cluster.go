@@ -1,0 +1,127 @@
+package workflows
+
+import (
+	"fmt"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// ClusterInput is what SetupMesh gives to the child that sets up one workload
+// cluster. It is decoded tolerantly: histories outlive releases.
+type ClusterInput struct {
+	// Spec has this one workload.
+	Spec       mesh.Spec      `json:"spec"`
+	Cluster    string         `json:"cluster"`
+	Mode       procedure.Mode `json:"mode"`
+	Attributes bool           `json:"attributes"`
+
+	IssuerID        string `json:"issuerId"`
+	RootPEM         string `json:"rootPEM"`
+	IntermediatePEM string `json:"intermediatePEM"`
+	RelayAddress    string `json:"relayAddress"`
+}
+
+// SetupCluster sets up one workload cluster: cert-manager, its credential for
+// Vault, its certificate, its trust, its registration and its agent.
+func SetupCluster(ctx workflow.Context, in ClusterInput) (procedure.ClusterResult, error) {
+	c := &clusterSetup{ClusterInput: in, result: procedure.ClusterResult{Cluster: in.Cluster}}
+	var err error
+	if c.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.SetupCluster, Mesh: in.Spec.Mesh, Cluster: in.Cluster}); err != nil {
+		return c.result, err
+	}
+	c.report.attributes = in.Attributes
+	err = c.run(ctx)
+	c.result.Steps = c.report.Steps
+	return c.result, c.report.finish(ctx, err)
+}
+
+type clusterSetup struct {
+	ClusterInput
+	workload mesh.Workload
+	report   *report
+	result   procedure.ClusterResult
+}
+
+func (c *clusterSetup) run(ctx workflow.Context) error {
+	var ok bool
+	if c.workload, ok = c.Spec.Workload(c.Cluster); !ok {
+		return failure.Permanent(failure.InvalidInput, "cluster %q is not in the spec that came with it", c.Cluster)
+	}
+	if err := c.report.phase(ctx, "workload cluster"); err != nil {
+		return err
+	}
+	if c.Mode == procedure.Observe {
+		return c.apply(ctx)
+	}
+	lock := cluster.LockInput{
+		Context: c.Spec.Management.Context, Namespace: c.Spec.Namespace,
+		Lease: fmt.Sprintf("relaypki-%s-cluster-%s", c.Spec.Mesh, c.Cluster), Holder: holder(ctx),
+	}
+	if _, err := c.step(ctx, "lock", "Take the lock on cluster "+c.Cluster, func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(c.Spec.Management.TaskQueue, locking), kubernetes.AcquireLock, lock)
+	}); err != nil {
+		return err
+	}
+	return release(ctx, lock, c.apply(ctx))
+}
+
+func (c *clusterSetup) apply(ctx workflow.Context) error {
+	if _, err := c.step(ctx, "namespace", "Create the namespace", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(c.workload.TaskQueue, acting), kubernetes.EnsureNamespace,
+			cluster.NamespaceInput{Context: c.workload.Context, Namespace: c.Spec.Namespace, Mode: c.Mode})
+	}); err != nil {
+		return err
+	}
+	if _, err := c.step(ctx, "cert-manager", "Install cert-manager", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return certManagerIn(ctx, c.Spec, c.workload.Context, c.workload.TaskQueue, c.Mode)
+	}); err != nil {
+		return err
+	}
+	leaf, err := issuing{
+		spec: c.Spec, context: c.workload.Context, queue: c.workload.TaskQueue, workload: c.Cluster,
+		certificate: c.Spec.ClientCertificate(c.workload),
+		issuerID:    c.IssuerID, rootPEM: c.RootPEM, intermediatePEM: c.IntermediatePEM, mode: c.Mode,
+	}.run(ctx, c.step)
+	if err != nil {
+		return err
+	}
+	c.result.Leaf = leaf
+	if _, err := c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(c.workload.TaskQueue, acting), kubernetes.CopyRootSecret,
+			cluster.CopyRootSecretInput{Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, Mode: c.Mode})
+	}); err != nil {
+		return err
+	}
+	if c.Spec.Gloo.IdentityToken.Mode != mesh.TokenNone {
+		if _, err := c.step(ctx, "identity token", "Copy the relay identity token", func(ctx workflow.Context) (procedure.Outcome, error) {
+			return call[procedure.Outcome](ctx, acting, kubernetes.CopyIdentityToken,
+				cluster.IdentityTokenInput{Spec: c.Spec, Context: c.workload.Context, Mode: c.Mode})
+		}); err != nil {
+			return err
+		}
+	}
+	if _, err := c.step(ctx, "registration", "Register the cluster with the management server", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(c.Spec.Management.TaskQueue, acting), kubernetes.RegisterCluster,
+			cluster.RegisterClusterInput{Spec: c.Spec, Cluster: c.Cluster, Mode: c.Mode})
+	}); err != nil {
+		return err
+	}
+	if !*c.Spec.Gloo.Install {
+		return nil
+	}
+	_, err = c.step(ctx, "agent", "Install the Gloo agent", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return glooIn(ctx, c.Spec, c.workload.Context, c.workload.TaskQueue, agentValues(c.Spec, c.workload, c.RelayAddress), c.Mode)
+	})
+	return err
+}
+
+func (c *clusterSetup) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error) {
+	outcome, changed, err := takeStep(ctx, c.report, c.Mode, name, summary, run)
+	c.result.Changed = c.result.Changed || changed
+	return outcome, err
+}

@@ -1,0 +1,503 @@
+package workflows
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/helm"
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// generation of the CAs that a setup makes; rotations count up from it.
+const generation = 1
+
+// SetupMesh sets up the relay certificates of a mesh from its description: the
+// CAs in Vault, cert-manager with its Issuers and Certificates in every
+// cluster, the agents' trust, the management server and the agents, and the
+// proof that the relay works. It can be started again at any time: what is as
+// described is left alone.
+func SetupMesh(ctx workflow.Context, in procedure.SetupInput) (procedure.SetupResult, error) {
+	spec := in.Spec.WithDefaults()
+	r := &setup{spec: spec, result: procedure.SetupResult{Mesh: spec.Mesh}}
+	var err error
+	if r.report, err = newReport(ctx, procedure.Progress{
+		Procedure: procedure.SetupMesh, Mesh: spec.Mesh, Phase: "preflight", Clusters: pending(ctx, spec),
+	}); err != nil {
+		return r.result, err
+	}
+	if err := invalid(append(in.Problems, spec.Validate()...)); err != nil {
+		return r.result, r.report.finish(ctx, err)
+	}
+	err = r.run(ctx)
+	r.result.Steps = r.report.Steps
+	return r.result, r.report.finish(ctx, err)
+}
+
+// setup is one run of SetupMesh.
+type setup struct {
+	spec   mesh.Spec
+	report *report
+	mode   procedure.Mode
+	result procedure.SetupResult
+
+	root, relay vault.CAResult
+	address     string
+}
+
+// errWouldChange ends a look around: something is not as described.
+var errWouldChange = temporal.NewNonRetryableApplicationError("something is not as described", "WouldChange", nil)
+
+func (r *setup) run(ctx workflow.Context) error {
+	if err := r.preflight(ctx); err != nil {
+		return err
+	}
+	record, err := r.readRecord(ctx)
+	if err != nil {
+		return err
+	}
+	if record.Complete && reflect.DeepEqual(record.Spec, r.spec.Normal()) {
+		// This very setup has been done. Look around without the lock first: if
+		// all is as described, nothing at all is written.
+		err := r.apply(ctx, procedure.Observe)
+		if err == nil {
+			r.mode = procedure.Apply // what follows may write: the schedule
+			return r.prove(ctx)
+		}
+		if failure.KindOf(err) != "WouldChange" {
+			return err
+		}
+		r.report.Steps, r.report.Clusters = r.report.Steps[:1], pending(ctx, r.spec)
+	}
+	return r.locked(ctx, func() error {
+		if err := r.apply(ctx, procedure.Apply); err != nil {
+			return err
+		}
+		if err := r.prove(ctx); err != nil {
+			return err
+		}
+		_, err := r.step(ctx, "record the mesh", "Record that the mesh is complete", func(ctx workflow.Context) (procedure.Outcome, error) {
+			return call[procedure.Outcome](ctx, acting, kubernetes.RecordMesh, cluster.RecordMeshInput{Spec: r.spec, Complete: true, Mode: procedure.Apply})
+		})
+		return err
+	})
+}
+
+// preflight asks everything outside whether it is fit for the setup, all at
+// once, and reports every problem; nothing has been changed by then.
+func (r *setup) preflight(ctx workflow.Context) error {
+	step := r.report.begin(ctx, "preflight")
+	outcome, err := r.checkEverything(ctx)
+	r.report.end(ctx, step, outcome, err)
+	return err
+}
+
+func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error) {
+	facts, err := call[temporalactivities.Facts](ctx, looking, temporals.DescribeTemporal, nil)
+	if err != nil {
+		return procedure.Outcome{}, err
+	}
+	r.report.attributes = facts.SearchAttributes
+	if err := r.report.phase(ctx, "preflight"); err != nil {
+		return procedure.Outcome{}, err
+	}
+	var problems []string
+	blame := func(who string, found []string, err error) {
+		if err != nil {
+			found = append(found, failure.Message(err))
+		}
+		for _, p := range found {
+			problems = append(problems, who+": "+p)
+		}
+	}
+	wg := workflow.NewWaitGroup(ctx)
+	var versions []string
+	check := func(spec mesh.Spec, context, queue string, management bool) {
+		wg.Add(1)
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer wg.Done()
+			out, err := call[cluster.CheckClusterResult](ctx, summarized(on(queue, looking), "Check cluster "+context), kubernetes.CheckCluster,
+				cluster.CheckClusterInput{Spec: spec, Context: context, Management: management})
+			versions = append(versions, out.Version)
+			blame(context, out.Problems, err)
+		})
+	}
+	check(r.spec.Only(""), r.spec.Management.Context, r.spec.Management.TaskQueue, true)
+	for _, w := range r.spec.Workloads {
+		check(r.spec.Only(w.Name), w.Context, w.TaskQueue, false)
+	}
+	vaultVersion := "to be installed"
+	if r.spec.Vault.Install == mesh.VaultExisting {
+		wg.Add(1)
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer wg.Done()
+			out, err := call[vault.CheckVaultResult](ctx, summarized(looking, "Check Vault"), vaults.CheckVault, vault.CheckVaultInput{Spec: r.spec.Only("")})
+			vaultVersion = out.Version
+			blame("vault "+r.spec.Vault.Name, out.Problems, err)
+		})
+	}
+	wg.Wait(ctx)
+	if err := ctx.Err(); err != nil {
+		return procedure.Outcome{}, err
+	}
+	if len(problems) > 0 {
+		sort.Strings(problems)
+		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "nothing was changed; put this right and start again:\n- %s", strings.Join(problems, "\n- "))
+	}
+	return procedure.Outcome{Detail: fmt.Sprintf("%d clusters, Kubernetes %s, Vault %s", len(versions), versionRange(versions), vaultVersion)}, nil
+}
+
+// versionRange is the one version of all clusters, or the lowest and highest.
+func versionRange(versions []string) string {
+	lowest, highest := slices.Min(versions), slices.Max(versions)
+	if lowest == highest {
+		return lowest
+	}
+	return lowest + " to " + highest
+}
+
+// readRecord reads what is stored of this mesh and refuses a spec that lacks a
+// recorded member: leaving it out of the input does not remove it.
+func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
+	record, err := call[cluster.MeshRecord](ctx, summarized(looking, "Read the mesh's record"), kubernetes.ReadMesh,
+		cluster.ReadMeshInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Namespace})
+	if err != nil || !record.Found {
+		return record, err
+	}
+	var gone []strict.Problem
+	for _, member := range record.Spec.Workloads {
+		if _, ok := r.spec.Workload(member.Name); !ok {
+			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is a member of the mesh but not in this input; leaving it out does not remove it, so put it back", member.Name)})
+		}
+	}
+	return record, invalid(gone)
+}
+
+// locked runs the change with the lock on the mesh's CAs. The namespace comes
+// before the lock because the lock lives in it.
+func (r *setup) locked(ctx workflow.Context, change func() error) error {
+	r.mode = procedure.Apply
+	if _, err := r.step(ctx, "namespace", "Create the namespace in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, kubernetes.EnsureNamespace,
+			cluster.NamespaceInput{Context: r.spec.Management.Context, Namespace: r.spec.Namespace, Mode: procedure.Apply})
+	}); err != nil {
+		return err
+	}
+	lock := cluster.LockInput{
+		Context: r.spec.Management.Context, Namespace: r.spec.Namespace,
+		Lease: "relaypki-" + r.spec.Mesh + "-ca", Holder: holder(ctx),
+	}
+	if _, err := r.step(ctx, "lock", "Take the lock on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)
+	}); err != nil {
+		return err
+	}
+	err := change()
+	return release(ctx, lock, err)
+}
+
+// apply goes through the whole procedure: first what is done in Vault and the
+// management cluster, then every workload cluster in a workflow of its own.
+func (r *setup) apply(ctx workflow.Context, mode procedure.Mode) error {
+	r.mode = mode
+	for _, phase := range []struct {
+		name string
+		run  func(workflow.Context) error
+	}{
+		{"certificate authorities", r.certificateAuthorities},
+		{"management cluster", r.managementCluster},
+		{"workload clusters", r.workloadClusters},
+	} {
+		if err := r.report.phase(ctx, phase.name); err != nil {
+			return err
+		}
+		if err := phase.run(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// certificateAuthorities makes the root and the intermediate in Vault, while
+// cert-manager, which needs neither, is installed in the management cluster.
+func (r *setup) certificateAuthorities(ctx workflow.Context) error {
+	if r.mode == procedure.Apply {
+		if _, err := r.step(ctx, "record the mesh", "Record the mesh's membership", func(ctx workflow.Context) (procedure.Outcome, error) {
+			return call[procedure.Outcome](ctx, acting, kubernetes.RecordMesh, cluster.RecordMeshInput{Spec: r.spec, Mode: r.mode})
+		}); err != nil {
+			return err
+		}
+	}
+	certManager, settle := workflow.NewFuture(ctx)
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		settle.SetError(r.certManager(ctx))
+	})
+	err := r.vault(ctx)
+	if err == nil {
+		err = r.vaultPKI(ctx)
+	}
+	if certManagerErr := certManager.Get(ctx, nil); err == nil {
+		err = certManagerErr
+	}
+	return err
+}
+
+func (r *setup) certManager(ctx workflow.Context) error {
+	_, err := r.step(ctx, "cert-manager", "Install cert-manager in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return certManagerIn(ctx, r.spec, r.spec.Management.Context, r.spec.Management.TaskQueue, r.mode)
+	})
+	return err
+}
+
+// vault installs Vault, where that is ours to do. A standalone one is of no use
+// before an operator has initialised and unsealed it: its unseal keys and root
+// token never pass through here, so the run waits, for days if need be.
+func (r *setup) vault(ctx workflow.Context) error {
+	if r.spec.Vault.Install == mesh.VaultExisting {
+		return nil
+	}
+	if _, err := r.step(ctx, "install Vault", "Install Vault in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(r.spec.Management.TaskQueue, waiting), charts.InstallChart, helm.ChartInput{
+			Context: r.spec.Management.Context, Release: "vault", Namespace: "vault", Chart: "vault", Values: vaultValues(r.spec.Vault), Mode: r.mode,
+		})
+	}); err != nil {
+		return err
+	}
+	r.report.await(ctx, fmt.Sprintf("Vault %q to be initialised and unsealed, and to let this worker in. Initialise it (kubectl -n vault exec vault-0 -- vault operator init), unseal it, "+
+		"write the policies and logins of deploy/vault; this run then goes on by itself", r.spec.Vault.Name))
+	defer r.report.await(ctx, "")
+	_, err := r.step(ctx, "Vault", "Wait for Vault to be ready for use", func(ctx workflow.Context) (procedure.Outcome, error) {
+		out, err := call[vault.CheckVaultResult](ctx, parked, vaults.AwaitVault, vault.CheckVaultInput{Spec: r.spec.Only("")})
+		return procedure.Outcome{Detail: out.Version + " at " + out.Address}, err
+	})
+	return err
+}
+
+func (r *setup) vaultPKI(ctx workflow.Context) error {
+	v := r.spec.Vault
+	for _, m := range []struct {
+		mount string
+		ttl   mesh.Duration
+	}{{v.RootMount, r.spec.PKI.Root.TTL}, {v.RelayMount, r.spec.PKI.Intermediate.TTL}} {
+		if _, err := r.step(ctx, "PKI mount "+m.mount, "Enable and tune the PKI mount "+m.mount, func(ctx workflow.Context) (procedure.Outcome, error) {
+			return call[procedure.Outcome](ctx, acting, vaults.EnablePKI, vault.EnablePKIInput{Vault: v.Name, Mount: m.mount, MaxLeaseTTL: m.ttl, Mode: r.mode})
+		}); err != nil {
+			return err
+		}
+	}
+	if _, err := r.step(ctx, "root CA", "Find or generate the root CA", func(ctx workflow.Context) (procedure.Outcome, error) {
+		var err error
+		r.root, err = call[vault.CAResult](ctx, acting, vaults.GenerateRoot,
+			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: r.spec.PKI.Root, Mode: r.mode})
+		return r.root.Outcome, err
+	}); err != nil {
+		return err
+	}
+	r.result.Root = r.root.Authority
+	if _, err := r.step(ctx, "intermediate CA", "Find or make the intermediate CA", r.intermediate); err != nil {
+		return err
+	}
+	r.result.Relay = r.relay.Authority
+	_, err := r.step(ctx, "roles", "Write the roles of the relay mount", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, vaults.ConfigureRoles,
+			vault.ConfigureRolesInput{Spec: r.spec.Only(""), IssuerID: r.relay.Authority.IssuerID, Mode: r.mode})
+	})
+	return err
+}
+
+// intermediate makes the intermediate in three calls, each of which finds what
+// an interrupted one has left.
+func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
+	in := vault.IntermediateInput{
+		Vault: r.spec.Vault.Name, RootMount: r.spec.Vault.RootMount, RelayMount: r.spec.Vault.RelayMount,
+		RootIssuerID: r.root.Authority.IssuerID, RootPEM: r.root.CertificatePEM,
+		Generation: generation, CA: r.spec.PKI.Intermediate, Mode: r.mode,
+	}
+	var total procedure.Outcome
+	csr, err := call[vault.CSRResult](ctx, acting, vaults.GenerateIntermediateCSR, in)
+	if err != nil {
+		return total, err
+	}
+	total.Add(csr.Outcome)
+	if !csr.Present {
+		if r.mode == procedure.Observe {
+			return total, errWouldChange
+		}
+		in.CSRPEM = csr.CSRPEM
+		signed, err := call[vault.SignedResult](ctx, acting, vaults.SignIntermediate, in)
+		if err != nil {
+			return total, err
+		}
+		total.Add(signed.Outcome)
+		in.ChainPEM = signed.ChainPEM
+	}
+	if r.relay, err = call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in); err != nil {
+		return total, err
+	}
+	total.Add(r.relay.Outcome)
+	total.Detail = r.relay.Detail
+	return total, nil
+}
+
+// managementCluster gives the management server its certificate and installs it.
+func (r *setup) managementCluster(ctx workflow.Context) error {
+	issuing := issuing{
+		spec: r.spec.Only(""), context: r.spec.Management.Context, queue: r.spec.Management.TaskQueue,
+		certificate: r.spec.Certificates.Server,
+		issuerID:    r.relay.Authority.IssuerID, rootPEM: r.root.CertificatePEM, intermediatePEM: r.relay.CertificatePEM, mode: r.mode,
+	}
+	leaf, err := issuing.run(ctx, r.step)
+	if err != nil {
+		return err
+	}
+	r.result.Server = leaf
+	if _, err := r.step(ctx, "identity token", "Make or find the relay identity token", func(ctx workflow.Context) (procedure.Outcome, error) {
+		if r.spec.Gloo.IdentityToken.Mode == mesh.TokenNone {
+			return procedure.Outcome{Detail: "not used"}, nil
+		}
+		return call[procedure.Outcome](ctx, acting, kubernetes.CopyIdentityToken,
+			cluster.IdentityTokenInput{Spec: r.spec.Only(""), Context: r.spec.Management.Context, Mode: r.mode})
+	}); err != nil {
+		return err
+	}
+	if _, err := r.step(ctx, "management server", "Install the Gloo management server", func(ctx workflow.Context) (procedure.Outcome, error) {
+		if !*r.spec.Gloo.Install {
+			return procedure.Outcome{Detail: "left to others"}, nil
+		}
+		return glooIn(ctx, r.spec, r.spec.Management.Context, r.spec.Management.TaskQueue, serverValues(r.spec), r.mode)
+	}); err != nil {
+		return err
+	}
+	_, err = r.step(ctx, "relay address", "Wait for the management server's address", func(ctx workflow.Context) (procedure.Outcome, error) {
+		out, err := call[cluster.RelayAddressResult](ctx, on(r.spec.Management.TaskQueue, waiting), kubernetes.AwaitRelayAddress, cluster.RelayAddressInput{Spec: r.spec.Only("")})
+		r.address = out.Address
+		return procedure.Outcome{Detail: out.Address}, err
+	})
+	return err
+}
+
+// workloadClusters sets up every workload in a child workflow of its own, some
+// at a time. One that fails does not stop the others.
+func (r *setup) workloadClusters(ctx workflow.Context) error {
+	places := workflow.NewSemaphore(ctx, clustersAtOnce)
+	wg := workflow.NewWaitGroup(ctx)
+	results := make([]procedure.ClusterResult, len(r.spec.Workloads))
+	errs := make([]error, len(r.spec.Workloads))
+	for i, w := range r.spec.Workloads {
+		wg.Add(1)
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer wg.Done()
+			if errs[i] = places.Acquire(ctx, 1); errs[i] != nil {
+				return
+			}
+			defer places.Release(1)
+			results[i], errs[i] = r.workloadCluster(ctx, w)
+		})
+	}
+	wg.Wait(ctx)
+	r.result.Clusters = results
+	var failed []string
+	var first error
+	for i, err := range errs {
+		switch {
+		case err != nil:
+			if first == nil {
+				first = err
+			}
+			failed = append(failed, r.spec.Workloads[i].Name+": "+failure.Message(err))
+		case results[i].Changed:
+			r.result.Changed = true
+		}
+	}
+	switch {
+	case first == nil:
+		return nil
+	case temporal.IsCanceledError(first) || failure.KindOf(first) == "WouldChange":
+		return first
+	default:
+		return failure.Permanent(failure.KindOf(first), "%d of %d clusters are not set up; put this right and start again with the same input, the others are left alone:\n- %s",
+			len(failed), len(errs), strings.Join(failed, "\n- "))
+	}
+}
+
+func (r *setup) workloadCluster(ctx workflow.Context, w mesh.Workload) (procedure.ClusterResult, error) {
+	r.report.cluster(ctx, w.Name, procedure.Running, "")
+	var out procedure.ClusterResult
+	err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+		WorkflowID:    childID(ctx, w.Name),
+		StaticSummary: "Set up cluster " + w.Name,
+	}), SetupCluster, ClusterInput{
+		Spec: r.spec.Only(w.Name), Cluster: w.Name, Mode: r.mode, Attributes: r.report.attributes,
+		IssuerID: r.relay.Authority.IssuerID, RootPEM: r.root.CertificatePEM, IntermediatePEM: r.relay.CertificatePEM,
+		RelayAddress: r.address,
+	}).Get(ctx, &out)
+	switch {
+	case err != nil:
+		r.report.cluster(ctx, w.Name, procedure.Failed, failure.Message(err))
+	case out.Changed:
+		r.report.cluster(ctx, w.Name, procedure.Done, expiry(out.Leaf))
+	default:
+		r.report.cluster(ctx, w.Name, procedure.UpToDate, expiry(out.Leaf))
+	}
+	return out, err
+}
+
+// prove verifies the whole mesh, and has it verified from now on.
+func (r *setup) prove(ctx workflow.Context) error {
+	if err := r.report.phase(ctx, "verification"); err != nil {
+		return err
+	}
+	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Namespace}
+	if r.result.Changed {
+		in.Settle = mesh.Minutes(3)
+	}
+	if _, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
+		var verified procedure.VerifyResult
+		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+			WorkflowID:    childID(ctx, "verify"),
+			StaticSummary: "Verify mesh " + r.spec.Mesh,
+		}), VerifyMesh, in).Get(ctx, &verified)
+		r.result.Verification = &verified
+		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", len(verified.Findings))}, err
+	}); err != nil {
+		return err
+	}
+	_, err := r.step(ctx, "schedule", "Verify on a schedule", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, temporals.EnsureVerifySchedule, temporalactivities.EnsureScheduleInput{
+			Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Namespace, Every: *r.spec.Verify.Every, Mode: procedure.Apply,
+		})
+	})
+	return err
+}
+
+// step runs one step, reports it, and notes whether it changed something. In a
+// look around a step that would change something ends it.
+func (r *setup) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error) {
+	outcome, changed, err := takeStep(ctx, r.report, r.mode, name, summary, run)
+	r.result.Changed = r.result.Changed || changed
+	return outcome, err
+}
+
+func pending(ctx workflow.Context, spec mesh.Spec) []procedure.ClusterProgress {
+	var clusters []procedure.ClusterProgress
+	for _, w := range spec.Workloads {
+		clusters = append(clusters, procedure.ClusterProgress{Cluster: w.Name, State: procedure.Pending, Workflow: childID(ctx, w.Name)})
+	}
+	return clusters
+}
+
+func expiry(leaf procedure.Leaf) string {
+	return "certificate until " + leaf.NotAfter.UTC().Format(time.DateTime) + "Z"
+}

@@ -1,0 +1,334 @@
+package workflows
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/worker"
+
+	"github.com/relaypki/relaypki/activities/certmanager"
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/helm"
+	"github.com/relaypki/relaypki/activities/relay"
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/check"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// The order in which a setup calls what, and what it makes of the answers, is
+// tested here with scripted answers. That the activities do what they say is
+// tested on the real servers, in their own packages and end to end.
+
+var spec = mesh.Spec{Mesh: "demo", Workloads: []mesh.Workload{{Name: "cluster1"}, {Name: "cluster2"}}}
+
+// outside scripts the world outside: everything is as described, until a test
+// says otherwise.
+type outside struct {
+	record cluster.MeshRecord
+	// differs names activities that find something to change.
+	differs map[string]bool
+	// fails has what an activity fails with in a context.
+	fails map[string]error
+	calls []string
+}
+
+func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
+	t.Helper()
+	var suite testsuite.WorkflowTestSuite
+	env := suite.NewTestWorkflowEnvironment()
+	Register(env)
+	// Wall-clock limits that a busy machine would break; nothing is learnt from them.
+	env.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute})
+	env.SetTestTimeout(time.Minute)
+	for _, a := range []any{vaults, kubernetes, certManagers, charts, relays, temporals} {
+		env.RegisterActivity(a)
+	}
+	outcome := func(name, where string, mode procedure.Mode) (procedure.Outcome, error) {
+		var out procedure.Outcome
+		if o.differs[name] {
+			out.Changed(procedure.Update, name, "")
+		}
+		return out, o.fails[name+" "+where]
+	}
+	env.SetOnActivityStartedListener(func(info *activity.Info, _ context.Context, args converter.EncodedValues) {
+		var in struct {
+			Mode    procedure.Mode
+			Context string
+			Lease   string
+		}
+		_ = args.Get(&in)
+		o.calls = append(o.calls, strings.TrimSpace(fmt.Sprintf("%s %s%s %s", info.ActivityType.Name, in.Context, in.Lease, in.Mode)))
+	})
+	env.OnActivity(temporals.DescribeTemporal, mock.Anything).Return(temporalactivities.Facts{}, nil)
+	env.OnActivity(temporals.EnsureVerifySchedule, mock.Anything, mock.Anything).Return(func(context.Context, temporalactivities.EnsureScheduleInput) (procedure.Outcome, error) {
+		return outcome("EnsureVerifySchedule", "", "")
+	})
+	env.OnActivity(kubernetes.CheckCluster, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.CheckClusterInput) (cluster.CheckClusterResult, error) {
+		if err := o.fails["CheckCluster "+in.Context]; err != nil {
+			return cluster.CheckClusterResult{Problems: []string{failure.Message(err)}}, nil
+		}
+		return cluster.CheckClusterResult{Version: "v1.37.2"}, nil
+	})
+	env.OnActivity(kubernetes.ReadMesh, mock.Anything, mock.Anything).Return(func(context.Context, cluster.ReadMeshInput) (cluster.MeshRecord, error) { return o.record, nil })
+	env.OnActivity(kubernetes.AcquireLock, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.LockInput) (procedure.Outcome, error) {
+		return outcome("AcquireLock", in.Lease, "")
+	})
+	env.OnActivity(kubernetes.ReleaseLock, mock.Anything, mock.Anything).Return(nil)
+	env.OnActivity(kubernetes.RecordMesh, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.RecordMeshInput) (procedure.Outcome, error) {
+		o.record = cluster.MeshRecord{Found: true, Complete: in.Complete, Spec: in.Spec}
+		return procedure.Outcome{}, nil
+	})
+	env.OnActivity(kubernetes.EnsureNamespace, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.NamespaceInput) (procedure.Outcome, error) {
+		return outcome("EnsureNamespace", in.Context, in.Mode)
+	})
+	env.OnActivity(kubernetes.ReadServiceAccountKeys, mock.Anything, mock.Anything).Return(cluster.ServiceAccountKeys{}, nil)
+	env.OnActivity(kubernetes.CopyRootSecret, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(kubernetes.CopyIdentityToken, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(kubernetes.RegisterCluster, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(kubernetes.AwaitRelayAddress, mock.Anything, mock.Anything).Return(cluster.RelayAddressResult{Address: "127.0.0.1:9900"}, nil)
+	env.OnActivity(vaults.CheckVault, mock.Anything, mock.Anything).Return(vault.CheckVaultResult{Version: "1.21.1"}, nil)
+	env.OnActivity(vaults.EnablePKI, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(vaults.GenerateRoot, mock.Anything, mock.Anything).Return(vault.CAResult{}, nil)
+	env.OnActivity(vaults.GenerateIntermediateCSR, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CSRResult, error) {
+		out, err := outcome("GenerateIntermediateCSR", "", in.Mode)
+		return vault.CSRResult{Outcome: out, Present: !o.differs["GenerateIntermediateCSR"]}, err
+	})
+	env.OnActivity(vaults.SignIntermediate, mock.Anything, mock.Anything).Return(vault.SignedResult{}, nil)
+	env.OnActivity(vaults.SetSignedIntermediate, mock.Anything, mock.Anything).Return(vault.CAResult{}, nil)
+	env.OnActivity(vaults.ConfigureRoles, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(vaults.EnableClusterAccess, mock.Anything, mock.Anything).Return(vault.ClusterAccessResult{}, nil)
+	env.OnActivity(certManagers.AwaitCertManager, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(certManagers.ApplyIssuerCredential, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(certManagers.ApplyIssuer, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(certManagers.ApplyCertificate, mock.Anything, mock.Anything).Return(func(_ context.Context, in certmanager.CertificateInput) (certmanager.CertificateResult, error) {
+		out, err := outcome("ApplyCertificate", in.Context, in.Mode)
+		return certmanager.CertificateResult{Outcome: out}, err
+	})
+	env.OnActivity(charts.InstallChart, mock.Anything, mock.Anything).Return(func(_ context.Context, in helm.ChartInput) (procedure.Outcome, error) {
+		return outcome("InstallChart", in.Context, in.Mode)
+	})
+	env.OnActivity(relays.VerifyManagement, mock.Anything, mock.Anything).Return(relay.VerifyManagementResult{
+		Findings: []check.Finding{{Check: "gauges", Cluster: "mgmt", Status: check.Pass}}}, nil)
+	env.OnActivity(relays.VerifyCluster, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.VerifyClusterInput) (relay.VerifyClusterResult, error) {
+		f := check.Finding{Check: "handshake", Cluster: in.Cluster, Status: check.Pass}
+		if o.differs["VerifyCluster"] {
+			f.Status, f.Message = check.Fail, "remote error: tls: bad certificate"
+		}
+		return relay.VerifyClusterResult{Findings: []check.Finding{f}}, nil
+	})
+	return env
+}
+
+// writes are the calls that may change something.
+func (o *outside) writes() []string {
+	var out []string
+	for _, c := range o.calls {
+		if strings.HasSuffix(c, string(procedure.Apply)) || strings.HasPrefix(c, "AcquireLock") {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func complete() cluster.MeshRecord {
+	return cluster.MeshRecord{Found: true, Complete: true, Spec: spec.WithDefaults().Normal()}
+}
+
+func TestSetupOfWhatIsThereWritesNothing(t *testing.T) {
+	o := &outside{record: complete()}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec})
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	writes := slices.DeleteFunc(o.writes(), func(c string) bool { return strings.HasPrefix(c, "EnsureVerifySchedule") })
+	if len(writes) > 0 {
+		t.Errorf("a setup of what is there called %q", writes)
+	}
+	var result procedure.SetupResult
+	if err := env.GetWorkflowResult(&result); err != nil || result.Changed || !result.Verification.Healthy {
+		t.Errorf("result %+v, %v", result, err)
+	}
+}
+
+func TestSetupAppliesWhatHasDrifted(t *testing.T) {
+	o := &outside{record: complete(), differs: map[string]bool{"ApplyCertificate": true}}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec})
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	writes := o.writes()
+	for _, want := range []string{"AcquireLock gloo-mesh", "ApplyCertificate mgmt apply", "ApplyCertificate cluster2 apply"} {
+		if !slices.ContainsFunc(writes, func(c string) bool {
+			return strings.HasPrefix(c, want) || strings.Contains(want, "AcquireLock") && strings.HasPrefix(c, "AcquireLock")
+		}) {
+			t.Errorf("no call %q in %q", want, writes)
+		}
+	}
+	if first := slices.IndexFunc(writes, func(c string) bool { return strings.HasPrefix(c, "ApplyCertificate") }); first < slices.IndexFunc(writes, func(c string) bool { return strings.HasPrefix(c, "AcquireLock") }) {
+		t.Errorf("something was applied before the lock was taken: %q", writes)
+	}
+}
+
+// Only the schedule is gone: it is made again, and the run ends well.
+func TestSetupRestoresTheSchedule(t *testing.T) {
+	o := &outside{record: complete(), differs: map[string]bool{"EnsureVerifySchedule": true}}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec})
+	var result procedure.SetupResult
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	if err := env.GetWorkflowResult(&result); err != nil || !result.Changed {
+		t.Errorf("result %+v, %v", result, err)
+	}
+}
+
+func TestSetupOfNewMeshLocksFirst(t *testing.T) {
+	o := &outside{differs: map[string]bool{"GenerateIntermediateCSR": true}}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec})
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(o.calls, func(c string) bool { return strings.HasSuffix(c, string(procedure.Observe)) }) {
+		t.Error("a mesh that was never set up is looked around in")
+	}
+	if !slices.ContainsFunc(o.calls, func(c string) bool { return strings.HasPrefix(c, "SignIntermediate") }) {
+		t.Error("the intermediate was not signed")
+	}
+	var result procedure.SetupResult
+	if err := env.GetWorkflowResult(&result); err != nil || !result.Changed || len(result.Clusters) != 2 {
+		t.Errorf("result %+v, %v", result, err)
+	}
+}
+
+func TestFailures(t *testing.T) {
+	for name, c := range map[string]struct {
+		input   string
+		outside outside
+		kind    failure.Kind
+		says    []string
+		// calls that must not have happened, by prefix
+		never []string
+	}{
+		"bad input": {
+			input: `{"mesh":"demo","workloads":[{"name":"my_cluster"}],"dryrun":true}`,
+			kind:  failure.InvalidInput,
+			says:  []string{"dryrun: unknown field", "has an underscore", "nothing was touched"},
+			never: []string{"DescribeTemporal", "CheckCluster"},
+		},
+		"preflight reports everything": {
+			outside: outside{fails: map[string]error{
+				"CheckCluster mgmt":     failure.Permanent(failure.Denied, "no create on leases"),
+				"CheckCluster cluster2": failure.Permanent(failure.Unavailable, "unreachable")}},
+			kind:  failure.Preflight,
+			says:  []string{"mgmt: no create on leases", "cluster2: unreachable", "nothing was changed"},
+			never: []string{"AcquireLock", "EnsureNamespace", "EnablePKI"},
+		},
+		"a member left out": {
+			input:   `{"mesh":"demo","workloads":[{"name":"cluster1"}]}`,
+			outside: outside{record: complete()},
+			kind:    failure.InvalidInput,
+			says:    []string{`"cluster2" is a member of the mesh but not in this input`},
+			never:   []string{"AcquireLock", "EnablePKI"},
+		},
+		"locked": {
+			outside: outside{fails: map[string]error{"AcquireLock relaypki-demo-ca": failure.Permanent(failure.Locked, "held by default/rotate/1")}},
+			kind:    failure.Locked,
+			says:    []string{"held by default/rotate/1"},
+			never:   []string{"EnablePKI", "ReleaseLock"},
+		},
+		"one cluster fails, the others finish": {
+			outside: outside{fails: map[string]error{"InstallChart cluster1": failure.Permanent(failure.Conflict, "a foreign release")}},
+			kind:    failure.Conflict,
+			says:    []string{"1 of 2 clusters are not set up", "cluster1: a foreign release"},
+		},
+		"not healthy": {
+			outside: outside{differs: map[string]bool{"VerifyCluster": true}},
+			kind:    failure.Unhealthy,
+			says:    []string{"2 of 3 checks fail", "cluster1, handshake: remote error: tls: bad certificate"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := c.outside
+			env := newRun(t, &o)
+			if c.input == "" {
+				c.input = `{"mesh":"demo","workloads":[{"name":"cluster1"},{"name":"cluster2"}]}`
+			}
+			env.ExecuteWorkflow(procedure.SetupMesh, json.RawMessage(c.input))
+			err := env.GetWorkflowError()
+			if err == nil {
+				t.Fatal("the run ended well")
+			}
+			if kind := failure.KindOf(err); kind != c.kind {
+				t.Errorf("it failed as %q, want %q: %v", kind, c.kind, err)
+			}
+			for _, want := range c.says {
+				if !strings.Contains(failure.Message(err), want) {
+					t.Errorf("the failure does not say %q: %s", want, failure.Message(err))
+				}
+			}
+			for _, never := range c.never {
+				if slices.ContainsFunc(o.calls, func(call string) bool { return strings.HasPrefix(call, never) }) {
+					t.Errorf("%s was called: %q", never, o.calls)
+				}
+			}
+			if name == "one cluster fails, the others finish" &&
+				!slices.ContainsFunc(o.calls, func(call string) bool { return strings.HasPrefix(call, "InstallChart cluster2") }) {
+				t.Error("cluster2 was not set up")
+			}
+			locks, releases := o.count("AcquireLock"), o.count("ReleaseLock")
+			if c.kind != failure.Locked && locks != releases {
+				t.Errorf("%d locks were taken, %d given back", locks, releases)
+			}
+		})
+	}
+}
+
+func (o *outside) count(prefix string) int {
+	n := 0
+	for _, c := range o.calls {
+		if strings.HasPrefix(c, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestMarkdownSaysFirstWhatMatters(t *testing.T) {
+	p := procedure.Progress{Procedure: procedure.SetupMesh, Mesh: "demo", Phase: "workload clusters",
+		Clusters: []procedure.ClusterProgress{{Cluster: "cluster1", State: procedure.Failed, Detail: "a | b\nc"}}}
+	for what, c := range map[string]struct {
+		change func(*procedure.Progress)
+		first  string
+	}{
+		"at work": {func(*procedure.Progress) {}, "**SetupMesh** of mesh `demo`: workload clusters"},
+		"waiting": {func(p *procedure.Progress) { p.Awaiting = "an operator" }, "**Waiting:** an operator"},
+		"failed":  {func(p *procedure.Progress) { p.Problem = "no rights" }, "**Failed:** no rights"},
+		"done":    {func(p *procedure.Progress) { p.Ended = true }, "**Done.** Mesh `demo`"},
+	} {
+		q := p
+		c.change(&q)
+		text := markdown(q)
+		if first, _, _ := strings.Cut(text, "\n"); first != c.first {
+			t.Errorf("%s: the first line is %q, want %q", what, first, c.first)
+		}
+		if !strings.Contains(text, `| cluster1 | ✗ failed | a \| b c |`) {
+			t.Errorf("%s: the cluster's row is broken:\n%s", what, text)
+		}
+	}
+}

@@ -1,0 +1,263 @@
+package workflows
+
+import (
+	"fmt"
+	"strings"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/certmanager"
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/helm"
+	"github.com/relaypki/relaypki/activities/relay"
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// Activities are called by method value, which carries their name; nothing is
+// behind these.
+var (
+	vaults       *vault.Activities
+	kubernetes   *cluster.Activities
+	certManagers *certmanager.Activities
+	charts       *helm.Activities
+	relays       *relay.Activities
+	temporals    *temporalactivities.Activities
+)
+
+// call executes an activity and waits for its answer.
+func call[Out any](ctx workflow.Context, options workflow.ActivityOptions, activity any, in any) (Out, error) {
+	var out Out
+	if options.Summary == "" {
+		options.Summary, _ = ctx.Value(summaryKey{}).(string)
+	}
+	ctx = workflow.WithActivityOptions(ctx, options)
+	var args []any
+	if in != nil {
+		args = []any{in}
+	}
+	return out, workflow.ExecuteActivity(ctx, activity, args...).Get(ctx, &out)
+}
+
+// summaryKey carries a step's summary to the activities that it calls.
+type summaryKey struct{}
+
+func summarized(o workflow.ActivityOptions, summary string) workflow.ActivityOptions {
+	o.Summary = summary
+	return o
+}
+
+// stepper runs one step of a procedure and reports it.
+type stepper func(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error)
+
+func takeStep(ctx workflow.Context, r *report, mode procedure.Mode, name, summary string,
+	run func(workflow.Context) (procedure.Outcome, error)) (outcome procedure.Outcome, changed bool, err error) {
+	step := r.begin(ctx, name)
+	outcome, err = run(workflow.WithValue(ctx, summaryKey{}, summary))
+	r.end(ctx, step, outcome, err)
+	changed = len(outcome.Changes) > 0
+	if err == nil && changed && mode == procedure.Observe {
+		return outcome, false, errWouldChange
+	}
+	return outcome, changed, err
+}
+
+// holder names this run as the holder of a lock.
+func holder(ctx workflow.Context) string {
+	info := workflow.GetInfo(ctx)
+	return strings.Join([]string{info.Namespace, info.WorkflowExecution.ID, info.FirstRunID}, "/")
+}
+
+// release gives the lock back, also when the run was cancelled. A failure to
+// do so matters only if nothing worse has happened: the lock of a run that has
+// ended is taken over anyway.
+func release(ctx workflow.Context, lock cluster.LockInput, err error) error {
+	free, cancel := workflow.NewDisconnectedContext(ctx)
+	defer cancel()
+	if _, releaseErr := call[struct{}](free, summarized(locking, "Give back the lock "+lock.Lease), kubernetes.ReleaseLock, lock); err == nil {
+		err = releaseErr
+	}
+	return err
+}
+
+// childID is the workflow id of a child of this run.
+func childID(ctx workflow.Context, name string) string {
+	return workflow.GetInfo(ctx).WorkflowExecution.ID + "/" + name
+}
+
+// invalid turns problems of an input into the one error that reports them all.
+func invalid(problems []strict.Problem) error {
+	if len(problems) == 0 {
+		return nil
+	}
+	lines := make([]string, len(problems))
+	for i, p := range problems {
+		lines[i] = "- " + p.String()
+	}
+	return failure.PermanentWithDetails(failure.InvalidInput, "the input is not usable, nothing was touched:\n"+strings.Join(lines, "\n"), problems)
+}
+
+// certManagerIn installs cert-manager, or accepts the one that is there, and
+// waits until it answers.
+func certManagerIn(ctx workflow.Context, spec mesh.Spec, context, queue string, mode procedure.Mode) (procedure.Outcome, error) {
+	// The chart's own start-up check is a hook that needs rights of its own;
+	// AwaitCertManager asks the same questions.
+	values := mesh.Overlay(map[string]any{
+		"crds":            map[string]any{"enabled": true},
+		"startupapicheck": map[string]any{"enabled": false},
+	}, spec.CertManager.Values)
+	installed, err := call[procedure.Outcome](ctx, on(queue, waiting), charts.InstallChart, helm.ChartInput{
+		Context: context, Release: "cert-manager", Namespace: "cert-manager", Chart: "cert-manager",
+		Version: spec.CertManager.Version, Values: values,
+		AcceptDeployment: "cert-manager", Never: spec.CertManager.Install == mesh.InstallNever, Mode: mode,
+	})
+	if err != nil || (mode == procedure.Observe && len(installed.Changes) > 0) {
+		return installed, err
+	}
+	ready, err := call[procedure.Outcome](ctx, on(queue, waiting), certManagers.AwaitCertManager,
+		certmanager.AwaitInput{Context: context, Namespace: spec.Namespace})
+	installed.Detail = ready.Detail
+	return installed, err
+}
+
+// glooIn installs the two Gloo charts with the given values of the second.
+func glooIn(ctx workflow.Context, spec mesh.Spec, context, queue string, values map[string]any, mode procedure.Mode) (procedure.Outcome, error) {
+	var total procedure.Outcome
+	for _, chart := range []struct {
+		name   string
+		values map[string]any
+	}{{"gloo-platform-crds", nil}, {"gloo-platform", values}} {
+		out, err := call[procedure.Outcome](ctx, on(queue, waiting), charts.InstallChart, helm.ChartInput{
+			Context: context, Release: chart.name, Namespace: spec.Namespace, Chart: chart.name,
+			Version: spec.Gloo.Version, Values: chart.values, Mode: mode,
+		})
+		total.Add(out)
+		total.Detail = out.Detail
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// vaultValues are the guide's Helm values of Vault.
+func vaultValues(v mesh.Vault) map[string]any {
+	return mesh.Overlay(map[string]any{
+		"injector": map[string]any{"enabled": false},
+		"server": map[string]any{
+			"dev":     map[string]any{"enabled": v.Install == mesh.VaultDev},
+			"service": map[string]any{"type": "LoadBalancer"},
+		},
+	}, v.Values)
+}
+
+// serverValues are the guide's Helm values of the management server.
+func serverValues(spec mesh.Spec) map[string]any {
+	return mesh.Overlay(map[string]any{
+		"glooMgmtServer": map[string]any{
+			"enabled": true,
+			"relay": map[string]any{
+				"disableCa": true, "disableCaCertGeneration": true, "disableTokenGeneration": true,
+				"tlsSecret": map[string]any{"name": spec.Certificates.Server.SecretName},
+			},
+		},
+	}, spec.Gloo.ServerValues)
+}
+
+// agentValues are the guide's Helm values of one agent.
+func agentValues(spec mesh.Spec, w mesh.Workload, address string) map[string]any {
+	relay := map[string]any{
+		"serverAddress":   address,
+		"authority":       spec.Gloo.Authority,
+		"clientTlsSecret": map[string]any{"name": spec.Certificates.Client.SecretName},
+	}
+	if token := spec.Gloo.IdentityToken; token.Mode != mesh.TokenNone {
+		relay["tokenSecret"] = map[string]any{"name": token.SecretName, "key": token.Key, "namespace": spec.Namespace}
+	}
+	return mesh.Overlay(map[string]any{
+		"common":    map[string]any{"cluster": w.Name},
+		"glooAgent": map[string]any{"enabled": true, "relay": relay},
+	}, spec.Gloo.AgentValues, w.AgentValues)
+}
+
+// issuing gives one cluster its credential for Vault, its Issuer and its
+// certificate.
+type issuing struct {
+	spec mesh.Spec
+	// context is the cluster, queue its worker's; workload its registered
+	// name, empty for the management cluster.
+	context, queue, workload           string
+	certificate                        mesh.Certificate
+	issuerID, rootPEM, intermediatePEM string
+	mode                               procedure.Mode
+}
+
+func (i issuing) run(ctx workflow.Context, step stepper) (procedure.Leaf, error) {
+	var access vault.ClusterAccessResult
+	if _, err := step(ctx, "credential", "Let cert-manager in "+i.context+" log in to Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
+		var outcome procedure.Outcome
+		var err error
+		access, outcome, err = i.credential(ctx)
+		return outcome, err
+	}); err != nil {
+		return procedure.Leaf{}, err
+	}
+	in := i.issuer(access)
+	if _, err := step(ctx, "issuer", "Apply the Issuer in "+i.context, func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(i.queue, waiting), certManagers.ApplyIssuer, in)
+	}); err != nil {
+		return procedure.Leaf{}, err
+	}
+	var issued certmanager.CertificateResult
+	_, err := step(ctx, "certificate", "Apply the Certificate in "+i.context, func(ctx workflow.Context) (procedure.Outcome, error) {
+		var err error
+		issued, err = call[certmanager.CertificateResult](ctx, on(i.queue, waiting), certManagers.ApplyCertificate, certmanager.CertificateInput{
+			Context: i.context, Namespace: i.spec.Namespace, Certificate: i.certificate, Server: i.workload == "",
+			RootPEM: i.rootPEM, IntermediatePEM: i.intermediatePEM, Mode: i.mode,
+		})
+		return issued.Outcome, err
+	})
+	return issued.Leaf, err
+}
+
+// credential sets up both ends of the login: Vault's and the cluster's.
+func (i issuing) credential(ctx workflow.Context) (vault.ClusterAccessResult, procedure.Outcome, error) {
+	var total procedure.Outcome
+	in := vault.ClusterAccessInput{Spec: i.spec, Context: i.context, Workload: i.workload, IssuerID: i.issuerID, Mode: i.mode}
+	if i.spec.Credential.Method == mesh.CredentialJWT {
+		keys, err := call[cluster.ServiceAccountKeys](ctx, on(i.queue, acting), kubernetes.ReadServiceAccountKeys, cluster.ServiceAccountKeysInput{Context: i.context})
+		if err != nil {
+			return vault.ClusterAccessResult{}, total, err
+		}
+		in.Issuer, in.KeysPEM = keys.Issuer, keys.KeysPEM
+	}
+	access, err := call[vault.ClusterAccessResult](ctx, acting, vaults.EnableClusterAccess, in)
+	if err != nil {
+		return access, total, err
+	}
+	total.Add(access.Outcome)
+	if i.spec.Credential.Method == mesh.CredentialToken {
+		token, err := call[procedure.Outcome](ctx, acting, vaults.IssueClusterToken,
+			vault.IssueClusterTokenInput{Spec: i.spec, Context: i.context, Workload: i.workload, Mode: i.mode})
+		if err != nil {
+			return access, total, err
+		}
+		total.Add(token)
+	}
+	applied, err := call[procedure.Outcome](ctx, on(i.queue, acting), certManagers.ApplyIssuerCredential, i.issuer(access))
+	total.Add(applied)
+	total.Detail = fmt.Sprintf("%s, signs by %s", i.spec.Credential.Method, access.SignPath)
+	return access, total, err
+}
+
+func (i issuing) issuer(access vault.ClusterAccessResult) certmanager.IssuerInput {
+	return certmanager.IssuerInput{
+		Context: i.context, Namespace: i.spec.Namespace, Method: i.spec.Credential.Method,
+		AuthPath: access.AuthPath, AuthRole: access.AuthRole, SignPath: access.SignPath,
+		Server: access.Server, VaultNamespace: access.Namespace, CABundlePEM: access.CABundlePEM, Mode: i.mode,
+	}
+}

@@ -1,0 +1,172 @@
+package workflows
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/relay"
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/internal/check"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// longestSettle is how long agents may take to connect; one that has not by
+// then will not.
+const longestSettle = 30 * time.Minute
+
+// VerifyMesh looks at a mesh and says what is not as it should be. It changes
+// nothing. A mesh that is not healthy ends it as failed, with all findings in
+// the error's details, so that a schedule's failures can be seen.
+func VerifyMesh(ctx workflow.Context, in procedure.VerifyInput) (procedure.VerifyResult, error) {
+	v := &verification{in: in, result: procedure.VerifyResult{Mesh: in.Mesh}}
+	var err error
+	if v.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.VerifyMesh, Mesh: in.Mesh, Phase: "verification"}); err != nil {
+		return v.result, err
+	}
+	problems := in.Problems
+	if in.Mesh == "" {
+		problems = append(problems, strict.Problem{Path: "mesh", Message: "is missing"})
+	}
+	if settle := in.Settle.Duration; settle < 0 || settle > longestSettle {
+		problems = append(problems, strict.Problem{Path: "settle", Message: fmt.Sprintf("%s is not between 0s and %s", in.Settle, longestSettle)})
+	}
+	if err := invalid(problems); err != nil {
+		return v.result, v.report.finish(ctx, err)
+	}
+	if err := v.run(ctx); err != nil {
+		return v.result, v.report.finish(ctx, err)
+	}
+	if !v.result.Healthy {
+		err := unhealthy(v.result)
+		_ = v.report.finish(ctx, err)
+		return v.result, err
+	}
+	return v.result, v.report.finish(ctx, nil)
+}
+
+// unhealthy is the error of a mesh with failing checks: the findings are its details.
+func unhealthy(result procedure.VerifyResult) error {
+	var failing []string
+	for _, f := range result.Findings {
+		if f.Status == check.Fail {
+			line := f.Cluster + ", " + f.Check + ": " + f.Message
+			if f.Remedy != "" {
+				line += ". " + f.Remedy
+			}
+			failing = append(failing, line)
+		}
+	}
+	return failure.PermanentWithDetails(failure.Unhealthy,
+		fmt.Sprintf("%d of %d checks fail:\n- %s", len(failing), len(result.Findings), strings.Join(failing, "\n- ")), result)
+}
+
+type verification struct {
+	in     procedure.VerifyInput
+	report *report
+	result procedure.VerifyResult
+}
+
+func (v *verification) run(ctx workflow.Context) error {
+	facts, err := call[temporalactivities.Facts](ctx, looking, temporals.DescribeTemporal, nil)
+	if err != nil {
+		return err
+	}
+	v.report.attributes = facts.SearchAttributes
+	if err := v.report.phase(ctx, "verification"); err != nil {
+		return err
+	}
+	record, err := call[cluster.MeshRecord](ctx, summarized(looking, "Read the mesh's record"), kubernetes.ReadMesh,
+		cluster.ReadMeshInput{Mesh: v.in.Mesh, Management: v.in.Management, Namespace: v.in.Namespace})
+	if err != nil {
+		return err
+	}
+	if !record.Found {
+		return failure.Permanent(failure.InvalidInput, "there is no mesh %q in the management cluster; set it up first: relaypki setup -f mesh.yaml", v.in.Mesh)
+	}
+	spec := record.Spec.WithDefaults()
+	v.report.Clusters = pendingChecks(spec)
+	v.findings(ctx, spec)
+	return ctx.Err()
+}
+
+// findings has every cluster checked, some at a time, and sorts what was found.
+func (v *verification) findings(ctx workflow.Context, spec mesh.Spec) {
+	places := workflow.NewSemaphore(ctx, clustersAtOnce)
+	wg := workflow.NewWaitGroup(ctx)
+	look := func(name, queue string, run func(workflow.Context, workflow.ActivityOptions) ([]check.Finding, error)) {
+		wg.Add(1)
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer wg.Done()
+			if places.Acquire(ctx, 1) != nil {
+				return
+			}
+			defer places.Release(1)
+			v.report.cluster(ctx, name, procedure.Running, "")
+			options := summarized(on(queue, verifying), "Verify cluster "+name)
+			options.StartToCloseTimeout += v.in.Settle.Duration
+			options.ScheduleToCloseTimeout += v.in.Settle.Duration
+			found, err := run(ctx, options)
+			if err != nil {
+				found = append(found, check.Finding{Check: "look", Cluster: name, Status: check.Fail, Message: failure.Message(err), Remedy: "Put that right and verify again"})
+			}
+			v.result.Findings = append(v.result.Findings, found...)
+			v.report.cluster(ctx, name, state(found), summary(found))
+		})
+	}
+	look(spec.Management.Context, spec.Management.TaskQueue, func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
+		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Settle: v.in.Settle})
+		return out.Findings, err
+	})
+	for _, w := range spec.Workloads {
+		look(w.Name, w.TaskQueue, func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
+			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name})
+			return out.Findings, err
+		})
+	}
+	wg.Wait(ctx)
+	sort.SliceStable(v.result.Findings, func(i, j int) bool {
+		return rank(spec, v.result.Findings[i].Cluster) < rank(spec, v.result.Findings[j].Cluster)
+	})
+	v.result.Healthy = check.Healthy(v.result.Findings)
+}
+
+func pendingChecks(spec mesh.Spec) []procedure.ClusterProgress {
+	clusters := []procedure.ClusterProgress{{Cluster: spec.Management.Context, State: procedure.Pending}}
+	for _, w := range spec.Workloads {
+		clusters = append(clusters, procedure.ClusterProgress{Cluster: w.Name, State: procedure.Pending})
+	}
+	return clusters
+}
+
+// rank orders findings as the spec orders clusters, the management cluster first.
+func rank(spec mesh.Spec, name string) int {
+	for i, w := range spec.Workloads {
+		if w.Name == name {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+func state(findings []check.Finding) procedure.State {
+	if check.Healthy(findings) {
+		return procedure.Done
+	}
+	return procedure.Failed
+}
+
+func summary(findings []check.Finding) string {
+	count := map[check.Status]int{}
+	for _, f := range findings {
+		count[f.Status]++
+	}
+	return fmt.Sprintf("%d pass, %d warn, %d fail", count[check.Pass], count[check.Warn], count[check.Fail])
+}
