@@ -308,7 +308,7 @@ func TestLabCertificate(t *testing.T) {
 	}
 	vault, server := newSigner(t, "cluster1")
 	issuer := certmanager.IssuerInput{
-		Context: "cluster1", Namespace: namespace, Method: mesh.CredentialJWT,
+		Mesh: "labtest", Context: "cluster1", Namespace: namespace, Method: mesh.CredentialJWT,
 		AuthPath: "/v1/auth/relaypki-labtest-cluster1", AuthRole: "cluster1", SignPath: "pki_relay/sign/relay-client-cluster1",
 		Server: server.URL, CABundlePEM: string(c.REST.CAData), Mode: procedure.Apply,
 	}
@@ -326,7 +326,7 @@ func TestLabCertificate(t *testing.T) {
 	certificate.Name = "labtest-" + time.Now().Format("150405")
 	certificate.SecretName = certificate.Name // one Secret, one Certificate: cert-manager insists
 	in := certmanager.CertificateInput{
-		Context: "cluster1", Namespace: namespace, Certificate: certificate,
+		Mesh: "labtest", Context: "cluster1", Namespace: namespace, Certificate: certificate,
 		RootPEM: vault.rootPEM, IntermediatePEM: vault.midPEM, Mode: procedure.Apply,
 	}
 	foreign := in

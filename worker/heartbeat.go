@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/interceptor"
+
+	"github.com/relaypki/relaypki/internal/failure"
 )
 
 // heartbeatEvery is how often a running activity says that its worker lives.
@@ -58,10 +61,33 @@ type pulse struct {
 func (p *pulse) RecordHeartbeat(ctx context.Context, details ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.details = details
-	p.Next.RecordHeartbeat(ctx, details...)
+	p.details = withoutSecrets(details)
+	p.Next.RecordHeartbeat(ctx, p.details...)
 }
 
+// withoutSecrets goes over the texts among the details: what is waited for, in
+// the words of whoever is waited for.
+func withoutSecrets(details []any) []any {
+	clean := make([]any, len(details))
+	for i, detail := range details {
+		switch d := detail.(type) {
+		case string:
+			clean[i] = failure.WithoutSecrets(d)
+		case []string:
+			texts := make([]string, len(d))
+			for j := range d {
+				texts[j] = failure.WithoutSecrets(d[j])
+			}
+			clean[i] = texts
+		default:
+			clean[i] = d
+		}
+	}
+	return clean
+}
+
+// keep goes on after a cancellation: the workflow waits for what was canceled
+// to end, and takes silence for a dead worker. After the deadline nobody does.
 func (p *pulse) keep(ctx context.Context, every time.Duration, ended <-chan struct{}) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -69,11 +95,12 @@ func (p *pulse) keep(ctx context.Context, every time.Duration, ended <-chan stru
 		select {
 		case <-ended:
 			return
-		case <-ctx.Done():
-			return
 		case <-tick.C:
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return
+			}
 			p.mu.Lock()
-			p.Next.RecordHeartbeat(ctx, p.details...)
+			p.Next.RecordHeartbeat(context.WithoutCancel(ctx), p.details...)
 			p.mu.Unlock()
 		}
 	}

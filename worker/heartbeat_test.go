@@ -81,3 +81,29 @@ func TestHeartbeatsGoOn(t *testing.T) {
 		t.Errorf("heard %q first, want %q", first, want)
 	}
 }
+
+// A canceled activity that is still at work is heard until it ends, without the
+// secrets of whoever it quotes.
+func TestHeartbeatsGoOnAfterCancellation(t *testing.T) {
+	heard := make(chan string)
+	p := &pulse{ActivityOutboundInterceptorBase: interceptor.ActivityOutboundInterceptorBase{Next: &listenerOutbound{heard: heard}}}
+	p.details = withoutSecrets([]any{"Pod says hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq", []string{"eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJrIn0.c2ln"}})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	ended, gone := make(chan struct{}), make(chan struct{})
+	go func() { defer close(gone); p.keep(ctx, time.Millisecond, ended) }()
+	for range 2 {
+		if got, want := <-heard, "Pod says (withheld)[(withheld)]"; got != want {
+			t.Errorf("heard %q, want %q", got, want)
+		}
+	}
+	close(ended)
+	for {
+		select {
+		case <-heard: // one that was on its way
+			continue
+		case <-gone:
+		}
+		return
+	}
+}

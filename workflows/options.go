@@ -28,8 +28,10 @@ var (
 	// verifying is for looks that go through many Pods and servers, some of them
 	// hanging: that is when the findings matter most.
 	verifying = budget(3*time.Minute, 5*time.Minute)
-	// acting is for a few calls to Vault or an API server, through a restart of either.
-	acting = budget(time.Minute, 10*time.Minute)
+	// acting is for a few calls to Vault or an API server, through a restart of
+	// either. An attempt outlasts Vault's own limit for a request (90 s,
+	// default_max_request_duration), so no attempt meets an earlier one's write.
+	acting = budget(2*time.Minute, 10*time.Minute)
 	// waiting is for what takes others time: charts, Deployments, certificates,
 	// load balancers. One attempt may use it all.
 	waiting = budget(15*time.Minute, 20*time.Minute)

@@ -63,7 +63,7 @@ func (c *clusterSetup) run(ctx workflow.Context) error {
 		Lease: fmt.Sprintf("relaypki-%s-cluster-%s", c.Spec.Mesh, c.Cluster), Holder: holder(ctx),
 	}
 	if _, err := c.step(ctx, "lock", "Take the lock on cluster "+c.Cluster, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, on(c.Spec.Management.TaskQueue, locking), kubernetes.AcquireLock, lock)
+		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)
 	}); err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (c *clusterSetup) apply(ctx workflow.Context) error {
 	c.result.Leaf = leaf
 	if _, err := c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.workload.TaskQueue, acting), kubernetes.CopyRootSecret,
-			cluster.CopyRootSecretInput{Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, Mode: c.Mode})
+			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, Mode: c.Mode})
 	}); err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (c *clusterSetup) apply(ctx workflow.Context) error {
 		}
 	}
 	if _, err := c.step(ctx, "registration", "Register the cluster with the management server", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, on(c.Spec.Management.TaskQueue, acting), kubernetes.RegisterCluster,
+		return call[procedure.Outcome](ctx, acting, kubernetes.RegisterCluster,
 			cluster.RegisterClusterInput{Spec: c.Spec, Cluster: c.Cluster, Mode: c.Mode})
 	}); err != nil {
 		return err

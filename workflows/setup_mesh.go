@@ -74,7 +74,7 @@ func (r *setup) run(ctx workflow.Context) error {
 		err := r.apply(ctx, procedure.Observe)
 		if err == nil {
 			r.mode = procedure.Apply // what follows may write: the schedule
-			return r.prove(ctx)
+			return r.prove(ctx, mesh.Duration{})
 		}
 		if failure.KindOf(err) != "WouldChange" {
 			return err
@@ -82,10 +82,14 @@ func (r *setup) run(ctx workflow.Context) error {
 		r.report.Steps, r.report.Clusters = r.report.Steps[:1], pending(ctx, r.spec)
 	}
 	return r.locked(ctx, func() error {
+		// Again, with the lock: another run may have added a member meanwhile.
+		if _, err := r.readRecord(ctx); err != nil {
+			return err
+		}
 		if err := r.apply(ctx, procedure.Apply); err != nil {
 			return err
 		}
-		if err := r.prove(ctx); err != nil {
+		if err := r.prove(ctx, settleWithin); err != nil {
 			return err
 		}
 		_, err := r.step(ctx, "record the mesh", "Record that the mesh is complete", func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -134,7 +138,7 @@ func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error)
 			blame(context, out.Problems, err)
 		})
 	}
-	check(r.spec.Only(""), r.spec.Management.Context, r.spec.Management.TaskQueue, true)
+	check(r.spec.Only(""), r.spec.Management.Context, "", true)
 	for _, w := range r.spec.Workloads {
 		check(r.spec.Only(w.Name), w.Context, w.TaskQueue, false)
 	}
@@ -256,7 +260,7 @@ func (r *setup) certificateAuthorities(ctx workflow.Context) error {
 
 func (r *setup) certManager(ctx workflow.Context) error {
 	_, err := r.step(ctx, "cert-manager", "Install cert-manager in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return certManagerIn(ctx, r.spec, r.spec.Management.Context, r.spec.Management.TaskQueue, r.mode)
+		return certManagerIn(ctx, r.spec, r.spec.Management.Context, "", r.mode)
 	})
 	return err
 }
@@ -269,7 +273,7 @@ func (r *setup) vault(ctx workflow.Context) error {
 		return nil
 	}
 	if _, err := r.step(ctx, "install Vault", "Install Vault in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, on(r.spec.Management.TaskQueue, waiting), charts.InstallChart, helm.ChartInput{
+		return call[procedure.Outcome](ctx, waiting, charts.InstallChart, helm.ChartInput{
 			Context: r.spec.Management.Context, Release: "vault", Namespace: "vault", Chart: "vault", Values: vaultValues(r.spec.Vault), Mode: r.mode,
 		})
 	}); err != nil {
@@ -292,7 +296,7 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 		ttl   mesh.Duration
 	}{{v.RootMount, r.spec.PKI.Root.TTL}, {v.RelayMount, r.spec.PKI.Intermediate.TTL}} {
 		if _, err := r.step(ctx, "PKI mount "+m.mount, "Enable and tune the PKI mount "+m.mount, func(ctx workflow.Context) (procedure.Outcome, error) {
-			return call[procedure.Outcome](ctx, acting, vaults.EnablePKI, vault.EnablePKIInput{Vault: v.Name, Mount: m.mount, MaxLeaseTTL: m.ttl, Mode: r.mode})
+			return call[procedure.Outcome](ctx, acting, vaults.EnablePKI, vault.EnablePKIInput{Mesh: r.spec.Mesh, Vault: v.Name, Mount: m.mount, MaxLeaseTTL: m.ttl, Mode: r.mode})
 		}); err != nil {
 			return err
 		}
@@ -354,7 +358,7 @@ func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 // managementCluster gives the management server its certificate and installs it.
 func (r *setup) managementCluster(ctx workflow.Context) error {
 	issuing := issuing{
-		spec: r.spec.Only(""), context: r.spec.Management.Context, queue: r.spec.Management.TaskQueue,
+		spec: r.spec.Only(""), context: r.spec.Management.Context,
 		certificate: r.spec.Certificates.Server,
 		issuerID:    r.relay.Authority.IssuerID, rootPEM: r.root.CertificatePEM, intermediatePEM: r.relay.CertificatePEM, mode: r.mode,
 	}
@@ -376,12 +380,12 @@ func (r *setup) managementCluster(ctx workflow.Context) error {
 		if !*r.spec.Gloo.Install {
 			return procedure.Outcome{Detail: "left to others"}, nil
 		}
-		return glooIn(ctx, r.spec, r.spec.Management.Context, r.spec.Management.TaskQueue, serverValues(r.spec), r.mode)
+		return glooIn(ctx, r.spec, r.spec.Management.Context, "", serverValues(r.spec), r.mode)
 	}); err != nil {
 		return err
 	}
 	_, err = r.step(ctx, "relay address", "Wait for the management server's address", func(ctx workflow.Context) (procedure.Outcome, error) {
-		out, err := call[cluster.RelayAddressResult](ctx, on(r.spec.Management.TaskQueue, waiting), kubernetes.AwaitRelayAddress, cluster.RelayAddressInput{Spec: r.spec.Only("")})
+		out, err := call[cluster.RelayAddressResult](ctx, waiting, kubernetes.AwaitRelayAddress, cluster.RelayAddressInput{Spec: r.spec.Only("")})
 		r.address = out.Address
 		return procedure.Outcome{Detail: out.Address}, err
 	})
@@ -436,8 +440,9 @@ func (r *setup) workloadCluster(ctx workflow.Context, w mesh.Workload) (procedur
 	r.report.cluster(ctx, w.Name, procedure.Running, "")
 	var out procedure.ClusterResult
 	err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-		WorkflowID:    childID(ctx, w.Name),
-		StaticSummary: "Set up cluster " + w.Name,
+		WorkflowID:          childID(ctx, w.Name),
+		StaticSummary:       "Set up cluster " + w.Name,
+		WaitForCancellation: true,
 	}), SetupCluster, ClusterInput{
 		Spec: r.spec.Only(w.Name), Cluster: w.Name, Mode: r.mode, Attributes: r.report.attributes,
 		IssuerID: r.relay.Authority.IssuerID, RootPEM: r.root.CertificatePEM, IntermediatePEM: r.relay.CertificatePEM,
@@ -454,20 +459,21 @@ func (r *setup) workloadCluster(ctx workflow.Context, w mesh.Workload) (procedur
 	return out, err
 }
 
+// settleWithin is how long agents that have just been installed get to connect.
+var settleWithin = mesh.Minutes(3)
+
 // prove verifies the whole mesh, and has it verified from now on.
-func (r *setup) prove(ctx workflow.Context) error {
+func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 	if err := r.report.phase(ctx, "verification"); err != nil {
 		return err
 	}
-	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Namespace}
-	if r.result.Changed {
-		in.Settle = mesh.Minutes(3)
-	}
+	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Namespace, Settle: settle}
 	if _, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var verified procedure.VerifyResult
 		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-			WorkflowID:    childID(ctx, "verify"),
-			StaticSummary: "Verify mesh " + r.spec.Mesh,
+			WorkflowID:          childID(ctx, "verify"),
+			StaticSummary:       "Verify mesh " + r.spec.Mesh,
+			WaitForCancellation: true,
 		}), VerifyMesh, in).Get(ctx, &verified)
 		r.result.Verification = &verified
 		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", len(verified.Findings))}, err

@@ -41,7 +41,9 @@ type outside struct {
 	differs map[string]bool
 	// fails has what an activity fails with in a context.
 	fails map[string]error
-	calls []string
+	// locked happens as the lock on the CAs is taken.
+	locked func(*outside)
+	calls  []string
 }
 
 func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
@@ -83,6 +85,10 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	})
 	env.OnActivity(kubernetes.ReadMesh, mock.Anything, mock.Anything).Return(func(context.Context, cluster.ReadMeshInput) (cluster.MeshRecord, error) { return o.record, nil })
 	env.OnActivity(kubernetes.AcquireLock, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.LockInput) (procedure.Outcome, error) {
+		if o.locked != nil {
+			o.locked(o)
+			o.locked = nil
+		}
 		return outcome("AcquireLock", in.Lease, "")
 	})
 	env.OnActivity(kubernetes.ReleaseLock, mock.Anything, mock.Anything).Return(nil)
@@ -245,6 +251,15 @@ func TestFailures(t *testing.T) {
 			kind:    failure.InvalidInput,
 			says:    []string{`"cluster2" is a member of the mesh but not in this input`},
 			never:   []string{"AcquireLock", "EnablePKI"},
+		},
+		"a member that another run adds before this one has the lock": {
+			input: `{"mesh":"demo","workloads":[{"name":"cluster1"}]}`,
+			outside: outside{locked: func(o *outside) {
+				o.record = complete()
+			}},
+			kind:  failure.InvalidInput,
+			says:  []string{`"cluster2" is a member of the mesh but not in this input`},
+			never: []string{"RecordMesh", "EnablePKI"},
 		},
 		"locked": {
 			outside: outside{fails: map[string]error{"AcquireLock relaypki-demo-ca": failure.Permanent(failure.Locked, "held by default/rotate/1")}},

@@ -29,12 +29,14 @@ var (
 	temporals    *temporalactivities.Activities
 )
 
-// call executes an activity and waits for its answer.
+// call executes an activity and waits for its answer; when canceled, for its
+// end, so that no lock is given back while something is still being written.
 func call[Out any](ctx workflow.Context, options workflow.ActivityOptions, activity any, in any) (Out, error) {
 	var out Out
 	if options.Summary == "" {
 		options.Summary, _ = ctx.Value(summaryKey{}).(string)
 	}
+	options.WaitForCancellation = true
 	ctx = workflow.WithActivityOptions(ctx, options)
 	var args []any
 	if in != nil {
@@ -188,8 +190,8 @@ func agentValues(spec mesh.Spec, w mesh.Workload, address string) map[string]any
 // certificate.
 type issuing struct {
 	spec mesh.Spec
-	// context is the cluster, queue its worker's; workload its registered
-	// name, empty for the management cluster.
+	// context is the cluster; workload its registered name and queue its
+	// worker's, both empty for the management cluster.
 	context, queue, workload           string
 	certificate                        mesh.Certificate
 	issuerID, rootPEM, intermediatePEM string
@@ -216,7 +218,7 @@ func (i issuing) run(ctx workflow.Context, step stepper) (procedure.Leaf, error)
 	_, err := step(ctx, "certificate", "Apply the Certificate in "+i.context, func(ctx workflow.Context) (procedure.Outcome, error) {
 		var err error
 		issued, err = call[certmanager.CertificateResult](ctx, on(i.queue, waiting), certManagers.ApplyCertificate, certmanager.CertificateInput{
-			Context: i.context, Namespace: i.spec.Namespace, Certificate: i.certificate, Server: i.workload == "",
+			Mesh: i.spec.Mesh, Context: i.context, Namespace: i.spec.Namespace, Certificate: i.certificate, Server: i.workload == "", Shared: i.spec.PKI.Isolation == mesh.IsolationShared,
 			RootPEM: i.rootPEM, IntermediatePEM: i.intermediatePEM, Mode: i.mode,
 		})
 		return issued.Outcome, err
@@ -256,7 +258,7 @@ func (i issuing) credential(ctx workflow.Context) (vault.ClusterAccessResult, pr
 
 func (i issuing) issuer(access vault.ClusterAccessResult) certmanager.IssuerInput {
 	return certmanager.IssuerInput{
-		Context: i.context, Namespace: i.spec.Namespace, Method: i.spec.Credential.Method,
+		Mesh: i.spec.Mesh, Context: i.context, Namespace: i.spec.Namespace, Method: i.spec.Credential.Method,
 		AuthPath: access.AuthPath, AuthRole: access.AuthRole, SignPath: access.SignPath,
 		Server: access.Server, VaultNamespace: access.Namespace, CABundlePEM: access.CABundlePEM, Mode: i.mode,
 	}

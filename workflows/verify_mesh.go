@@ -121,7 +121,7 @@ func (v *verification) findings(ctx workflow.Context, spec mesh.Spec) {
 			v.report.cluster(ctx, name, state(found), summary(found))
 		})
 	}
-	look(spec.Management.Context, spec.Management.TaskQueue, func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
+	look(spec.Management.Context, "", func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
 		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Settle: v.in.Settle})
 		return out.Findings, err
 	})

@@ -20,6 +20,7 @@ type AwaitInput struct {
 
 // IssuerInput describes the Issuer of one cluster and its credential.
 type IssuerInput struct {
+	Mesh      string `json:"mesh"`
 	Context   string `json:"context"`
 	Namespace string `json:"namespace"`
 	// Method is the credential's: jwt or token.
@@ -36,12 +37,14 @@ type IssuerInput struct {
 
 // CertificateInput describes a Certificate of one cluster.
 type CertificateInput struct {
+	Mesh        string           `json:"mesh"`
 	Context     string           `json:"context"`
 	Namespace   string           `json:"namespace"`
 	Certificate mesh.Certificate `json:"certificate"`
-	// Server adds the usages of the guide's server certificate; a client's are
-	// those that the isolated role grants.
+	// Server adds the usage server auth. Shared is the guide's one role for all,
+	// which grants it to clients too.
 	Server bool `json:"server"`
+	Shared bool `json:"shared,omitempty"`
 	// RootPEM is what ca.crt must be, IntermediatePEM what must have signed.
 	RootPEM         string         `json:"rootPEM"`
 	IntermediatePEM string         `json:"intermediatePEM"`

@@ -37,7 +37,7 @@ func certificateFor(in CertificateInput) *cmapi.Certificate {
 	cert := in.Certificate
 	return &cmapi.Certificate{
 		TypeMeta:   metav1.TypeMeta{APIVersion: cmapi.SchemeGroupVersion.String(), Kind: cmapi.CertificateKind},
-		ObjectMeta: ours(cert.Name, in.Namespace),
+		ObjectMeta: ours(in.Mesh, in.Namespace, cert.Name),
 		Spec: cmapi.CertificateSpec{
 			CommonName:  cert.CommonName,
 			DNSNames:    cert.DNSNames,

@@ -198,6 +198,8 @@ func TestCompareIssued(t *testing.T) {
 	}{
 		{name: "as asked", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem},
 		{name: "a client without server auth", chain: issue(intermediate, key.Public(), func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }) + intermediate.pem, ca: root.pem, in: func(in *CertificateInput) { in.Server = false }},
+		{name: "a client that is a server too", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem, in: func(in *CertificateInput) { in.Server = false }, want: "more usages than client auth"},
+		{name: "the guide's client", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem, in: func(in *CertificateInput) { in.Server, in.Shared = false, true }},
 		{name: "truncated life", chain: issue(intermediate, key.Public(), func(c *x509.Certificate) { c.NotAfter = time.Now().Add(20 * time.Hour) }) + intermediate.pem, ca: root.pem, want: "it lives 20h"},
 		{name: "another name", chain: issue(intermediate, key.Public(), func(c *x509.Certificate) { c.DNSNames = []string{"a.example"} }) + intermediate.pem, ca: root.pem, want: "DNS names are a.example"},
 		{name: "another common name", chain: issue(intermediate, key.Public(), func(c *x509.Certificate) { c.Subject.CommonName = "x" }) + intermediate.pem, ca: root.pem, want: "common name"},

@@ -68,6 +68,9 @@ func compareIssued(in CertificateInput, chainPEM, caPEM []byte) (procedure.Leaf,
 	if !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
 		bad("it lacks the usage client auth")
 	}
+	if !in.Server && !in.Shared && slices.ContainsFunc(leaf.ExtKeyUsage, func(u x509.ExtKeyUsage) bool { return u != x509.ExtKeyUsageClientAuth }) {
+		bad("it has more usages than client auth, so it could be shown as another's server")
+	}
 	if leaf.IsCA {
 		bad("it is a CA certificate")
 	}

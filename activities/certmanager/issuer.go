@@ -35,7 +35,7 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 	if in.CABundlePEM != "" {
 		objects = append(objects, &corev1.Secret{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
-			ObjectMeta: ours(mesh.CABundleSecretName, in.Namespace),
+			ObjectMeta: ours(in.Mesh, in.Namespace, mesh.CABundleSecretName),
 			Type:       corev1.SecretTypeOpaque,
 			Data:       map[string][]byte{caBundleKey: []byte(in.CABundlePEM)},
 		})
@@ -48,11 +48,11 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 		objects = append(objects,
 			&corev1.ServiceAccount{
 				TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},
-				ObjectMeta: ours(mesh.IssuerServiceAccount, in.Namespace),
+				ObjectMeta: ours(in.Mesh, in.Namespace, mesh.IssuerServiceAccount),
 			},
 			&rbacv1.Role{
 				TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "Role"},
-				ObjectMeta: ours(mesh.IssuerServiceAccount, in.Namespace),
+				ObjectMeta: ours(in.Mesh, in.Namespace, mesh.IssuerServiceAccount),
 				Rules: []rbacv1.PolicyRule{{
 					APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"},
 					ResourceNames: []string{mesh.IssuerServiceAccount}, Verbs: []string{"create"},
@@ -60,7 +60,7 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 			},
 			&rbacv1.RoleBinding{
 				TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "RoleBinding"},
-				ObjectMeta: ours(mesh.IssuerServiceAccount, in.Namespace),
+				ObjectMeta: ours(in.Mesh, in.Namespace, mesh.IssuerServiceAccount),
 				RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: mesh.IssuerServiceAccount},
 				Subjects:   []rbacv1.Subject{account},
 			},
@@ -78,8 +78,8 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 	return out, nil
 }
 
-func ours(name, namespace string) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: kube.Labels("")}
+func ours(mesh, namespace, name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: kube.Labels(mesh)}
 }
 
 // certManagerAccount is the ServiceAccount that cert-manager's controller runs
@@ -120,7 +120,7 @@ func issuerFor(in IssuerInput) (*cmapi.Issuer, error) {
 	}
 	return &cmapi.Issuer{
 		TypeMeta:   metav1.TypeMeta{APIVersion: cmapi.SchemeGroupVersion.String(), Kind: cmapi.IssuerKind},
-		ObjectMeta: ours(mesh.IssuerName, in.Namespace),
+		ObjectMeta: ours(in.Mesh, in.Namespace, mesh.IssuerName),
 		Spec:       cmapi.IssuerSpec{IssuerConfig: cmapi.IssuerConfig{Vault: vault}},
 	}, nil
 }

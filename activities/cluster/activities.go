@@ -92,6 +92,7 @@ type ServiceAccountKeys struct {
 
 // CopyRootSecretInput carries the root certificate, which is public.
 type CopyRootSecretInput struct {
+	Mesh      string         `json:"mesh"`
 	Context   string         `json:"context"`
 	Namespace string         `json:"namespace"`
 	RootPEM   string         `json:"rootPEM"`

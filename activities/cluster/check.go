@@ -49,6 +49,11 @@ func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (Ch
 	if live, err := kube.Get(ctx, c, "Namespace", "", in.Spec.Namespace); err == nil && live != nil && live.GetDeletionTimestamp() != nil {
 		bad("namespace %s is being deleted; wait until it is gone", in.Spec.Namespace)
 	}
+	if issuer, err := kube.Get(ctx, c, "Issuer", in.Spec.Namespace, mesh.IssuerName); err == nil && issuer != nil {
+		if owner := issuer.GetLabels()[kube.LabelMesh]; owner != "" && owner != in.Spec.Mesh {
+			bad("namespace %s is the mesh %q's already, and two meshes cannot share one; give this mesh another namespace", in.Spec.Namespace, owner)
+		}
+	}
 	found, err := kube.FindCertManager(ctx, c)
 	switch {
 	case failure.KindOf(err) == failure.Denied: // the reviews below say so too
@@ -64,6 +69,7 @@ func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (Ch
 	case in.Spec.CertManager.Install == mesh.InstallNever:
 		bad("there is no cert-manager and certManager.install is %q; install it, or set %q", mesh.InstallNever, mesh.InstallAuto)
 	}
+	result.Problems = append(result.Problems, a.notConfigured(in, result.CertManager == "")...)
 	missing, err := deniedTo(ctx, c, permissions(in, result.CertManager == ""))
 	if err != nil {
 		return result, err
@@ -72,6 +78,35 @@ func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (Ch
 		bad("the worker may not %s; apply the manifest of deploy/rbac there", m)
 	}
 	return result, nil
+}
+
+// notConfigured is what the worker's site file lacks for what it is to install.
+func (a *Activities) notConfigured(in CheckClusterInput, withoutCertManager bool) []string {
+	var problems []string
+	need := func(err error) {
+		if err != nil {
+			problems = append(problems, failure.Message(err))
+		}
+	}
+	chart := func(name string) { _, err := a.Clients.Config.Chart(name); need(err) }
+	if withoutCertManager && in.Spec.CertManager.Install != mesh.InstallNever {
+		chart("cert-manager")
+	}
+	if in.Spec.Gloo.Install == nil || *in.Spec.Gloo.Install {
+		chart("gloo-platform-crds")
+		chart("gloo-platform")
+	}
+	if in.Management && in.Spec.Vault.Install != mesh.VaultExisting {
+		chart("vault")
+		config, err := a.Clients.Config.Vault(in.Spec.Vault.Name)
+		need(err)
+		for _, identity := range []site.Identity{site.Onboard, site.Operate, site.Refresh} {
+			if _, ok := config.Identities[identity]; err == nil && !ok {
+				problems = append(problems, fmt.Sprintf("Vault %q: the worker's site file has no login for the identity %q; add it before Vault is installed", config.Name, identity))
+			}
+		}
+	}
+	return problems
 }
 
 // reach asks for the version; what is wrong is in the returned text.

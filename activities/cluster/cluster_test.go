@@ -142,17 +142,6 @@ func TestServiceAddress(t *testing.T) {
 	}
 }
 
-func TestAddressProblem(t *testing.T) {
-	for address, good := range map[string]bool{
-		"10.0.0.1:9900": true, "[fd00::1]:9900": true, "lb.example.com:443": true,
-		"10.0.0.1": false, "fd00::1:9900": false, "https://lb:9900": false, ":9900": false, "lb:0": false, "lb:70000": false, "lb:grpc": false, "a/b:1": false,
-	} {
-		if problem := addressProblem(address); (problem == "") != good {
-			t.Errorf("%s: %q", address, problem)
-		}
-	}
-}
-
 func TestCertificatesOnly(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

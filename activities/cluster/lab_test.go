@@ -181,7 +181,7 @@ func TestLabTrust(t *testing.T) {
 	}
 	// The lab's own CA is as good a root as any here.
 	root := string(c.REST.CAData)
-	in := CopyRootSecretInput{Context: "cluster1", Namespace: spec.Namespace, RootPEM: root, Mode: procedure.Apply}
+	in := CopyRootSecretInput{Mesh: spec.Mesh, Context: "cluster1", Namespace: spec.Namespace, RootPEM: root, Mode: procedure.Apply}
 	must[procedure.Outcome](t, env, a.CopyRootSecret, in)
 	version := objectVersion(t, a, "cluster1", "Secret", spec.Namespace, mesh.RootSecretName)
 	if again := must[procedure.Outcome](t, env, a.CopyRootSecret, in); len(again.Changes) > 0 {
@@ -214,6 +214,12 @@ func TestLabTrust(t *testing.T) {
 	relabel(kube.ManagedBy)
 	if failure.KindOf(err) != failure.Conflict || !strings.Contains(failure.Message(err), mesh.RootSecretName) {
 		t.Errorf("somebody else's Secret: %v", err)
+	}
+
+	second := in
+	second.Mesh = "second"
+	if _, err := call[procedure.Outcome](t, env, a.CopyRootSecret, second); failure.KindOf(err) != failure.Conflict || !strings.Contains(failure.Message(err), `belongs to the mesh "labtest"`) {
+		t.Errorf("another mesh's Secret: %v", err)
 	}
 
 	token := IdentityTokenInput{Spec: spec, Context: "mgmt", Mode: procedure.Apply}

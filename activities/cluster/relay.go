@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -59,9 +58,6 @@ const relayPort = 9900
 // or by hostname; an address in the input wins.
 func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput) (RelayAddressResult, error) {
 	if given := in.Spec.Gloo.RelayAddress; given != "" {
-		if problem := addressProblem(given); problem != "" {
-			return RelayAddressResult{}, failure.Permanent(failure.InvalidInput, "gloo.relayAddress %q %s; write it as host:port, IPv6 in brackets", given, problem)
-		}
 		return RelayAddressResult{Address: given}, nil
 	}
 	c, err := a.Clients.Cluster(in.Spec.Management.Context)
@@ -113,22 +109,4 @@ func serviceAddress(service *corev1.Service) (address, problem string) {
 		}
 	}
 	return "", ""
-}
-
-// addressProblem says what is wrong with an address that people wrote.
-func addressProblem(address string) string {
-	if strings.Contains(address, "://") {
-		return "has a scheme"
-	}
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return "is not host:port"
-	}
-	if host == "" || strings.ContainsAny(host, " /@") {
-		return "has no usable host"
-	}
-	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
-		return "has no usable port"
-	}
-	return ""
 }

@@ -38,7 +38,7 @@ func (a *Activities) CopyRootSecret(ctx context.Context, in CopyRootSecretInput)
 	if err != nil {
 		return out, err
 	}
-	err = applySecret(ctx, c, in.Namespace, mesh.RootSecretName, "", map[string][]byte{"ca.crt": []byte(in.RootPEM)}, in.Mode, &out)
+	err = applySecret(ctx, c, in.Namespace, mesh.RootSecretName, in.Mesh, map[string][]byte{"ca.crt": []byte(in.RootPEM)}, in.Mode, &out)
 	return out, err
 }
 

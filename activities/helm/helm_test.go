@@ -2,6 +2,7 @@ package helm
 
 import (
 	"testing"
+	"time"
 
 	"helm.sh/helm/v4/pkg/chart/common"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
@@ -31,6 +32,20 @@ func TestDecide(t *testing.T) {
 	} {
 		if got := decide(c.last, "d"); got != c.want {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestFence(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for ago, want := range map[time.Duration]time.Duration{
+		0:                15 * time.Second,
+		10 * time.Second: 5 * time.Second,
+		time.Hour:        15*time.Second - time.Hour, // not fenced
+		-time.Hour:       15 * time.Second,           // the other worker's clock is ahead
+	} {
+		if got := fence(&release.Release{Info: &release.Info{LastDeployed: now.Add(-ago)}}, now); got != want {
+			t.Errorf("deployed %s ago: fenced for %s, want %s", ago, got, want)
 		}
 	}
 }

@@ -105,15 +105,26 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	name := fmt.Sprintf("Helm release %s/%s", in.Namespace, in.Release)
 	out.Detail = fmt.Sprintf("%s %s", chrt.Metadata.Name, chrt.Metadata.Version)
 	deed := decide(last, digest)
+	why := describe(last, chrt)
+	if deed == keep {
+		gone, err := missing(ctx, c, last)
+		if err != nil {
+			return out, err
+		}
+		if len(gone) > 0 { // an upgrade makes what is missing
+			deed, why = upgrade, strings.Join(gone, ", ")+" was deleted"
+		}
+	}
 	switch {
 	case deed == keep:
 	case in.Mode == procedure.Observe:
-		out.Changed(deed.verb(), name, describe(last, chrt))
+		out.Changed(deed.verb(), name, why)
+	case deed == heal && fence(last, time.Now()) > 0:
+		return out, failure.Waiting(fence(last, time.Now()), "cluster %q: %s is %s since a moment ago; a worker that has lost Temporal may still be at it", c.Name, name, last.Info.Status)
 	default:
 		if err := ours.EnsureNamespace(ctx, c, in.Namespace, in.Mode, &out); err != nil {
 			return out, err
 		}
-		detail := describe(last, chrt)
 		done := make(chan error, 1)
 		ended = true
 		go func() {
@@ -124,13 +135,19 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 		}()
 		select {
 		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				// Helm cannot be stopped, and the caller gives back the lock on the
+				// cluster once this has returned.
+				<-done
+				return out, ctx.Err()
+			}
 			return out, failure.Transient(failure.Unavailable, "cluster %q: %s: no end in time; Helm is still at work on it", c.Name, name)
 		case err := <-done:
 			if err != nil {
 				return out, helmError(ctx, c, name, err)
 			}
 		}
-		out.Changed(deed.verb(), name, detail)
+		out.Changed(deed.verb(), name, why)
 	}
 	if in.Mode == procedure.Observe || last == nil {
 		return out, nil
@@ -222,6 +239,16 @@ func decide(last *release.Release, digest string) deed {
 		return keep
 	}
 	return upgrade
+}
+
+// fencedFor is how long a pending release is left alone: as long as a worker
+// that no longer reaches Temporal may take to be done with its charts, hooks aside.
+const fencedFor = 15 * time.Second
+
+// fence is how much longer a release that was left pending is left alone. The
+// clocks of two workers may differ, so it is never longer than the whole.
+func fence(last *release.Release, now time.Time) time.Duration {
+	return min(last.Info.LastDeployed.Add(fencedFor).Sub(now), fencedFor)
 }
 
 // describe says what changes, without values.
@@ -322,14 +349,11 @@ func awaitRelease(ctx context.Context, c *site.Cluster, rel *release.Release) er
 					return false, fmt.Sprintf("cluster %q: CustomResourceDefinition %s is not established yet", c.Name, o.GetName()), nil
 				}
 			case "Deployment":
-				namespace := o.GetNamespace()
-				if namespace == "" {
-					namespace = rel.Namespace
-				}
+				namespace := namespaceOf(o, rel)
 				live, err := c.Kube.AppsV1().Deployments(namespace).Get(ctx, o.GetName(), metav1.GetOptions{})
 				if apierrors.IsNotFound(err) {
-					return false, "", failure.Permanent(failure.Conflict, "cluster %q: %s of Helm release %s/%s was deleted. Restore it with: helm rollback -n %s %s %d",
-						c.Name, ours.Name("Deployment", namespace, o.GetName()), rel.Namespace, rel.Name, rel.Namespace, rel.Name, rel.Version)
+					return false, fmt.Sprintf("cluster %q: %s of Helm release %s/%s was deleted just now; the next run makes it again",
+						c.Name, ours.Name("Deployment", namespace, o.GetName()), rel.Namespace, rel.Name), nil
 				}
 				if err != nil {
 					return false, "", ours.Error(ctx, c, "read "+ours.Name("Deployment", namespace, o.GetName()), err)
@@ -341,6 +365,37 @@ func awaitRelease(ctx context.Context, c *site.Cluster, rel *release.Release) er
 		}
 		return true, "", nil
 	})
+}
+
+// missing are the release's Deployments that are no longer there.
+func missing(ctx context.Context, c *site.Cluster, rel *release.Release) ([]string, error) {
+	objects, err := objectsOf(rel)
+	if err != nil {
+		return nil, failure.Permanent(failure.Conflict, "cluster %q: Helm release %s/%s: its manifest cannot be read: %v", c.Name, rel.Namespace, rel.Name, err)
+	}
+	var gone []string
+	for _, o := range objects {
+		if o.GetKind() != "Deployment" {
+			continue
+		}
+		name := ours.Name("Deployment", namespaceOf(o, rel), o.GetName())
+		_, err := c.Kube.AppsV1().Deployments(namespaceOf(o, rel)).Get(ctx, o.GetName(), metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			gone = append(gone, name)
+		case err != nil:
+			return nil, ours.Error(ctx, c, "read "+name, err)
+		}
+	}
+	return gone, nil
+}
+
+// namespaceOf is where an object of the release is; charts need not say.
+func namespaceOf(o *unstructured.Unstructured, rel *release.Release) string {
+	if namespace := o.GetNamespace(); namespace != "" {
+		return namespace
+	}
+	return rel.Namespace
 }
 
 func available(ctx context.Context, c *site.Cluster, d *appsv1.Deployment) (bool, string) {

@@ -64,7 +64,7 @@ func (a *Activities) EnableClusterAccess(ctx context.Context, in ClusterAccessIn
 	if spec.Credential.Method == mesh.CredentialToken {
 		err = s.ensureTokenRole(ctx, in, out)
 	} else {
-		err = s.ensureLogin(ctx, in, out)
+		err = a.ensureLogin(ctx, s, in, out)
 	}
 	if err == nil && isolated {
 		err = s.ensureRole(ctx, in.Mode, out, spec.Vault.RelayMount, signingRole(spec, in.Workload), in.IssuerID, clientRole(spec, in.Workload, in.IssuerID))
@@ -139,7 +139,7 @@ func (s session) ensurePolicy(ctx context.Context, in ClusterAccessInput, signPa
 // ensureLogin makes the auth mount whose keys are the cluster's own, and the
 // role that lets in exactly one ServiceAccount with a token for exactly this
 // Issuer.
-func (s session) ensureLogin(ctx context.Context, in ClusterAccessInput, out *procedure.Outcome) error {
+func (a *Activities) ensureLogin(ctx context.Context, s session, in ClusterAccessInput, out *procedure.Outcome) error {
 	name := in.Spec.AuthMount(in.Context)
 	path := "sys/auth/" + name
 	var have mount
@@ -158,7 +158,11 @@ func (s session) ensureLogin(ctx context.Context, in ClusterAccessInput, out *pr
 			}
 		}
 	}
-	if err := s.ensureKeys(ctx, in, out); err != nil {
+	discoveryCA, err := a.discoveryCA(in)
+	if err != nil {
+		return err
+	}
+	if err := s.ensureKeys(ctx, in, discoveryCA, out); err != nil {
 		return err
 	}
 	rolePath := "auth/" + name + "/role/" + mesh.IssuerServiceAccount
@@ -175,9 +179,22 @@ func (s session) ensureLogin(ctx context.Context, in ClusterAccessInput, out *pr
 	})
 }
 
+// discoveryCA is the CA of the cluster's issuer address, if the site file names one.
+func (a *Activities) discoveryCA(in ClusterAccessInput) (string, error) {
+	config, err := a.Clients.Config.Cluster(in.Context)
+	if err != nil || config.IssuerCAFile == "" {
+		return "", nil //nolint:nilerr // a cluster of another worker's, in a private network
+	}
+	ca, err := os.ReadFile(config.IssuerCAFile)
+	if err != nil {
+		return "", failure.Permanent(failure.Preflight, "cluster %q: the CA file of its token issuer: %v. Correct issuerCAFile in the site file", in.Context, err)
+	}
+	return string(ca), nil
+}
+
 // ensureKeys pins the cluster's keys in its auth mount, or has Vault discover
 // them. Writing replaces the mount's whole configuration.
-func (s session) ensureKeys(ctx context.Context, in ClusterAccessInput, out *procedure.Outcome) error {
+func (s session) ensureKeys(ctx context.Context, in ClusterAccessInput, discoveryCA string, out *procedure.Outcome) error {
 	path := "auth/" + in.Spec.AuthMount(in.Context) + "/config"
 	object := "vault auth config " + path
 	discovery := in.Spec.Credential.Keys == mesh.KeysDiscovery
@@ -189,7 +206,7 @@ func (s session) ensureKeys(ctx context.Context, in ClusterAccessInput, out *pro
 	}
 	desired := jwtConfig{BoundIssuer: in.Issuer}
 	if discovery {
-		desired.DiscoveryURL, desired.DiscoveryCAPEM = in.Issuer, in.DiscoveryCAPEM
+		desired.DiscoveryURL, desired.DiscoveryCAPEM = in.Issuer, discoveryCA
 	} else {
 		desired.Keys = in.KeysPEM
 	}
@@ -206,7 +223,7 @@ func (s session) ensureKeys(ctx context.Context, in ClusterAccessInput, out *pro
 	if found {
 		out.Changed(procedure.Update, object, desired.changes(have))
 	} else {
-		out.Changed(procedure.Create, object, fmt.Sprintf("issuer %s, %d pinned keys", in.Issuer, len(desired.Keys)))
+		out.Changed(procedure.Create, object, desired.String())
 	}
 	if in.Mode != procedure.Apply {
 		return nil
@@ -240,6 +257,13 @@ func (c jwtConfig) normal() jwtConfig {
 	}
 	c.Keys = set(keys)
 	return c
+}
+
+func (c jwtConfig) String() string {
+	if c.DiscoveryURL != "" {
+		return "keys from " + c.DiscoveryURL
+	}
+	return fmt.Sprintf("issuer %s, %d pinned keys", c.BoundIssuer, len(c.Keys))
 }
 
 func (c jwtConfig) changes(have jwtConfig) string {

@@ -23,6 +23,7 @@ type CheckVaultResult struct {
 
 // EnablePKIInput names a PKI mount and its longest lease.
 type EnablePKIInput struct {
+	Mesh        string         `json:"mesh"`
 	Vault       string         `json:"vault"`
 	Mount       string         `json:"mount"`
 	MaxLeaseTTL mesh.Duration  `json:"maxLeaseTTL"`
@@ -95,12 +96,9 @@ type ClusterAccessInput struct {
 	IssuerID string `json:"issuerId"`
 	// Issuer and KeysPEM are the cluster's ServiceAccount token issuer, which is
 	// also the address that keys are discovered at, and its public keys (method jwt).
-	Issuer  string   `json:"issuer,omitempty"`
-	KeysPEM []string `json:"keysPEM,omitempty"`
-	// DiscoveryCAPEM is the CA of the issuer's address, if Vault does not trust
-	// it already (credential.keys discovery).
-	DiscoveryCAPEM string         `json:"discoveryCAPEM,omitempty"`
-	Mode           procedure.Mode `json:"mode"`
+	Issuer  string         `json:"issuer,omitempty"`
+	KeysPEM []string       `json:"keysPEM,omitempty"`
+	Mode    procedure.Mode `json:"mode"`
 }
 
 // ClusterAccessResult says how the cluster's Issuer logs in and signs.

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.temporal.io/sdk/activity"
+
+	"github.com/relaypki/relaypki/internal/failure"
 )
 
 // awaitVaultEvery is how often a Vault that an operator is preparing is asked.
@@ -21,8 +23,11 @@ func (a *Activities) AwaitVault(ctx context.Context, in CheckVaultInput) (CheckV
 		if err == nil && len(result.Problems) == 0 {
 			return result, nil
 		}
+		if failure.IsPermanent(err) {
+			return CheckVaultResult{}, err // of this worker's own configuration
+		}
 		if err != nil {
-			result.Problems = []string{err.Error()}
+			result.Problems = []string{failure.Message(err)}
 		}
 		activity.RecordHeartbeat(ctx, result.Problems)
 		select {

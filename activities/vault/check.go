@@ -156,9 +156,7 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 	} {
 		have, err := s.mountAt(ctx, m.path)
 		if err == nil && have != nil {
-			if have.Type != "pki" {
-				err = wrongType(s.vault, m.path, have.Type)
-			} else {
+			if err = have.unfit(s.vault, m.path, c.spec.Mesh); err == nil {
 				_, err = s.authority(ctx, m.path, m.name, m.prefix, m.ca)
 			}
 		}

@@ -15,16 +15,23 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/site"
 )
 
 // tokenIssuer signs ServiceAccount tokens as a cluster's API server does.
@@ -32,6 +39,8 @@ type tokenIssuer struct {
 	issuer    string
 	key       *rsa.PrivateKey
 	publicPEM string
+	// published is the key that can be discovered, if any.
+	published *atomic.Pointer[rsa.PrivateKey]
 }
 
 func (w *world) tokensOf(context string) *tokenIssuer {
@@ -45,7 +54,8 @@ func (w *world) tokensOf(context string) *tokenIssuer {
 			panic(err)
 		}
 		w.keys[context] = &tokenIssuer{issuer: "https://" + context + ".example:6443", key: key,
-			publicPEM: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))}
+			publicPEM: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
+			published: &atomic.Pointer[rsa.PrivateKey]{}}
 	}
 	return w.keys[context]
 }
@@ -249,6 +259,77 @@ func TestClusterLogin(t *testing.T) {
 	if ttl, err := self.TokenTTL(); err != nil || ttl > 10*time.Minute {
 		t.Errorf("the login lives %s (%v)", ttl, err)
 	}
+}
+
+// With keys "discovery" Vault fetches a cluster's keys from its issuer's
+// address, also the one that the cluster signs with from tomorrow on.
+func TestDiscoveredKeys(t *testing.T) {
+	w := newWorld(t)
+	w.spec.Credential.Keys = mesh.KeysDiscovery
+	for i := range w.site.Clusters {
+		w.tokensOf(w.site.Clusters[i].Name).publish(t, &w.site.Clusters[i])
+	}
+	w.Clients.Config = w.site
+	d := w.mustSetup(t)
+	w.mustLogin(t, d, "cluster1")
+
+	one, two := w.tokensOf("cluster1"), w.tokensOf("cluster2")
+	stolen := *two
+	stolen.issuer = one.issuer
+	for name, jwt := range map[string]string{
+		"another cluster's token": two.token(issuerSubject, issuerAudience),
+		"a token by another key":  stolen.token(issuerSubject, issuerAudience),
+	} {
+		if _, err := w.login(t, d.access["cluster1"], jwt); err == nil {
+			t.Errorf("%s logged in as cluster1", name)
+		}
+	}
+	if again := w.mustSetup(t); len(again.changes) > 0 {
+		t.Errorf("a second setup changed %v", again.changed())
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.replace(key)
+	w.mustLogin(t, d, "cluster1")
+}
+
+// publish serves the issuer's documents (OpenID Connect Discovery 1.0, section
+// 4) on a server with a certificate of its own, and names its CA in the site.
+func (i *tokenIssuer) publish(t *testing.T, cluster *site.ClusterConfig) {
+	mux := http.NewServeMux()
+	server := httptest.NewTLSServer(mux)
+	t.Cleanup(server.Close)
+	answer := func(path string, body func() any) {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			if err := json.NewEncoder(w).Encode(body()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	answer("/.well-known/openid-configuration", func() any {
+		return map[string]any{"issuer": server.URL, "jwks_uri": server.URL + "/openid/v1/jwks", "response_types_supported": []string{"id_token"},
+			"subject_types_supported": []string{"public"}, "id_token_signing_alg_values_supported": []string{"RS256"}}
+	})
+	answer("/openid/v1/jwks", func() any {
+		key := i.published.Load()
+		return jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &key.PublicKey, Algorithm: "RS256", Use: "sig"}}}
+	})
+	i.issuer = server.URL
+	i.replace(i.key)
+	cluster.IssuerCAFile = filepath.Join(t.TempDir(), "ca.crt")
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(cluster.IssuerCAFile, ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// replace has the cluster sign with another key, and publish it.
+func (i *tokenIssuer) replace(key *rsa.PrivateKey) {
+	i.key = key
+	i.published.Store(key)
 }
 
 // The management cluster's credential obtains the server's names as the guide

@@ -32,11 +32,11 @@ func (a *Activities) EnablePKI(ctx context.Context, in EnablePKIInput) (procedur
 			return out, nil
 		}
 		return out, s.write(ctx, "sys/mounts/"+in.Mount, map[string]any{
-			"type": "pki", "description": "Relay certificates (relaypki)", "config": map[string]any{"max_lease_ttl": lease},
+			"type": "pki", "description": mountMark(in.Mesh), "config": map[string]any{"max_lease_ttl": lease},
 		}, nil)
 	}
-	if m.Type != "pki" {
-		return out, wrongType(in.Vault, in.Mount, m.Type)
+	if err := m.unfit(in.Vault, in.Mount, in.Mesh); err != nil {
+		return out, err
 	}
 	longest, err := s.maxLeaseTTL(ctx, in.Mount)
 	if err != nil || longest >= seconds(in.MaxLeaseTTL) {
@@ -49,8 +49,19 @@ func (a *Activities) EnablePKI(ctx context.Context, in EnablePKIInput) (procedur
 	return out, s.write(ctx, "sys/mounts/"+in.Mount+"/tune", map[string]any{"max_lease_ttl": lease}, nil)
 }
 
-func wrongType(vault, mount, typ string) error {
-	return failure.Permanent(failure.Conflict, "Vault %q: the mount %s is there and is of type %q, not pki. Name another mount in the input", vault, mount, typ)
+// mountMark, a mount's description, says whose it is.
+func mountMark(mesh string) string { return "relaypki: mesh " + mesh }
+
+// unfit is a Conflict if the mount is of another type, or another mesh's: a
+// rotation of one would pull the trust from under the other.
+func (m mount) unfit(vault, path, mesh string) error {
+	if m.Type != "pki" {
+		return failure.Permanent(failure.Conflict, "Vault %q: the mount %s is there and is of type %q, not pki. Name another mount in the input", vault, path, m.Type)
+	}
+	if strings.HasPrefix(m.Description, mountMark("")) && m.Description != mountMark(mesh) {
+		return failure.Permanent(failure.Conflict, "Vault %q: the mount %s is another mesh's (description %q), and two meshes cannot rotate the CAs of one mount. Name another mount in the input", vault, path, m.Description)
+	}
+	return nil
 }
 
 // GenerateRoot finds or makes the root (issuer and key name relay-root-g<generation>).

@@ -210,6 +210,15 @@ func TestConflicts(t *testing.T) {
 			_, err := w.EnablePKI(ctx, vault.EnablePKIInput{Vault: "default", Mount: "pki", MaxLeaseTTL: s.PKI.Root.TTL, Mode: procedure.Apply})
 			return err
 		}, []string{"pki", `type "kv"`}},
+		{"another mesh's mount", func() {
+			_, err := w.EnablePKI(ctx, vault.EnablePKIInput{Mesh: "other", Vault: "default", Mount: "pki", MaxLeaseTTL: s.PKI.Root.TTL, Mode: procedure.Apply})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, func() error {
+			_, err := w.EnablePKI(ctx, vault.EnablePKIInput{Mesh: s.Mesh, Vault: "default", Mount: "pki", MaxLeaseTTL: s.PKI.Root.TTL, Mode: procedure.Apply})
+			return err
+		}, []string{"the mount pki is another mesh's", "relaypki: mesh other"}},
 		{"a foreign root", func() {
 			mount("pki", "pki")
 			write("pki/root/generate/internal", map[string]any{"common_name": "Somebody Else", "ttl": "1000h", "issuer_name": "theirs", "key_type": "ec"})

@@ -46,7 +46,6 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 	if err != nil {
 		return out, kube.Error(ctx, cluster, "read "+object, err)
 	}
-	var old *vaultapi.Client
 	switch {
 	case have == nil:
 		out.Changed(procedure.Create, object, "a token that may sign for this cluster")
@@ -62,8 +61,13 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 			return out, failure.Permanent(failure.Conflict, "cluster %s: %s is there, is not ours, and its token is not this cluster's: %s. If that token is no longer needed, delete the Secret and start again",
 				in.Context, object, state.why)
 		}
-		old = state.client
-		out.Changed(procedure.Update, object, state.why)
+		detail := state.why
+		if state.client != nil {
+			// Minted by somebody else, it is somebody else's to revoke: it might be
+			// the root token.
+			detail += "; it is replaced here, and lives on in Vault until it ends or is revoked"
+		}
+		out.Changed(procedure.Update, object, detail)
 	}
 	if in.Mode != procedure.Apply {
 		return out, nil
@@ -79,9 +83,6 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 	if _, err := secrets.Apply(ctx, apply, metav1.ApplyOptions{FieldManager: site.FieldManager, Force: true}); err != nil {
 		t.revoke(ctx, minted)
 		return out, kube.Error(ctx, cluster, "write "+object, err)
-	}
-	if old != nil {
-		t.revoke(ctx, old)
 	}
 	return out, nil
 }

@@ -54,7 +54,7 @@ func newWorld(t *testing.T) *world {
 		logins[identity] = site.Login{Method: "approle", Mount: "approle", RoleIDFile: roleID, SecretIDFile: secretID}
 	}
 	w := &world{Server: server, proxy: proxy, spec: spec(), keys: map[string]*tokenIssuer{}}
-	w.site = site.Config{Vaults: []site.VaultConfig{{Name: "default", Address: proxy.url, ClusterAddress: server.Address, CAFile: caFile, Identities: logins}}}
+	w.site = site.Config{Clusters: []site.ClusterConfig{{Name: "mgmt"}, {Name: "cluster1"}, {Name: "cluster2"}}, Vaults: []site.VaultConfig{{Name: "default", Address: proxy.url, ClusterAddress: server.Address, CAFile: caFile, Identities: logins}}}
 	w.Activities = vault.Activities{Clients: site.NewClients(w.site, zap.NewNop())}
 	return w
 }
@@ -88,7 +88,7 @@ func (w *world) setup(ctx context.Context, mode procedure.Mode) (done, error) {
 	note := func(out procedure.Outcome) { d.changes = append(d.changes, out.Changes...) }
 	s := w.spec
 	for mount, ttl := range map[string]mesh.Duration{s.Vault.RootMount: s.PKI.Root.TTL, s.Vault.RelayMount: s.PKI.Intermediate.TTL} {
-		out, err := w.EnablePKI(ctx, vault.EnablePKIInput{Vault: s.Vault.Name, Mount: mount, MaxLeaseTTL: ttl, Mode: mode})
+		out, err := w.EnablePKI(ctx, vault.EnablePKIInput{Mesh: s.Mesh, Vault: s.Vault.Name, Mount: mount, MaxLeaseTTL: ttl, Mode: mode})
 		if err != nil {
 			return d, err
 		}

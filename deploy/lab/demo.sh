@@ -9,12 +9,13 @@ bin/lab up --dir "$lab" --clusters "$clusters" --worker bin/relaypki-worker
 ln -sfn "$PWD/bin/relaypki" "$lab/bin/relaypki"
 source "$lab/env"
 relaypki setup -f "$mesh"
+name=$(sed -n 's/^mesh: *//p' "$mesh")
 cat <<EOF
 
 The relay is proved healthy. Everything stays up; what to try next:
   source $lab/env
   relaypki status                              what has run
-  relaypki verify demo                         look at the mesh again
+  relaypki verify $name                         look at the mesh again
   kubectl --context mgmt get certificates -A   the certificates
   make down                                    stop all of it
 

@@ -332,6 +332,24 @@ func TestWorkload(t *testing.T) {
 		{"name is not the registered one", func(t *testing.T, w *world) {
 			w.Workload.Secret.Chain[0] = w.relay.Leaf(t, []string{"cluster-one"}).Cert
 		}, []expectation{{check.CertificateNames, "fail", `"cluster1"`}, {check.RegisteredName, "fail", "cluster-one"}}},
+		{"token about to end", func(_ *testing.T, w *world) {
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Left: 30 * time.Hour, Period: 72 * time.Hour}
+		}, []expectation{{check.ClusterToken, "warn", "ends in 30h"}}},
+		{"token renewed", func(_ *testing.T, w *world) {
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Left: 70 * time.Hour, Period: 72 * time.Hour}
+		}, []expectation{{check.ClusterToken, "pass", "70h left"}}},
+		{"token ended", func(_ *testing.T, w *world) {
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Refused: "it has expired or was revoked"}
+		}, []expectation{{check.ClusterToken, "fail", "nothing is renewed any more"}}},
+		{"token missing", func(_ *testing.T, w *world) {
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Gap: check.Gap{Reason: check.NotFound}}
+		}, []expectation{{check.ClusterToken, "fail", "is missing"}}},
+		{"worker in a private network", func(_ *testing.T, w *world) {
+			w.Private, w.Handshakes = "the worker does not know the management cluster", nil
+		}, []expectation{{check.RegisteredName, "warn", "not compared"}, {check.Handshake, "warn", "not tried"}}},
+		{"what a Pod says is searched", func(_ *testing.T, w *world) {
+			w.Handshakes[0].Error = "bad token hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq"
+		}, []expectation{{check.Handshake, "fail", "bad token (withheld)"}}},
 		{"not registered", func(_ *testing.T, w *world) { w.Workload.RegisteredGap = check.Gap{Reason: check.NotFound} },
 			[]expectation{{check.RegisteredName, "fail", "KubernetesCluster gloo-mesh/cluster1 is missing"}}},
 		{"client certificate expired", func(_ *testing.T, w *world) {
@@ -411,27 +429,6 @@ func TestExplain(t *testing.T) {
 		}
 		if ok && s.Remedy == "" {
 			t.Errorf("%q has no remedy", test.text)
-		}
-	}
-}
-
-func TestAddressProblem(t *testing.T) {
-	for address, want := range map[string]string{
-		"10.0.0.1:9900":                           "",
-		"mgmt.example.com:9900":                   "",
-		"[2001:db8::1]:9900":                      "",
-		"a1.elb.amazonaws.com:9900":               "",
-		"34.145.18106:9900:9900":                  "too many colons",
-		"2001:db8::1:9900":                        "too many colons",
-		"34.145.18106:9900":                       "no IP address",
-		"10.0.0.1":                                "missing port",
-		"10.0.0.1:grpc-port-of-the-server-please": "no port",
-		":9900":                         "no host",
-		"https://mgmt.example.com:9900": "too many colons",
-		"":                              "missing port",
-	} {
-		if got := check.AddressProblem(address); (got == "") != (want == "") || !strings.Contains(got, want) {
-			t.Errorf("%q: %q, want %q", address, got, want)
 		}
 	}
 }

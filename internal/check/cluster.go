@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -283,25 +281,19 @@ func (r *report) pinnedKeys(k SeenKeys) {
 	}
 }
 
-// AddressProblem says why text is no host:port of a server, or "".
-func AddressProblem(text string) string {
-	host, port, err := net.SplitHostPort(text)
-	if err != nil {
-		return err.Error()
+// clusterToken warns before cert-manager can sign no more: it renews no token
+// (cert-manager, Vault issuer, "Authenticating with a Token").
+func (r *report) clusterToken(t SeenToken) {
+	switch {
+	case t.Secret == "":
+	case t.Gap.report(r, ClusterToken, t.Secret, runSetup+", which mints a token"):
+	case t.Refused != "":
+		r.fail(ClusterToken, t.Secret, "Vault does not accept its token, so nothing is renewed any more: "+t.Refused, runSetup+", which mints another")
+	case t.Left < t.Period/2:
+		r.warn(ClusterToken, t.Secret, fmt.Sprintf("its token ends in %s, and nothing renews it by itself", round(t.Left)), runSetup+" before then, which renews it; or use credential.method jwt, which needs no renewal")
+	default:
+		r.pass(ClusterToken, t.Secret, "its token has %s left", round(t.Left))
 	}
-	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
-		return fmt.Sprintf("address %s: %q is no port", text, port)
-	}
-	if host == "" || strings.ContainsAny(host, " /") {
-		return fmt.Sprintf("address %s: %q is no host", text, host)
-	}
-	// "34.145.18106" is what a slip makes of an IP address, and no host name
-	// ends in a number.
-	last := host[strings.LastIndexByte(host, '.')+1:]
-	if net.ParseIP(host) == nil && len(last) > 0 && strings.Trim(last, "0123456789") == "" {
-		return fmt.Sprintf("address %s: %q is no IP address and no host name", text, host)
-	}
-	return ""
 }
 
 func contains(subjects [][]byte, subject []byte) bool {

@@ -21,6 +21,7 @@
 //	certificate-names      M W    the names cover the authority (server), are the registered name (client)
 //	certificate-lifetime   M W    neither expired nor not yet valid, and not overdue for renewal
 //	pinned-keys            M W    the keys pinned in Vault are those of the cluster's token issuer
+//	cluster-token          M W    the token in vault-token is accepted by Vault and is not about to end (credential token)
 //	agent-trust            W      relay-root-tls-secret holds the root
 //	relay-server           M      the management server's Deployment is available
 //	relay-agent            W      the agent's Deployment is available
@@ -51,6 +52,7 @@ const (
 	CertificateNames    = "certificate-names"
 	CertificateLifetime = "certificate-lifetime"
 	PinnedKeys          = "pinned-keys"
+	ClusterToken        = "cluster-token"
 	AgentTrust          = "agent-trust"
 	RelayServer         = "relay-server"
 	RelayAgent          = "relay-agent"

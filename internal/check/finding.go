@@ -1,6 +1,10 @@
 package check
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/relaypki/relaypki/internal/failure"
+)
 
 // Status is the verdict of one check.
 type Status string
@@ -56,5 +60,5 @@ func (r *report) fail(check, object, message, remedy string) {
 }
 
 func (r *report) add(check, object string, status Status, message, remedy string) {
-	r.findings = append(r.findings, Finding{Check: check, Cluster: r.cluster, Object: object, Status: status, Message: message, Remedy: remedy})
+	r.findings = append(r.findings, Finding{Check: check, Cluster: r.cluster, Object: object, Status: status, Message: failure.WithoutSecrets(message), Remedy: remedy})
 }

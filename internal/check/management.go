@@ -25,6 +25,7 @@ type Management struct {
 	Certificate   SeenCertificate
 	Secret        SeenSecret
 	Keys          SeenKeys
+	Token         SeenToken
 	Server        SeenDeployment
 	Replicas      []SeenReplica
 	Registered    []string
@@ -51,6 +52,7 @@ func (m Management) Findings(now time.Time) []Finding {
 		remedy: "make certificates.server.dnsNames of the input cover gloo.authority (" + spec.Gloo.Authority + "), and run SetupMesh again",
 	}, m.Secret, now)
 	r.pinnedKeys(m.Keys)
+	r.clusterToken(m.Token)
 	r.deployment(RelayServer, InServer, m.Server)
 	for _, replica := range m.Replicas {
 		r.loaded(spec, replica, m.Secret.Chain, root, now)

@@ -3,6 +3,7 @@ package check
 import (
 	"crypto/x509"
 	"fmt"
+	"time"
 )
 
 // Gap says why something could not be looked at. The zero Gap means that it
@@ -138,6 +139,17 @@ type SeenKeys struct {
 	Mount                string
 	VaultGap, ClusterGap Gap
 	Vault, Cluster       []string
+}
+
+// SeenToken is the token of a cluster's Issuer, credential method token.
+type SeenToken struct {
+	// Secret names it; empty with another method.
+	Secret string
+	Gap    Gap
+	// Refused is why Vault does not accept it.
+	Refused string
+	// Left is how long it has to live, Period how long after each renewal.
+	Left, Period time.Duration
 }
 
 // SeenVault is a Vault with the two CAs.

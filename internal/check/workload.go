@@ -26,11 +26,15 @@ type Workload struct {
 	// RootSecret is relay-root-tls-secret; only its CA is filled in.
 	RootSecret SeenSecret
 	Keys       SeenKeys
+	Token      SeenToken
 	Agent      SeenDeployment
 	// AgentAddress is what the agent's container is told of the server; empty
 	// when its arguments do not say.
 	AgentAddress string
-	// Registered is whether there is a KubernetesCluster of this name.
+	// Private is why the management cluster was not looked at: the worker is
+	// one inside a private network that serves this cluster alone.
+	Private string
+	// RegisteredGap is whether there is a KubernetesCluster of this name.
 	RegisteredGap Gap
 	// HandshakesError is why no handshake could be tried.
 	HandshakesError string
@@ -57,9 +61,15 @@ func (w Workload) Findings(now time.Time) []Finding {
 		remedy: "the Certificate's dnsNames must be the registered name: run SetupMesh again, or register the cluster under the certificate's name",
 	}, w.Secret, now)
 	r.pinnedKeys(w.Keys)
+	r.clusterToken(w.Token)
 	r.agentTrust(spec, w.Cluster, w.RootSecret, root)
 	r.deployment(RelayAgent, InAgent, w.Agent)
 	r.agentAddress(w.AgentAddress)
+	if w.Private != "" {
+		r.warn(RegisteredName, "", "not compared: "+w.Private, "see registrations of the management cluster")
+		r.warn(Handshake, "", "not tried: "+w.Private, "see agents-connected of the management cluster: the agent's own connection is the proof there is")
+		return r.findings
+	}
 	r.registered(w)
 	r.handshakes(spec, w)
 	return r.findings
@@ -100,7 +110,7 @@ func (r *report) agentAddress(address string) {
 	if address == "" {
 		return
 	}
-	if problem := AddressProblem(address); problem != "" {
+	if problem := mesh.AddressProblem(address); problem != "" {
 		r.fail(AgentAddress, "", "the agent's server address is malformed: "+problem, fixAddress)
 		return
 	}

@@ -40,24 +40,24 @@ const (
 
 // Permanent is an error that trying again does not cure: somebody must act.
 func Permanent(kind Kind, format string, args ...any) error {
-	return temporal.NewNonRetryableApplicationError(fmt.Sprintf(format, args...), string(kind), nil)
+	return temporal.NewNonRetryableApplicationError(WithoutSecrets(fmt.Sprintf(format, args...)), string(kind), nil)
 }
 
 // PermanentWithDetails is Permanent with details (a report) for the reader of
 // the failure.
 func PermanentWithDetails(kind Kind, message string, details any) error {
-	return temporal.NewNonRetryableApplicationError(message, string(kind), nil, details)
+	return temporal.NewNonRetryableApplicationError(WithoutSecrets(message), string(kind), nil, details)
 }
 
 // Transient is an error that may be gone at the next try.
 func Transient(kind Kind, format string, args ...any) error {
-	return temporal.NewApplicationErrorWithOptions(fmt.Sprintf(format, args...), string(kind), temporal.ApplicationErrorOptions{})
+	return temporal.NewApplicationErrorWithOptions(WithoutSecrets(fmt.Sprintf(format, args...)), string(kind), temporal.ApplicationErrorOptions{})
 }
 
 // Waiting says that something is not there yet: benign, and to be asked again
 // after the given time.
 func Waiting(again time.Duration, format string, args ...any) error {
-	return temporal.NewApplicationErrorWithOptions(fmt.Sprintf(format, args...), string(NotReady), temporal.ApplicationErrorOptions{
+	return temporal.NewApplicationErrorWithOptions(WithoutSecrets(fmt.Sprintf(format, args...)), string(NotReady), temporal.ApplicationErrorOptions{
 		NextRetryDelay: again,
 		Category:       temporal.ApplicationErrorCategoryBenign,
 	})
@@ -70,6 +70,12 @@ func KindOf(err error) Kind {
 		return Kind(app.Type())
 	}
 	return ""
+}
+
+// IsPermanent says whether trying again is known not to cure the error.
+func IsPermanent(err error) bool {
+	var app *temporal.ApplicationError
+	return errors.As(err, &app) && app.NonRetryable()
 }
 
 // Message is the text of the innermost ApplicationError in err: what the
@@ -88,16 +94,24 @@ func Message(err error) string {
 
 // Top makes sure that an activity's error is an ApplicationError at top level:
 // one wrapped somewhere inside is lifted out, keeping its kind, whether it is
-// retryable, its category and the whole text.
+// retryable, its category and the whole text, without secrets. Any other error
+// stays as it is, unless it holds one.
 func Top(err error) error {
 	if err == nil {
 		return nil
 	}
+	text := WithoutSecrets(err.Error())
 	var app *temporal.ApplicationError
-	if !errors.As(err, &app) || error(app) == err {
+	switch {
+	case !errors.As(err, &app):
+		if text == err.Error() {
+			return err
+		}
+		return Transient("", "%s", text)
+	case error(app) == err:
 		return err
 	}
-	return temporal.NewApplicationErrorWithOptions(err.Error(), app.Type(), temporal.ApplicationErrorOptions{
+	return temporal.NewApplicationErrorWithOptions(text, app.Type(), temporal.ApplicationErrorOptions{
 		NonRetryable:   app.NonRetryable(),
 		NextRetryDelay: app.NextRetryDelay(),
 		Category:       app.Category(),

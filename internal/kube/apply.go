@@ -90,7 +90,8 @@ func Name(kind, namespace, name string) string {
 // says what would differ: when nothing does, nothing is written. With mode
 // Observe nothing is written in any case, and the object returned is the one
 // that is there, or nil. A missing namespace or kind then means "would be
-// created". An object of that name without our label is a permanent Conflict.
+// created". An object of that name without our label, or with another mesh's, is
+// a permanent Conflict.
 //
 // A resourceVersion in want guards the write: it fails, to be tried again, if
 // the object has changed since.
@@ -125,6 +126,10 @@ func Apply(ctx context.Context, c *site.Cluster, want *unstructured.Unstructured
 		return nil, failure.Permanent(failure.Conflict,
 			"cluster %q: %s is there and is not relaypki's (label %s is %q). It is left as it is. Delete or rename it, or, if relaypki is to own it, label it %s=%s; then run this again",
 			c.Name, name, LabelManagedBy, by, LabelManagedBy, ManagedBy)
+	}
+	if owner, ours := live.GetLabels()[LabelMesh], labels[LabelMesh]; owner != "" && ours != "" && owner != ours {
+		return nil, failure.Permanent(failure.Conflict, "cluster %q: %s belongs to the mesh %q (label %s). Two meshes cannot share a namespace: give the mesh %q another one",
+			c.Name, name, owner, LabelMesh, ours)
 	}
 	if live.GetDeletionTimestamp() != nil {
 		return nil, failure.Transient(failure.NotReady, "cluster %q: %s is being deleted; waiting until it is gone", c.Name, name)

@@ -94,6 +94,8 @@ func TestProblems(t *testing.T) {
 		"relay address": {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"relayAddress":"34.1.2.3:9900:9900"}}`, []string{"is not host:port"}},
 		"a key for a token": {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"identityToken":{"mode":"existing","secretName":"relay-server-tls-secret","key":"tls.key"}}}`,
 			[]string{`"relay-server-tls-secret" holds something else`, `"tls.key" is not the key of an identity token`}},
+		"private cluster": {`{"mesh":"m","workloads":[{"name":"a","taskQueue":"q"}],"credential":{"method":"token"}}`,
+			[]string{`workloads[0].taskQueue: cannot be used with credential.method "token"`, `workloads[0].taskQueue: cannot be used with gloo.identityToken.mode "generate"`}},
 		"another role": {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"role":"relay-client-a"}}`, []string{`"relay-client-a" is the name of another role`}},
 		"client common name": {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"client":{"commonName":"x"}}}`,
 			[]string{"certificates.client.commonName: cannot be chosen"}},
@@ -167,5 +169,30 @@ func TestOverlay(t *testing.T) {
 	want := map[string]any{"a": map[string]any{"x": 1, "y": 3}, "b": map[string]any{"z": 1}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestAddressProblem(t *testing.T) {
+	for address, want := range map[string]string{
+		"10.0.0.1:9900":                           "",
+		"mgmt.example.com:9900":                   "",
+		"[2001:db8::1]:9900":                      "",
+		"a1.elb.amazonaws.com:9900":               "",
+		"34.145.18106:9900:9900":                  "too many colons",
+		"2001:db8::1:9900":                        "too many colons",
+		"34.145.18106:9900":                       "no IP address",
+		"10.0.0.1":                                "missing port",
+		"10.0.0.1:grpc-port-of-the-server-please": "no port",
+		":9900":                         "no host",
+		"https://mgmt.example.com:9900": "too many colons",
+		"":                              "missing port",
+		"lb.example.com:0":              "no port",
+		"lb.example.com:70000":          "no port",
+		"a/b:1":                         "no host",
+		"user@lb.example.com:9900":      "no host",
+	} {
+		if got := AddressProblem(address); (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%q: %q, want %q", address, got, want)
+		}
 	}
 }

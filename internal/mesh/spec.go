@@ -32,9 +32,6 @@ type Spec struct {
 type Management struct {
 	// Context is the cluster's name in the worker's site configuration.
 	Context string `json:"context,omitempty"`
-	// TaskQueue is the queue of a worker that alone reaches this cluster;
-	// empty for the shared one.
-	TaskQueue string `json:"taskQueue,omitempty"`
 }
 
 // Workload is one cluster with an agent.
@@ -44,7 +41,10 @@ type Workload struct {
 	Name string `json:"name"`
 	// Context is the cluster's name in the worker's site configuration;
 	// defaults to Name.
-	Context   string `json:"context,omitempty"`
+	Context string `json:"context,omitempty"`
+	// TaskQueue is the queue of a worker inside a private network that alone
+	// reaches this cluster; empty for the workflow's own, whose worker reaches
+	// Vault and the management cluster.
 	TaskQueue string `json:"taskQueue,omitempty"`
 	Agent     Agent  `json:"agent,omitempty"`
 	// AgentValues are Helm values for this cluster's agent, over Gloo.AgentValues.

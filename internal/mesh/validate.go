@@ -5,6 +5,7 @@ import (
 	"net"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -128,8 +129,23 @@ func (v *validation) workloads(s Spec) {
 		if w.Context == s.Management.Context && w.Context != "" {
 			v.bad(at+".context", "%q is the management cluster; its Issuer may only sign for the server", w.Context)
 		}
+		if w.TaskQueue != "" {
+			v.private(at, s)
+		}
 		v.oneOf(at+".agent.reload", w.Agent.Reload, ReloadHot, ReloadRestart)
 		v.oneOf(at+".agent.trust", w.Agent.Trust, TrustRootSecret, TrustOwn)
+	}
+}
+
+// private refuses what needs one worker that reaches both a private cluster
+// and either Vault or the management cluster, for a secret that may pass
+// through no other.
+func (v *validation) private(at string, s Spec) {
+	if s.Credential.Method == CredentialToken {
+		v.bad(at+".taskQueue", "cannot be used with credential.method %q: its worker would mint tokens; use %q", CredentialToken, CredentialJWT)
+	}
+	if s.Gloo.IdentityToken.Mode != TokenNone {
+		v.bad(at+".taskQueue", "cannot be used with gloo.identityToken.mode %q: its worker does not reach the token; with client certificates none is needed: set %q", s.Gloo.IdentityToken.Mode, TokenNone)
 	}
 }
 
@@ -258,9 +274,30 @@ func (v *validation) relayAddress(address string) {
 	if address == "" {
 		return
 	}
-	if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" {
-		v.bad("gloo.relayAddress", "%q is not host:port, as in relay.example.com:9900 or [2001:db8::1]:9900", address)
+	if problem := AddressProblem(address); problem != "" {
+		v.bad("gloo.relayAddress", "is not host:port, as in relay.example.com:9900 or [2001:db8::1]:9900: %s", problem)
 	}
+}
+
+// AddressProblem says why text is no host:port of a server, or "".
+func AddressProblem(text string) string {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return err.Error()
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return fmt.Sprintf("address %s: %q is no port", text, port)
+	}
+	if host == "" || strings.ContainsAny(host, " /@") {
+		return fmt.Sprintf("address %s: %q is no host", text, host)
+	}
+	// "34.145.18106" is what a slip makes of an IP address, and no host name
+	// ends in a number.
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	if net.ParseIP(host) == nil && len(last) > 0 && strings.Trim(last, "0123456789") == "" {
+		return fmt.Sprintf("address %s: %q is no IP address and no host name", text, host)
+	}
+	return ""
 }
 
 // covers says whether one of the DNS names, wildcards included, matches name

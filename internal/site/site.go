@@ -40,6 +40,10 @@ type ClusterConfig struct {
 	Context string `json:"context,omitempty"`
 	// InCluster uses the worker Pod's own ServiceAccount instead.
 	InCluster bool `json:"inCluster,omitempty"`
+	// IssuerCAFile is the CA of the address at which Vault finds the keys of the
+	// cluster's ServiceAccount tokens (credential.keys discovery); without it
+	// Vault uses its system's.
+	IssuerCAFile string `json:"issuerCAFile,omitempty"`
 	// ChartValues are Helm values for this cluster, by chart name, over which
 	// the input's are laid: registries, node selectors, webhook addresses.
 	ChartValues map[string]map[string]any `json:"chartValues,omitempty"`
@@ -175,6 +179,7 @@ func (c *Config) complete(dir string) []strict.Problem {
 		if cl.Context == "" {
 			cl.Context = cl.Name
 		}
+		absolute(&cl.IssuerCAFile)
 	}
 	if len(c.Clusters) == 0 {
 		bad("clusters", "names no cluster; list those that inputs may use")

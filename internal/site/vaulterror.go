@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strings"
 
 	vaultapi "github.com/hashicorp/vault/api"
@@ -18,6 +17,7 @@ import (
 // VaultError turns an error of Vault's client into one of package failure:
 //
 //   - not reachable, sealed, overloaded (429, 5xx): Unavailable, tried again
+//   - a name that is already in use (400): Unavailable, tried again
 //   - TLS: Preflight, permanent
 //   - 403: Denied, permanent, with path and identity
 //   - 404: Preflight, permanent; nothing is mounted there
@@ -51,6 +51,10 @@ func responseError(r *vaultapi.ResponseError, vault string, identity Identity, d
 		return failure.Permanent(failure.Preflight, "Vault %q: %s: nothing answers at %s (404). The mount is not there, or is not of the expected type", vault, doing, requestPath(r))
 	case r.StatusCode == http.StatusServiceUnavailable && strings.Contains(strings.ToLower(reason), "sealed"):
 		return failure.Transient(failure.Unavailable, "Vault %q: %s: Vault is sealed. An operator must unseal it; this is tried again", vault, doing)
+	case r.StatusCode == http.StatusBadRequest && strings.Contains(reason, "already in use"):
+		// It was made between our look and our write, by us or by others: the
+		// next look sees what it is.
+		return failure.Transient(failure.Unavailable, "Vault %q: %s: %s has just been taken: %s", vault, doing, requestPath(r), reason)
 	case r.StatusCode == http.StatusTooManyRequests, r.StatusCode == http.StatusPreconditionFailed, r.StatusCode >= 500:
 		return failure.Transient(failure.Unavailable, "Vault %q: %s: Vault cannot answer now (%d: %s)", vault, doing, r.StatusCode, reason)
 	default:
@@ -69,9 +73,6 @@ func loginError(err error, vault string, identity Identity, login Login) error {
 	return VaultError(err, vault, identity, "log in by "+login.Method)
 }
 
-// secretLooking matches Vault tokens, JWTs and private keys.
-var secretLooking = regexp.MustCompile(`\b(hv[sbr]|s|b|r)\.[A-Za-z0-9_-]{20,}|eyJ[A-Za-z0-9_-]{10,}|PRIVATE KEY`)
-
 // VaultReason is Vault's own list of reasons in one line, or a note in place of
 // it if it is no such list, is long, or looks as if it held a secret.
 func VaultReason(r *vaultapi.ResponseError) string {
@@ -81,7 +82,7 @@ func VaultReason(r *vaultapi.ResponseError) string {
 		return "no reason in Vault's form was given"
 	case reason == "":
 		return "no reason given"
-	case len(reason) > 500 || secretLooking.MatchString(reason):
+	case len(reason) > 500 || failure.WithoutSecrets(reason) != reason:
 		return "the reason is withheld: see Vault's log"
 	}
 	return reason

@@ -193,6 +193,25 @@ func TestBadInputFromTheUI(t *testing.T) {
 	}
 }
 
+// Another mesh over the same namespaces and mounts is refused before anything
+// is touched: the locks of the two would not know of each other.
+func TestSecondMeshIsRefused(t *testing.T) {
+	w := demoWorld(t)
+	logs := size(t, w.auditLog(management))
+	run := w.start(t, w.temporal(t), procedure.SetupMesh, `{"mesh":"other","workloads":[{"name":"cluster1"}]}`)
+	err := run.Get(t.Context(), nil)
+	for _, want := range []string{
+		`namespace gloo-mesh is the mesh "demo"'s already`, "the mount pki is another mesh's", "the mount pki_relay is another mesh's", "nothing was changed",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the failure does not say %q: %v", want, err)
+		}
+	}
+	if written := workerWrites(auditLines(t, after(t, w.auditLog(management), logs))); len(written) > 0 {
+		t.Errorf("the refused run wrote %s", strings.Join(written, ", "))
+	}
+}
+
 // The same JSON that the command sends works when pasted.
 func TestGoodInputFromTheUI(t *testing.T) {
 	w := demoWorld(t)

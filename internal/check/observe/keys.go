@@ -33,8 +33,9 @@ func pinnedKeys(ctx context.Context, clients *site.Clients, cluster *site.Cluste
 	client, err := clients.Vault(ctx, spec.Vault.Name, site.Refresh)
 	if err != nil {
 		seen.VaultGap = check.Gap{Reason: check.Unreachable, Detail: failure.Message(err)}
-		// Preflight: the site file has no login for this identity.
-		if kind := failure.KindOf(err); kind == failure.Preflight || kind == failure.Denied {
+		// Preflight: the site file has no login for this identity. InvalidInput:
+		// it does not know the Vault, as in a private network.
+		if kind := failure.KindOf(err); kind == failure.Preflight || kind == failure.Denied || kind == failure.InvalidInput {
 			seen.VaultGap.Reason = check.Denied
 		}
 		return seen

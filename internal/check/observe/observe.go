@@ -50,6 +50,7 @@ func Management(ctx context.Context, clients *site.Clients, spec mesh.Spec) (che
 	seen.Certificate = certificate(ctx, cluster, spec.Namespace, spec.Certificates.Server.Name)
 	seen.Secret, _ = tlsSecret(ctx, cluster, spec.Namespace, spec.Certificates.Server.SecretName)
 	seen.Keys = pinnedKeys(ctx, clients, cluster, spec, spec.Management.Context)
+	seen.Token = clusterToken(ctx, clients, cluster, spec)
 	seen.Registered, seen.RegisteredGap = registered(ctx, cluster, spec.Namespace)
 	seen.Server, seen.Replicas = replicas(ctx, cluster, spec, true)
 	return seen, nil
@@ -130,14 +131,13 @@ func Workload(ctx context.Context, clients *site.Clients, spec mesh.Spec, w mesh
 	seen.Secret, client = tlsSecret(ctx, cluster, spec.Namespace, spec.Certificates.Client.SecretName)
 	seen.RootSecret, _ = tlsSecret(ctx, cluster, spec.Namespace, mesh.RootSecretName)
 	seen.Keys = pinnedKeys(ctx, clients, cluster, spec, w.Context)
+	seen.Token = clusterToken(ctx, clients, cluster, spec)
 	agent, deployed := relayDeployment(ctx, cluster, spec.Namespace, mesh.AgentDeployment)
 	seen.Agent, seen.AgentAddress = agent, agentAddress(deployed)
 
 	management, err := clients.Cluster(spec.Management.Context)
 	if err != nil {
-		// A worker inside a private network, serving this cluster alone.
-		seen.HandshakesError = fmt.Sprintf("this worker does not know the management cluster %q", spec.Management.Context)
-		seen.RegisteredGap = check.Gap{Reason: check.Unreachable, Detail: seen.HandshakesError}
+		seen.Private = fmt.Sprintf("the worker of task queue %q does not know the management cluster %q", w.TaskQueue, spec.Management.Context)
 		return seen, nil
 	}
 	if problem := reach(ctx, management); problem != "" {

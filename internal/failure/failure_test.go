@@ -1,0 +1,78 @@
+package failure_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"go.temporal.io/sdk/temporal"
+
+	"github.com/relaypki/relaypki/internal/failure"
+)
+
+// Made up, in the forms that the real ones have.
+const (
+	vaultToken = "hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq"
+	oldToken   = "s.iyNUhq8Ov4hIAx6snw5mB2nL"
+	jwt        = "eyJhbGciOiJSUzI1NiIsImtpZCI6IiJ9.eyJpc3MiOiJrdWJlcm5ldGVzIn0.c2lnbmF0dXJl"
+	key        = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEA\n-----END RSA PRIVATE KEY-----"
+)
+
+func TestWithoutSecrets(t *testing.T) {
+	for text, want := range map[string]string{
+		"login with " + vaultToken + " refused":               "login with (withheld) refused",
+		"old " + oldToken + ".":                               "old (withheld).",
+		"Bearer " + jwt:                                       "Bearer (withheld)",
+		"wrote " + key + " to disk":                           "wrote (withheld) to disk",
+		"cut off: -----BEGIN PRIVATE KEY----- MIIEvQIBADANBg": "cut off: (withheld)",
+
+		"cluster1.eu-central.example-company.com: no such host":                  "",
+		"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----":           "",
+		"serial 3a:5b:1c, key type rsa, s.example.com, role relay-client-b.prod": "",
+	} {
+		if want == "" {
+			want = text
+		}
+		if got := failure.WithoutSecrets(text); got != want {
+			t.Errorf("%q became %q, want %q", text, got, want)
+		}
+	}
+}
+
+// Whatever way an error is made, its text has no secret.
+func TestErrorsHoldNoSecret(t *testing.T) {
+	for name, err := range map[string]error{
+		"permanent":    failure.Permanent(failure.Conflict, "Pod says %s", vaultToken),
+		"with details": failure.PermanentWithDetails(failure.Unhealthy, "Pod says "+jwt, nil),
+		"transient":    failure.Transient(failure.Unavailable, "Pod says %s", key),
+		"waiting":      failure.Waiting(0, "Pod says %s", oldToken),
+		"not sorted":   failure.Top(errors.New("Pod says " + jwt)),
+		"wrapped":      failure.Top(fmt.Errorf("Pod says %s: %w", jwt, failure.Permanent(failure.Denied, "no"))),
+	} {
+		for _, secret := range []string{vaultToken, oldToken, jwt, "MIIEowIBAAKCAQEA"} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if !strings.Contains(err.Error(), "Pod says (withheld)") {
+			t.Errorf("%s lost its text: %v", name, err)
+		}
+	}
+}
+
+func TestTop(t *testing.T) {
+	if err := failure.Top(context.Canceled); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancellation became %v", err)
+	}
+	inner := failure.Permanent(failure.Denied, "no")
+	err := failure.Top(fmt.Errorf("outer: %w", inner))
+	app, ok := err.(*temporal.ApplicationError) //nolint:errorlint // the top is what counts
+	if !ok || !app.NonRetryable() || failure.KindOf(err) != failure.Denied || !strings.Contains(err.Error(), "outer: no") {
+		t.Errorf("a wrapped permanent error became %#v", err)
+	}
+	if !failure.IsPermanent(err) || failure.IsPermanent(failure.Transient(failure.Unavailable, "x")) || failure.IsPermanent(errors.New("x")) {
+		t.Error("IsPermanent does not tell them apart")
+	}
+}
