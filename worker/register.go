@@ -70,7 +70,7 @@ func register(w worker.Registry, clients *site.Clients) {
 	w.RegisterActivity(&certmanager.Activities{Clients: clients})
 	w.RegisterActivity(&helm.Activities{Clients: clients})
 	w.RegisterActivity(&relay.Activities{Clients: clients})
-	w.RegisterActivity(&temporal.Activities{})
+	w.RegisterActivity(&temporal.Activities{Config: clients.Config})
 }
 
 // topErrors makes every activity's error an ApplicationError at top level,

@@ -15,8 +15,11 @@ import (
 // cluster. It is decoded tolerantly: histories outlive releases.
 type ClusterInput struct {
 	// Spec has this one workload.
-	Spec       mesh.Spec      `json:"spec"`
-	Cluster    string         `json:"cluster"`
+	Spec    mesh.Spec `json:"spec"`
+	Cluster string    `json:"cluster"`
+	// TaskQueue is that of the worker that reaches the cluster; empty for the
+	// workflow's own.
+	TaskQueue  string         `json:"taskQueue,omitempty"`
 	Mode       procedure.Mode `json:"mode"`
 	Attributes bool           `json:"attributes"`
 
@@ -72,18 +75,18 @@ func (c *clusterSetup) run(ctx workflow.Context) error {
 
 func (c *clusterSetup) apply(ctx workflow.Context) error {
 	if _, err := c.step(ctx, "namespace", "Create the namespace", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, on(c.workload.TaskQueue, acting), kubernetes.EnsureNamespace,
+		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.EnsureNamespace,
 			cluster.NamespaceInput{Context: c.workload.Context, Namespace: c.Spec.Namespace, Mode: c.Mode})
 	}); err != nil {
 		return err
 	}
 	if _, err := c.step(ctx, "cert-manager", "Install cert-manager", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return certManagerIn(ctx, c.Spec, c.workload.Context, c.workload.TaskQueue, c.Mode)
+		return certManagerIn(ctx, c.Spec, c.workload.Context, c.TaskQueue, c.Mode)
 	}); err != nil {
 		return err
 	}
 	leaf, err := issuing{
-		spec: c.Spec, context: c.workload.Context, queue: c.workload.TaskQueue, workload: c.Cluster,
+		spec: c.Spec, context: c.workload.Context, queue: c.TaskQueue, workload: c.Cluster,
 		certificate: c.Spec.ClientCertificate(c.workload),
 		issuerID:    c.IssuerID, rootPEM: c.RootPEM, intermediatePEM: c.IntermediatePEM, mode: c.Mode,
 	}.run(ctx, c.step)
@@ -92,7 +95,7 @@ func (c *clusterSetup) apply(ctx workflow.Context) error {
 	}
 	c.result.Leaf = leaf
 	if _, err := c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, on(c.workload.TaskQueue, acting), kubernetes.CopyRootSecret,
+		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.CopyRootSecret,
 			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, Mode: c.Mode})
 	}); err != nil {
 		return err
@@ -115,7 +118,7 @@ func (c *clusterSetup) apply(ctx workflow.Context) error {
 		return nil
 	}
 	_, err = c.step(ctx, "agent", "Install the Gloo agent", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return glooIn(ctx, c.Spec, c.workload.Context, c.workload.TaskQueue, agentValues(c.Spec, c.workload, c.RelayAddress), c.Mode)
+		return glooIn(ctx, c.Spec, c.workload.Context, c.TaskQueue, agentValues(c.Spec, c.workload, c.RelayAddress), c.Mode)
 	})
 	return err
 }

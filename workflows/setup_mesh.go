@@ -52,6 +52,8 @@ type setup struct {
 	report *report
 	mode   procedure.Mode
 	result procedure.SetupResult
+	// queues are the task queues of clusters in private networks, by context.
+	queues map[string]string
 
 	root, relay vault.CAResult
 	address     string
@@ -113,7 +115,7 @@ func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error)
 	if err != nil {
 		return procedure.Outcome{}, err
 	}
-	r.report.attributes = facts.SearchAttributes
+	r.report.attributes, r.queues = facts.SearchAttributes, facts.TaskQueues
 	if err := r.report.phase(ctx, "preflight"); err != nil {
 		return procedure.Outcome{}, err
 	}
@@ -140,7 +142,8 @@ func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error)
 	}
 	check(r.spec.Only(""), r.spec.Management.Context, "", true)
 	for _, w := range r.spec.Workloads {
-		check(r.spec.Only(w.Name), w.Context, w.TaskQueue, false)
+		check(r.spec.Only(w.Name), w.Context, r.queues[w.Context], false)
+		blame(w.Context, r.spec.PrivateProblems(r.queues[w.Context]), nil)
 	}
 	vaultVersion := "to be installed"
 	if r.spec.Vault.Install == mesh.VaultExisting {
@@ -444,7 +447,7 @@ func (r *setup) workloadCluster(ctx workflow.Context, w mesh.Workload) (procedur
 		StaticSummary:       "Set up cluster " + w.Name,
 		WaitForCancellation: true,
 	}), SetupCluster, ClusterInput{
-		Spec: r.spec.Only(w.Name), Cluster: w.Name, Mode: r.mode, Attributes: r.report.attributes,
+		Spec: r.spec.Only(w.Name), Cluster: w.Name, TaskQueue: r.queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
 		IssuerID: r.relay.Authority.IssuerID, RootPEM: r.root.CertificatePEM, IntermediatePEM: r.relay.CertificatePEM,
 		RelayAddress: r.address,
 	}).Get(ctx, &out)

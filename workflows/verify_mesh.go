@@ -93,12 +93,12 @@ func (v *verification) run(ctx workflow.Context) error {
 	}
 	spec := record.Spec.WithDefaults()
 	v.report.Clusters = pendingChecks(spec)
-	v.findings(ctx, spec)
+	v.findings(ctx, spec, facts.TaskQueues)
 	return ctx.Err()
 }
 
 // findings has every cluster checked, some at a time, and sorts what was found.
-func (v *verification) findings(ctx workflow.Context, spec mesh.Spec) {
+func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, queues map[string]string) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
 	look := func(name, queue string, run func(workflow.Context, workflow.ActivityOptions) ([]check.Finding, error)) {
@@ -126,7 +126,7 @@ func (v *verification) findings(ctx workflow.Context, spec mesh.Spec) {
 		return out.Findings, err
 	})
 	for _, w := range spec.Workloads {
-		look(w.Name, w.TaskQueue, func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
+		look(w.Name, queues[w.Context], func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
 			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name})
 			return out.Findings, err
 		})

@@ -17,10 +17,11 @@ import (
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
 )
 
 // Activities are the activities on Temporal. They use the worker's own client.
-type Activities struct{}
+type Activities struct{ Config site.Config }
 
 // Facts is what a workflow must know of its namespace before it writes
 // anything to Temporal.
@@ -28,20 +29,23 @@ type Facts struct {
 	// SearchAttributes says that all of ours are registered. To upsert one that
 	// is not makes a workflow task fail for ever.
 	SearchAttributes bool `json:"searchAttributes"`
+	// TaskQueues are those of the clusters that other workers serve, by cluster.
+	TaskQueues map[string]string `json:"taskQueues,omitempty"`
 }
 
-// DescribeTemporal looks at the namespace that the activity runs in. Where it
-// may not look, it answers that there are no search attributes.
-func (*Activities) DescribeTemporal(ctx context.Context) (Facts, error) {
+// DescribeTemporal looks at the namespace that the activity runs in (where it
+// may not look, it answers that there are no search attributes) and at the task
+// queues in the site file.
+func (a *Activities) DescribeTemporal(ctx context.Context) (Facts, error) {
 	missing, err := missingAttributes(ctx, activity.GetClient(ctx), activity.GetInfo(ctx).Namespace)
 	if mayNot(err) {
 		activity.GetLogger(ctx).Warn("search attributes are not used: Temporal does not say which are registered", "error", err)
-		return Facts{}, nil
+		return Facts{TaskQueues: a.Config.TaskQueues()}, nil
 	}
 	if err != nil {
 		return Facts{}, temporalError(err, "list the search attributes")
 	}
-	return Facts{SearchAttributes: len(missing) == 0}, nil
+	return Facts{SearchAttributes: len(missing) == 0, TaskQueues: a.Config.TaskQueues()}, nil
 }
 
 // RegisterAttributes registers those of our search attributes that the

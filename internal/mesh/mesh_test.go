@@ -94,8 +94,6 @@ func TestProblems(t *testing.T) {
 		"relay address": {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"relayAddress":"34.1.2.3:9900:9900"}}`, []string{"is not host:port"}},
 		"a key for a token": {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"identityToken":{"mode":"existing","secretName":"relay-server-tls-secret","key":"tls.key"}}}`,
 			[]string{`"relay-server-tls-secret" holds something else`, `"tls.key" is not the key of an identity token`}},
-		"private cluster": {`{"mesh":"m","workloads":[{"name":"a","taskQueue":"q"}],"credential":{"method":"token"}}`,
-			[]string{`workloads[0].taskQueue: cannot be used with credential.method "token"`, `workloads[0].taskQueue: cannot be used with gloo.identityToken.mode "generate"`}},
 		"another role": {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"role":"relay-client-a"}}`, []string{`"relay-client-a" is the name of another role`}},
 		"client common name": {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"client":{"commonName":"x"}}}`,
 			[]string{"certificates.client.commonName: cannot be chosen"}},
@@ -194,5 +192,19 @@ func TestAddressProblem(t *testing.T) {
 		if got := AddressProblem(address); (got == "") != (want == "") || !strings.Contains(got, want) {
 			t.Errorf("%q: %q, want %q", address, got, want)
 		}
+	}
+}
+
+func TestPrivateProblems(t *testing.T) {
+	guide := Spec{Credential: Credential{Method: CredentialToken}}.WithDefaults()
+	if got := guide.PrivateProblems("q"); len(got) != 2 || !strings.Contains(got[0], "credential.method") || !strings.Contains(got[1], "gloo.identityToken.mode") {
+		t.Errorf("the guide's credentials in a private cluster: %q", got)
+	}
+	fit := Spec{Gloo: Gloo{IdentityToken: IdentityToken{Mode: TokenNone}}}.WithDefaults()
+	if got := fit.PrivateProblems("q"); len(got) > 0 {
+		t.Errorf("jwt without an identity token: %q", got)
+	}
+	if got := guide.PrivateProblems(""); len(got) > 0 {
+		t.Errorf("a cluster that is not private: %q", got)
 	}
 }

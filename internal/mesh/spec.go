@@ -42,11 +42,7 @@ type Workload struct {
 	// Context is the cluster's name in the worker's site configuration;
 	// defaults to Name.
 	Context string `json:"context,omitempty"`
-	// TaskQueue is the queue of a worker inside a private network that alone
-	// reaches this cluster; empty for the workflow's own, whose worker reaches
-	// Vault and the management cluster.
-	TaskQueue string `json:"taskQueue,omitempty"`
-	Agent     Agent  `json:"agent,omitempty"`
+	Agent   Agent  `json:"agent,omitempty"`
 	// AgentValues are Helm values for this cluster's agent, over Gloo.AgentValues.
 	AgentValues map[string]any `json:"agentValues,omitempty"`
 }
@@ -368,6 +364,21 @@ func (s Spec) Only(name string) Spec {
 		}
 	}
 	return s
+}
+
+// PrivateProblems are what keeps a cluster of this mesh from being served by
+// the worker of a task queue of its own, inside a private network: that worker
+// reaches neither Vault nor the management cluster, and a secret must not pass
+// through Temporal from one worker to another. None for the empty queue.
+func (s Spec) PrivateProblems(queue string) []string {
+	var problems []string
+	if queue != "" && s.Credential.Method == CredentialToken {
+		problems = append(problems, fmt.Sprintf("is served by the worker of task queue %q, which cannot mint its token: set credential.method to %q", queue, CredentialJWT))
+	}
+	if queue != "" && s.Gloo.IdentityToken.Mode != TokenNone {
+		problems = append(problems, fmt.Sprintf("is served by the worker of task queue %q, which does not reach the identity token: with client certificates none is needed, so set gloo.identityToken.mode to %q", queue, TokenNone))
+	}
+	return problems
 }
 
 // Normal is the spec as it is when it has gone through JSON, so that two can

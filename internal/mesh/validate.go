@@ -129,23 +129,8 @@ func (v *validation) workloads(s Spec) {
 		if w.Context == s.Management.Context && w.Context != "" {
 			v.bad(at+".context", "%q is the management cluster; its Issuer may only sign for the server", w.Context)
 		}
-		if w.TaskQueue != "" {
-			v.private(at, s)
-		}
 		v.oneOf(at+".agent.reload", w.Agent.Reload, ReloadHot, ReloadRestart)
 		v.oneOf(at+".agent.trust", w.Agent.Trust, TrustRootSecret, TrustOwn)
-	}
-}
-
-// private refuses what needs one worker that reaches both a private cluster
-// and either Vault or the management cluster, for a secret that may pass
-// through no other.
-func (v *validation) private(at string, s Spec) {
-	if s.Credential.Method == CredentialToken {
-		v.bad(at+".taskQueue", "cannot be used with credential.method %q: its worker would mint tokens; use %q", CredentialToken, CredentialJWT)
-	}
-	if s.Gloo.IdentityToken.Mode != TokenNone {
-		v.bad(at+".taskQueue", "cannot be used with gloo.identityToken.mode %q: its worker does not reach the token; with client certificates none is needed: set %q", s.Gloo.IdentityToken.Mode, TokenNone)
 	}
 }
 

@@ -60,6 +60,9 @@ func (c *Clients) Cluster(name string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	if config.TaskQueue != "" {
+		return nil, failure.Permanent(failure.Preflight, "cluster %q is reached by the worker of task queue %q, not by this one", name, config.TaskQueue)
+	}
 	restConfig, err := c.restConfig(config)
 	if err != nil {
 		return nil, failure.Permanent(failure.Preflight, "cluster %q: %v. Correct the worker's kubeconfig and restart the worker", name, err)

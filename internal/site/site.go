@@ -38,6 +38,9 @@ type ClusterConfig struct {
 	Name string `json:"name"`
 	// Context is the kubeconfig context; default: Name.
 	Context string `json:"context,omitempty"`
+	// TaskQueue is the queue of another worker, inside a private network, that
+	// alone reaches this cluster. That worker has a site file of its own.
+	TaskQueue string `json:"taskQueue,omitempty"`
 	// InCluster uses the worker Pod's own ServiceAccount instead.
 	InCluster bool `json:"inCluster,omitempty"`
 	// IssuerCAFile is the CA of the address at which Vault finds the keys of the
@@ -180,6 +183,12 @@ func (c *Config) complete(dir string) []strict.Problem {
 			cl.Context = cl.Name
 		}
 		absolute(&cl.IssuerCAFile)
+		if cl.TaskQueue == c.TaskQueue {
+			bad(at+".taskQueue", "%q is this worker's own; leave it out", cl.TaskQueue)
+		}
+		if cl.TaskQueue != "" && cl.Name == c.Management {
+			bad(at+".taskQueue", "the management cluster must be reached by this worker")
+		}
 	}
 	if len(c.Clusters) == 0 {
 		bad("clusters", "names no cluster; list those that inputs may use")
@@ -283,6 +292,17 @@ func (c Config) Cluster(name string) (ClusterConfig, error) {
 		known = append(known, cl.Name)
 	}
 	return ClusterConfig{}, unknown("cluster", name, known)
+}
+
+// TaskQueues are the queues of the clusters that other workers serve, by cluster.
+func (c Config) TaskQueues() map[string]string {
+	queues := map[string]string{}
+	for _, cl := range c.Clusters {
+		if cl.TaskQueue != "" {
+			queues[cl.Name] = cl.TaskQueue
+		}
+	}
+	return queues
 }
 
 // Vault is the configuration of the named Vault.

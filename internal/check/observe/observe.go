@@ -137,7 +137,7 @@ func Workload(ctx context.Context, clients *site.Clients, spec mesh.Spec, w mesh
 
 	management, err := clients.Cluster(spec.Management.Context)
 	if err != nil {
-		seen.Private = fmt.Sprintf("the worker of task queue %q does not know the management cluster %q", w.TaskQueue, spec.Management.Context)
+		seen.Private = fmt.Sprintf("the worker that reaches this cluster does not know the management cluster %q", spec.Management.Context)
 		return seen, nil
 	}
 	if problem := reach(ctx, management); problem != "" {
