@@ -70,7 +70,7 @@ func register(w worker.Registry, clients *site.Clients) {
 	w.RegisterActivity(&certmanager.Activities{Clients: clients})
 	w.RegisterActivity(&helm.Activities{Clients: clients})
 	w.RegisterActivity(&relay.Activities{Clients: clients})
-	w.RegisterActivity(&temporal.Activities{Config: clients.Config})
+	w.RegisterActivity(&temporal.Activities{TaskQueues: clients.Config.TaskQueues()})
 }
 
 // topErrors makes every activity's error an ApplicationError at top level,

@@ -28,6 +28,7 @@ import (
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
 )
 
 // wrapping fails as an activity does that adds words to a permanent error.
@@ -111,7 +112,7 @@ func (r *registry) RegisterNexusService(*nexus.Service)                         
 
 func TestEverythingIsRegistered(t *testing.T) {
 	r := &registry{workflows: map[string]bool{}, activities: map[string]bool{}}
-	register(r, nil)
+	register(r, &site.Clients{})
 	for _, name := range []string{procedure.SetupMesh, procedure.SetupCluster, procedure.VerifyMesh} {
 		if !r.workflows[name] {
 			t.Errorf("workflow %s is not registered", name)

@@ -17,11 +17,13 @@ import (
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/procedure"
-	"github.com/relaypki/relaypki/internal/site"
 )
 
 // Activities are the activities on Temporal. They use the worker's own client.
-type Activities struct{ Config site.Config }
+type Activities struct {
+	// TaskQueues are those of the clusters that other workers serve, by cluster.
+	TaskQueues map[string]string
+}
 
 // Facts is what a workflow must know of its namespace before it writes
 // anything to Temporal.
@@ -40,12 +42,12 @@ func (a *Activities) DescribeTemporal(ctx context.Context) (Facts, error) {
 	missing, err := missingAttributes(ctx, activity.GetClient(ctx), activity.GetInfo(ctx).Namespace)
 	if mayNot(err) {
 		activity.GetLogger(ctx).Warn("search attributes are not used: Temporal does not say which are registered", "error", err)
-		return Facts{TaskQueues: a.Config.TaskQueues()}, nil
+		return Facts{TaskQueues: a.TaskQueues}, nil
 	}
 	if err != nil {
 		return Facts{}, temporalError(err, "list the search attributes")
 	}
-	return Facts{SearchAttributes: len(missing) == 0, TaskQueues: a.Config.TaskQueues()}, nil
+	return Facts{SearchAttributes: len(missing) == 0, TaskQueues: a.TaskQueues}, nil
 }
 
 // RegisterAttributes registers those of our search attributes that the

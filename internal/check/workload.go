@@ -67,7 +67,7 @@ func (w Workload) Findings(now time.Time) []Finding {
 	r.agentAddress(w.AgentAddress)
 	if w.Private != "" {
 		r.warn(RegisteredName, "", "not compared: "+w.Private, "see registrations of the management cluster")
-		r.warn(Handshake, "", "not tried: "+w.Private, "see agents-connected of the management cluster: the agent's own connection is the proof there is")
+		r.warn(Handshake, "", "not tried: "+w.Private, "see agents-connected: the agent's own connection is the proof there is")
 		return r.findings
 	}
 	r.registered(w)

@@ -272,6 +272,7 @@ type worker struct {
 	t    *testing.T
 	w    *world
 	path string
+	env  []string // over that of the lab's worker
 	log  *os.File
 	cmd  *exec.Cmd
 }
@@ -286,14 +287,15 @@ func (w *world) newWorker(t *testing.T) *worker {
 	return w.startWorker(t, path)
 }
 
-// startWorker starts a worker program that is built already.
-func (w *world) startWorker(t *testing.T, path string) *worker {
+// startWorker starts a worker program that is built already, with variables
+// over those of the lab's worker.
+func (w *world) startWorker(t *testing.T, path string, env ...string) *worker {
 	t.Helper()
 	log, err := os.OpenFile(filepath.Join(w.dir, "logs", "worker.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wk := &worker{t: t, w: w, path: path, log: log}
+	wk := &worker{t: t, w: w, path: path, env: env, log: log}
 	wk.start()
 	t.Cleanup(func() { wk.kill(); log.Close() })
 	return wk
@@ -301,7 +303,8 @@ func (w *world) startWorker(t *testing.T, path string) *worker {
 
 func (wk *worker) start() {
 	wk.t.Helper()
-	wk.cmd = exec.Command("bash", "-c", `source "$1" && exec "$2"`, "bash", filepath.Join(wk.w.dir, "worker", "env"), wk.path)
+	args := append([]string{"-c", `source "$1" && shift && exec env "$@"`, "bash", filepath.Join(wk.w.dir, "worker", "env")}, wk.env...)
+	wk.cmd = exec.Command("bash", append(args, wk.path)...)
 	wk.cmd.Stdout, wk.cmd.Stderr = wk.log, wk.log
 	wk.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := wk.cmd.Start(); err != nil {
