@@ -60,7 +60,9 @@ type setup struct {
 }
 
 // errWouldChange ends a look around: something is not as described.
-var errWouldChange = temporal.NewNonRetryableApplicationError("something is not as described", "WouldChange", nil)
+var errWouldChange = failure.Permanent(wouldChange, "something is not as described")
+
+const wouldChange failure.Kind = "WouldChange"
 
 func (r *setup) run(ctx workflow.Context) error {
 	if err := r.preflight(ctx); err != nil {
@@ -78,7 +80,7 @@ func (r *setup) run(ctx workflow.Context) error {
 			r.mode = procedure.Apply // what follows may write: the schedule
 			return r.prove(ctx, mesh.Duration{})
 		}
-		if failure.KindOf(err) != "WouldChange" {
+		if failure.KindOf(err) != wouldChange {
 			return err
 		}
 		r.report.Steps, r.report.Clusters = r.report.Steps[:1], pending(ctx, r.spec)
@@ -185,7 +187,10 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 	}
 	var gone []strict.Problem
 	for _, member := range record.Spec.Workloads {
-		if _, ok := r.spec.Workload(member.Name); !ok {
+		switch now, ok := r.spec.Workload(member.Name); {
+		case ok && now.Context != member.Context:
+			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is the cluster %q in the mesh and %q in this input; the first would keep its credential for that name, so give the other a name of its own", member.Name, member.Context, now.Context)})
+		case !ok:
 			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is a member of the mesh but not in this input; leaving it out does not remove it, so put it back", member.Name)})
 		}
 	}
@@ -277,7 +282,7 @@ func (r *setup) vault(ctx workflow.Context) error {
 	}
 	if _, err := r.step(ctx, "install Vault", "Install Vault in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, waiting, charts.InstallChart, helm.ChartInput{
-			Context: r.spec.Management.Context, Release: "vault", Namespace: "vault", Chart: "vault", Values: vaultValues(r.spec.Vault), Mode: r.mode,
+			Mesh: r.spec.Mesh, Context: r.spec.Management.Context, Release: "vault", Namespace: "vault", Chart: "vault", Values: vaultValues(r.spec.Vault), Mode: r.mode,
 		})
 	}); err != nil {
 		return err
@@ -420,7 +425,9 @@ func (r *setup) workloadClusters(ctx workflow.Context) error {
 	for i, err := range errs {
 		switch {
 		case err != nil:
-			if first == nil {
+			// In a look around, one cluster's failure must not keep the others
+			// from being put right.
+			if first == nil || failure.KindOf(err) == wouldChange {
 				first = err
 			}
 			failed = append(failed, r.spec.Workloads[i].Name+": "+failure.Message(err))
@@ -431,7 +438,7 @@ func (r *setup) workloadClusters(ctx workflow.Context) error {
 	switch {
 	case first == nil:
 		return nil
-	case temporal.IsCanceledError(first) || failure.KindOf(first) == "WouldChange":
+	case temporal.IsCanceledError(first) || failure.KindOf(first) == wouldChange:
 		return first
 	default:
 		return failure.Permanent(failure.KindOf(first), "%d of %d clusters are not set up; put this right and start again with the same input, the others are left alone:\n- %s",

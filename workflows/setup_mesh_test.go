@@ -39,6 +39,8 @@ type outside struct {
 	record cluster.MeshRecord
 	// differs names activities that find something to change.
 	differs map[string]bool
+	// drifted is one activity in one cluster that does.
+	drifted string
 	// fails has what an activity fails with in a context.
 	fails map[string]error
 	// locked happens as the lock on the CAs is taken.
@@ -59,7 +61,7 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	}
 	outcome := func(name, where string, mode procedure.Mode) (procedure.Outcome, error) {
 		var out procedure.Outcome
-		if o.differs[name] {
+		if o.differs[name] || o.drifted == name+" "+where {
 			out.Changed(procedure.Update, name, "")
 		}
 		return out, o.fails[name+" "+where]
@@ -189,6 +191,21 @@ func TestSetupAppliesWhatHasDrifted(t *testing.T) {
 	}
 }
 
+// In a look around one cluster fails and another has drifted: the second is put
+// right all the same.
+func TestOneClustersFailureHidesNoDrift(t *testing.T) {
+	o := &outside{record: complete(), drifted: "InstallChart cluster2",
+		fails: map[string]error{"InstallChart cluster1": failure.Permanent(failure.Conflict, "a foreign release")}}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec})
+	if err := env.GetWorkflowError(); err == nil || failure.KindOf(err) != failure.Conflict {
+		t.Errorf("the run ended with %v", err)
+	}
+	if !slices.Contains(o.calls, "InstallChart cluster2 apply") {
+		t.Errorf("cluster2 was not put right: %q", o.calls)
+	}
+}
+
 // Only the schedule is gone: it is made again, and the run ends well.
 func TestSetupRestoresTheSchedule(t *testing.T) {
 	o := &outside{record: complete(), differs: map[string]bool{"EnsureVerifySchedule": true}}
@@ -250,6 +267,13 @@ func TestFailures(t *testing.T) {
 			outside: outside{record: complete()},
 			kind:    failure.InvalidInput,
 			says:    []string{`"cluster2" is a member of the mesh but not in this input`},
+			never:   []string{"AcquireLock", "EnablePKI"},
+		},
+		"a member in another cluster": {
+			input:   `{"mesh":"demo","workloads":[{"name":"cluster1"},{"name":"cluster2","context":"elsewhere"}]}`,
+			outside: outside{record: complete()},
+			kind:    failure.InvalidInput,
+			says:    []string{`"cluster2" is the cluster "cluster2" in the mesh and "elsewhere" in this input`},
 			never:   []string{"AcquireLock", "EnablePKI"},
 		},
 		"a member that another run adds before this one has the lock": {

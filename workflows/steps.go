@@ -113,7 +113,7 @@ func certManagerIn(ctx workflow.Context, spec mesh.Spec, context, queue string, 
 		"startupapicheck": map[string]any{"enabled": false},
 	}, spec.CertManager.Values)
 	installed, err := call[procedure.Outcome](ctx, on(queue, waiting), charts.InstallChart, helm.ChartInput{
-		Context: context, Release: "cert-manager", Namespace: "cert-manager", Chart: "cert-manager",
+		Mesh: spec.Mesh, Context: context, Release: "cert-manager", Namespace: "cert-manager", Chart: "cert-manager",
 		Version: spec.CertManager.Version, Values: values,
 		AcceptDeployment: "cert-manager", Never: spec.CertManager.Install == mesh.InstallNever, Mode: mode,
 	})
@@ -134,7 +134,7 @@ func glooIn(ctx workflow.Context, spec mesh.Spec, context, queue string, values 
 		values map[string]any
 	}{{"gloo-platform-crds", nil}, {"gloo-platform", values}} {
 		out, err := call[procedure.Outcome](ctx, on(queue, waiting), charts.InstallChart, helm.ChartInput{
-			Context: context, Release: chart.name, Namespace: spec.Namespace, Chart: chart.name,
+			Mesh: spec.Mesh, Context: context, Release: chart.name, Namespace: spec.Namespace, Chart: chart.name,
 			Version: spec.Gloo.Version, Values: chart.values, Mode: mode,
 		})
 		total.Add(out)

@@ -70,8 +70,8 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	if err != nil {
 		return result, err
 	}
-	// Requests that had failed before anything was changed here say nothing
-	// about what follows.
+	// Requests that had failed before say nothing about now: whoever runs this
+	// again has done something about it.
 	before, err := failedRequests(ctx, c, in.Namespace, in.Certificate.Name)
 	if err != nil {
 		return result, err
@@ -93,15 +93,11 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 		return result, nil
 	}
 	if inBackOff(&live) {
-		// cert-manager waits an hour and more after a failure. Whoever runs this
-		// again has done something about it.
+		// cert-manager waits an hour and more after a failure.
 		if live, err = trigger(ctx, c, live); err != nil {
 			return result, err
 		}
 		result.Changed(procedure.Update, name, "issuance triggered, after one that had failed")
-	}
-	if len(result.Changes) == 0 {
-		before = nil
 	}
 	failedBefore := attempts(&live)
 
@@ -120,11 +116,12 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 		if err != nil {
 			return false, "", err
 		}
-		if request != nil && before[request.UID] {
-			request = nil // about to be replaced
+		old := request != nil && before[request.UID]
+		if old {
+			request = nil // about to be replaced, or to end in a back-off
 		}
 		reasons := fmt.Sprintf("cluster %q: %s", c.Name, explain(ctx, c, now, request, state))
-		if kind, remedy := hopeless(now, request, failedBefore); kind != "" {
+		if kind, remedy := hopeless(now, request, failedBefore); kind != "" && !old {
 			return false, "", failure.Permanent(kind, "%s. %s", reasons, remedy)
 		}
 		if attempts(now) > failedBefore {

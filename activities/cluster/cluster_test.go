@@ -58,6 +58,7 @@ func TestAlive(t *testing.T) {
 		{"running", enums.WORKFLOW_EXECUTION_STATUS_RUNNING, "first", true},
 		{"paused", enums.WORKFLOW_EXECUTION_STATUS_PAUSED, "first", true},
 		{"another chain of that id", enums.WORKFLOW_EXECUTION_STATUS_RUNNING, "second", false},
+		{"an old server that does not say which chain", enums.WORKFLOW_EXECUTION_STATUS_RUNNING, "", true},
 		{"failed", enums.WORKFLOW_EXECUTION_STATUS_FAILED, "first", false},
 		{"terminated", enums.WORKFLOW_EXECUTION_STATUS_TERMINATED, "first", false},
 	} {

@@ -179,8 +179,9 @@ func (a *Activities) isRunning(ctx context.Context, h holder) (bool, error) {
 
 // alive says whether the latest run of a workflow id belongs to the holder and
 // has not ended. Another chain under the same id means that the holder's is
-// over: one id has at most one open run.
+// over: one id has at most one open run. An old server does not say which chain
+// it is; an open run is then taken for the holder's.
 func alive(status enums.WorkflowExecutionStatus, firstRun string, h holder) bool {
 	open := status == enums.WORKFLOW_EXECUTION_STATUS_RUNNING || status == enums.WORKFLOW_EXECUTION_STATUS_PAUSED
-	return open && firstRun == h.firstRun
+	return open && (firstRun == h.firstRun || firstRun == "")
 }

@@ -20,6 +20,8 @@ type Activities struct {
 
 // ChartInput describes a release.
 type ChartInput struct {
+	// Mesh is whose release it is to be.
+	Mesh      string `json:"mesh"`
 	Context   string `json:"context"`
 	Release   string `json:"release"`
 	Namespace string `json:"namespace"`

@@ -11,9 +11,16 @@ import (
 )
 
 func TestDecide(t *testing.T) {
-	with := func(s status.Status, digest string) *release.Release {
-		return &release.Release{Info: &release.Info{Status: s}, Labels: map[string]string{labelDigest: digest}}
+	values := map[string]any{"a": 1.0}
+	with := func(s status.Status, digest string, change ...func(*release.Release)) *release.Release {
+		last := &release.Release{Info: &release.Info{Status: s}, Labels: map[string]string{labelDigest: digest},
+			Chart: &chart.Chart{Metadata: &chart.Metadata{Version: "1"}}, Config: values}
+		for _, c := range change {
+			c(last)
+		}
+		return last
 	}
+	want := wanted{chart: &chart.Chart{Metadata: &chart.Metadata{Version: "1"}}, values: map[string]any{"a": 1}, digest: "d"}
 	for _, c := range []struct {
 		name string
 		last *release.Release
@@ -22,6 +29,8 @@ func TestDecide(t *testing.T) {
 		{"no release", nil, install},
 		{"deployed and the same", with(status.StatusDeployed, "d"), keep},
 		{"deployed with something else", with(status.StatusDeployed, "e"), upgrade},
+		{"other values by hand, which inherit the digest", with(status.StatusDeployed, "d", func(r *release.Release) { r.Config = map[string]any{"a": 2.0} }), upgrade},
+		{"another version by hand", with(status.StatusDeployed, "d", func(r *release.Release) { r.Chart.Metadata.Version = "2" }), upgrade},
 		{"to be adopted", with(status.StatusDeployed, "adopt"), upgrade},
 		{"failed with the same", with(status.StatusFailed, "d"), upgrade},
 		{"left in an install", with(status.StatusPendingInstall, "d"), heal},
@@ -30,7 +39,7 @@ func TestDecide(t *testing.T) {
 		{"left in an uninstall", with(status.StatusUninstalling, "d"), heal},
 		{"uninstalled, history kept", with(status.StatusUninstalled, "d"), replace},
 	} {
-		if got := decide(c.last, "d"); got != c.want {
+		if got := decide(c.last, want); got != c.want {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
@@ -38,14 +47,27 @@ func TestDecide(t *testing.T) {
 
 func TestFence(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for ago, want := range map[time.Duration]time.Duration{
-		0:                15 * time.Second,
-		10 * time.Second: 5 * time.Second,
-		time.Hour:        15*time.Second - time.Hour, // not fenced
-		-time.Hour:       15 * time.Second,           // the other worker's clock is ahead
+	want := wanted{chart: &chart.Chart{Metadata: &chart.Metadata{Version: "1"}}, digest: "d"}
+	pending := func(ago time.Duration, version string) *release.Release {
+		return &release.Release{Info: &release.Info{Status: status.StatusPendingUpgrade, LastDeployed: now.Add(-ago)},
+			Labels: map[string]string{labelDigest: "d"}, Chart: &chart.Chart{Metadata: &chart.Metadata{Version: version}}}
+	}
+	uninstalling := pending(time.Hour, "1")
+	uninstalling.Info.Status, uninstalling.Info.Deleted = status.StatusUninstalling, now.Add(-time.Minute)
+	for _, c := range []struct {
+		name string
+		last *release.Release
+		want time.Duration
+	}{
+		{"ours, just begun", pending(0, "1"), 15 * time.Second},
+		{"ours, begun a while ago", pending(10*time.Second, "1"), 5 * time.Second},
+		{"ours, long ago", pending(time.Minute, "1"), -45 * time.Second},
+		{"ours, by a clock that is ahead", pending(-time.Hour, "1"), 15 * time.Second},
+		{"somebody else's upgrade", pending(time.Minute, "2"), 5 * time.Minute},
+		{"somebody else's uninstall of an old release", uninstalling, 5 * time.Minute},
 	} {
-		if got := fence(&release.Release{Info: &release.Info{LastDeployed: now.Add(-ago)}}, now); got != want {
-			t.Errorf("deployed %s ago: fenced for %s, want %s", ago, got, want)
+		if got := fence(c.last, want, now); got != c.want {
+			t.Errorf("%s: fenced for %s, want %s", c.name, got, c.want)
 		}
 	}
 }

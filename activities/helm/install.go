@@ -1,6 +1,7 @@
 package helm
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -78,7 +79,7 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	if err != nil {
 		return out, err
 	}
-	if last == nil || last.Labels[labelDigest] == "" {
+	if last == nil || last.Labels[labelDigest] == "" || anothers(last, in.Mesh) {
 		accepted, err := acceptOrRefuse(ctx, c, in, last)
 		if err != nil || accepted != "" {
 			out.Detail = accepted
@@ -104,7 +105,8 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	}
 	name := fmt.Sprintf("Helm release %s/%s", in.Namespace, in.Release)
 	out.Detail = fmt.Sprintf("%s %s", chrt.Metadata.Name, chrt.Metadata.Version)
-	deed := decide(last, digest)
+	wanted := wanted{chart: chrt, values: values, digest: digest}
+	deed := decide(last, wanted)
 	why := describe(last, chrt)
 	if deed == keep {
 		gone, err := missing(ctx, c, last)
@@ -119,8 +121,8 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	case deed == keep:
 	case in.Mode == procedure.Observe:
 		out.Changed(deed.verb(), name, why)
-	case deed == heal && fence(last, time.Now()) > 0:
-		return out, failure.Waiting(fence(last, time.Now()), "cluster %q: %s is %s since a moment ago; a worker that has lost Temporal may still be at it", c.Name, name, last.Info.Status)
+	case deed == heal && fence(last, wanted, time.Now()) > 0:
+		return out, failure.Waiting(fence(last, wanted, time.Now()), "cluster %q: %s is %s since a short while; whoever began that may still be at it", c.Name, name, last.Info.Status)
 	default:
 		if err := ours.EnsureNamespace(ctx, c, in.Namespace, in.Mode, &out); err != nil {
 			return out, err
@@ -138,7 +140,11 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 			if errors.Is(ctx.Err(), context.Canceled) {
 				// Helm cannot be stopped, and the caller gives back the lock on the
 				// cluster once this has returned.
-				<-done
+				deadline, _ := ctx.Deadline()
+				select {
+				case <-done:
+				case <-time.After(time.Until(deadline)):
+				}
 				return out, ctx.Err()
 			}
 			return out, failure.Transient(failure.Unavailable, "cluster %q: %s: no end in time; Helm is still at work on it", c.Name, name)
@@ -199,12 +205,22 @@ func acceptOrRefuse(ctx context.Context, c *site.Cluster, in ChartInput, last *r
 	if in.Never && last == nil {
 		return "", failure.Permanent(failure.Preflight, "cluster %q: there is no %s, and the input says never to install it; install it, or allow it", c.Name, in.Chart)
 	}
+	if last != nil && anothers(last, in.Mesh) && last.Info.Status != common.StatusUninstalled {
+		return "", failure.Permanent(failure.Conflict, "cluster %q: Helm release %s/%s belongs to the mesh %q. Two meshes cannot share it: give the mesh %q another namespace, or set install to false for it",
+			c.Name, in.Namespace, in.Release, last.Labels[ours.LabelMesh], in.Mesh)
+	}
 	if last != nil && !in.Never && last.Info.Status != common.StatusUninstalled {
 		return "", failure.Permanent(failure.Conflict,
 			"cluster %q: Helm release %s/%s is there and was not made by relaypki, so its values are not known to be ours to replace. Set install to false for it, or, for relaypki to replace it, label its latest Secret %s=adopt",
 			c.Name, in.Namespace, in.Release, labelDigest)
 	}
 	return "", nil
+}
+
+// anothers says that the release was made for another mesh.
+func anothers(last *release.Release, mesh string) bool {
+	owner := last.Labels[ours.LabelMesh]
+	return owner != "" && owner != mesh
 }
 
 // deed is what is to be done with a release.
@@ -225,8 +241,33 @@ func (d deed) verb() procedure.Verb {
 	return procedure.Update
 }
 
+// wanted is what a release is to be made of.
+type wanted struct {
+	chart  *chart.Chart
+	values map[string]any
+	digest string
+}
+
+// made says that a revision was made of this, by us: whoever upgrades a release
+// by hand inherits its labels, the digest too, so chart and values count as well.
+func (w wanted) made(last *release.Release) bool {
+	if last.Labels[labelDigest] != w.digest || last.Chart == nil || last.Chart.Metadata == nil || last.Chart.Metadata.Version != w.chart.Metadata.Version {
+		return false
+	}
+	have, errHave := json.Marshal(orEmpty(last.Config))
+	want, errWant := json.Marshal(orEmpty(w.values))
+	return errHave == nil && errWant == nil && bytes.Equal(have, want)
+}
+
+func orEmpty(values map[string]any) map[string]any {
+	if values == nil {
+		return map[string]any{}
+	}
+	return values
+}
+
 // decide compares the last revision with what is wanted.
-func decide(last *release.Release, digest string) deed {
+func decide(last *release.Release, want wanted) deed {
 	if last == nil {
 		return install
 	}
@@ -235,20 +276,33 @@ func decide(last *release.Release, digest string) deed {
 		return heal
 	case status == common.StatusUninstalled:
 		return replace
-	case status == common.StatusDeployed && last.Labels[labelDigest] == digest:
+	case status == common.StatusDeployed && want.made(last):
 		return keep
 	}
 	return upgrade
 }
 
-// fencedFor is how long a pending release is left alone: as long as a worker
-// that no longer reaches Temporal may take to be done with its charts, hooks aside.
-const fencedFor = 15 * time.Second
+const (
+	// oursFencedFor is how long a pending release of ours is left alone: as long
+	// as a worker that no longer reaches Temporal may take to be done with it,
+	// hooks aside.
+	oursFencedFor = 15 * time.Second
+	// othersFencedFor is the same for somebody else's helm command: its default
+	// time-out, and then some.
+	othersFencedFor = hooksWithin + time.Minute
+)
 
-// fence is how much longer a release that was left pending is left alone. The
-// clocks of two workers may differ, so it is never longer than the whole.
-func fence(last *release.Release, now time.Time) time.Duration {
-	return min(last.Info.LastDeployed.Add(fencedFor).Sub(now), fencedFor)
+// fence is how much longer a release that was left unfinished is left alone. The
+// clocks of two machines may differ, so it is never longer than the whole.
+func fence(last *release.Release, want wanted, now time.Time) time.Duration {
+	began, whole := last.Info.LastDeployed, othersFencedFor
+	switch {
+	case last.Info.Status == common.StatusUninstalling:
+		began = last.Info.Deleted
+	case want.made(last):
+		whole = oursFencedFor
+	}
+	return min(began.Add(whole).Sub(now), whole)
 }
 
 // describe says what changes, without values.
@@ -292,7 +346,7 @@ func digestOf(chrt *chart.Chart, values map[string]any) (string, error) {
 
 // run has Helm do the deed, to its end.
 func run(cfg *action.Configuration, in ChartInput, last *release.Release, what deed, chrt *chart.Chart, values map[string]any, digest string) (*release.Release, error) {
-	labels := map[string]string{labelDigest: digest, ours.LabelManagedBy: ours.ManagedBy}
+	labels := map[string]string{labelDigest: digest, ours.LabelManagedBy: ours.ManagedBy, ours.LabelMesh: in.Mesh}
 	var made any
 	var err error
 	switch what {
@@ -313,7 +367,9 @@ func run(cfg *action.Configuration, in ChartInput, last *release.Release, what d
 		u := action.NewUpgrade(cfg)
 		u.Namespace, u.Labels, u.MaxHistory = in.Namespace, labels, historyKept
 		u.ResetValues = true // the given values are all there are
-		u.ServerSideApply = "true"
+		// What others have changed by hand in a release of ours is set back, as
+		// everywhere else.
+		u.ServerSideApply, u.ForceConflicts = "true", true
 		u.WaitStrategy, u.Timeout = kube.HookOnlyStrategy, hooksWithin
 		u.DisableOpenAPIValidation = true
 		made, err = u.Run(in.Release, chrt, values)
@@ -367,7 +423,18 @@ func awaitRelease(ctx context.Context, c *site.Cluster, rel *release.Release) er
 	})
 }
 
-// missing are the release's Deployments that are no longer there.
+// lasting are the kinds whose objects are looked for although the release has
+// not changed: what runs, and what leads to it. A chart's other objects are
+// small, or the API server's to keep.
+var lasting = map[string]schema.GroupVersionResource{
+	"Deployment":     {Group: "apps", Version: "v1", Resource: "deployments"},
+	"StatefulSet":    {Group: "apps", Version: "v1", Resource: "statefulsets"},
+	"Service":        {Version: "v1", Resource: "services"},
+	"ServiceAccount": {Version: "v1", Resource: "serviceaccounts"},
+	"ConfigMap":      {Version: "v1", Resource: "configmaps"},
+}
+
+// missing are the release's lasting objects that are no longer there.
 func missing(ctx context.Context, c *site.Cluster, rel *release.Release) ([]string, error) {
 	objects, err := objectsOf(rel)
 	if err != nil {
@@ -375,11 +442,12 @@ func missing(ctx context.Context, c *site.Cluster, rel *release.Release) ([]stri
 	}
 	var gone []string
 	for _, o := range objects {
-		if o.GetKind() != "Deployment" {
+		resource, ok := lasting[o.GetKind()]
+		if !ok || o.GetAnnotations()[release.HookAnnotation] != "" {
 			continue
 		}
-		name := ours.Name("Deployment", namespaceOf(o, rel), o.GetName())
-		_, err := c.Kube.AppsV1().Deployments(namespaceOf(o, rel)).Get(ctx, o.GetName(), metav1.GetOptions{})
+		name := ours.Name(o.GetKind(), namespaceOf(o, rel), o.GetName())
+		_, err := c.Dynamic.Resource(resource).Namespace(namespaceOf(o, rel)).Get(ctx, o.GetName(), metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
 			gone = append(gone, name)

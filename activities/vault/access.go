@@ -176,6 +176,10 @@ func (a *Activities) ensureLogin(ctx context.Context, s session, in ClusterAcces
 		"token_period":            int64(0),
 		"token_policies":          []string{policyName(in.Spec, in.Context)},
 		"token_no_default_policy": true,
+		"token_explicit_max_ttl":  int64(0),
+		"token_num_uses":          int64(0),
+		"token_bound_cidrs":       []string{},
+		"groups_claim":            "",
 	})
 }
 
@@ -287,6 +291,11 @@ func (s session) ensureTokenRole(ctx context.Context, in ClusterAccessInput, out
 	path := "auth/token/roles/" + name
 	return s.ensure(ctx, in.Mode, out, "vault token role "+name, path, map[string]any{
 		"allowed_policies":        []string{name},
+		"allowed_policies_glob":   []string{},
+		"allowed_entity_aliases":  []string{},
+		"token_explicit_max_ttl":  int64(0),
+		"token_num_uses":          int64(0),
+		"token_bound_cidrs":       []string{},
 		"orphan":                  true,
 		"renewable":               true,
 		"token_period":            seconds(in.Spec.Credential.TokenPeriod),

@@ -13,7 +13,8 @@ import (
 
 // EnablePKI enables a PKI mount, or raises the longest lease of the one that is
 // there. A fresh mount's is 768 h, and Vault would cut a root down to that with
-// no more than a warning. It is never lowered: others may rely on it.
+// no more than a warning. It is never lowered: others may rely on it. A mount
+// without a description gets one that says whose it is.
 func (a *Activities) EnablePKI(ctx context.Context, in EnablePKIInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
 	s, err := a.session(ctx, in.Vault, site.Onboard)
@@ -39,14 +40,22 @@ func (a *Activities) EnablePKI(ctx context.Context, in EnablePKIInput) (procedur
 		return out, err
 	}
 	longest, err := s.maxLeaseTTL(ctx, in.Mount)
-	if err != nil || longest >= seconds(in.MaxLeaseTTL) {
+	if err != nil {
 		return out, err
 	}
-	out.Changed(procedure.Update, object, fmt.Sprintf("max_lease_ttl from %ds to %s", longest, lease))
-	if in.Mode != procedure.Apply {
+	tune := map[string]any{}
+	if longest < seconds(in.MaxLeaseTTL) {
+		tune["max_lease_ttl"] = lease
+		out.Changed(procedure.Update, object, fmt.Sprintf("max_lease_ttl from %ds to %s", longest, lease))
+	}
+	if m.Description == "" { // made by hand, and nobody's yet
+		tune["description"] = mountMark(in.Mesh)
+		out.Changed(procedure.Update, object, "described as the mesh's")
+	}
+	if in.Mode != procedure.Apply || len(tune) == 0 {
 		return out, nil
 	}
-	return out, s.write(ctx, "sys/mounts/"+in.Mount+"/tune", map[string]any{"max_lease_ttl": lease}, nil)
+	return out, s.write(ctx, "sys/mounts/"+in.Mount+"/tune", tune, nil)
 }
 
 // mountMark, a mount's description, says whose it is.

@@ -64,12 +64,14 @@ func healthy(t *testing.T) *world {
 				{ID: relayID, Name: "relay-intermediate-g1", HasKey: true, LeafNotAfterBehavior: "err", Certificate: w.relay.Cert},
 				{ID: rootID, Certificate: w.root.Cert}}},
 			Roles: []check.SeenRole{
-				{Name: "gloo-mesh-mgmt-server-ca", IssuerRef: relayID, AllowAnyName: true},
-				{Name: "relay-client-cluster1", Cluster: "cluster1", IssuerRef: relayID, AllowedDomains: []string{"cluster1"}},
+				{Name: "gloo-mesh-mgmt-server-ca", IssuerRef: relayID, AllowBareDomains: true, AllowWildcards: true, ServerFlag: true, ClientFlag: true,
+					AllowedDomains: w.spec.Certificates.Server.DNSNames},
+				{Name: "relaypki-probe", IssuerRef: relayID, AllowBareDomains: true, AllowedDomains: []string{"relaypki-probe.invalid"}},
+				{Name: "relay-client-cluster1", Cluster: "cluster1", IssuerRef: relayID, AllowBareDomains: true, ClientFlag: true, AllowedDomains: []string{"cluster1"}},
 			},
 		},
 		CertManager: certManager(),
-		Issuer:      check.SeenIssuer{Generation: 1, Ready: ready},
+		Issuer:      check.SeenIssuer{Path: "pki_relay/sign/gloo-mesh-mgmt-server-ca", Generation: 1, Ready: ready},
 		Certificate: check.SeenCertificate{Generation: 1, Ready: ready},
 		Secret:      secret(w.server),
 		Keys:        keys("mgmt"),
@@ -84,7 +86,7 @@ func healthy(t *testing.T) *world {
 	w.Workload = check.Workload{
 		Spec: w.spec, Cluster: w.spec.Workloads[0],
 		CertManager:  certManager(),
-		Issuer:       check.SeenIssuer{Generation: 1, Ready: ready},
+		Issuer:       check.SeenIssuer{Path: "pki_relay/sign/relay-client-cluster1", Generation: 1, Ready: ready},
 		Certificate:  check.SeenCertificate{Generation: 1, Ready: ready},
 		Secret:       secret(w.client),
 		RootSecret:   check.SeenSecret{CA: []*x509.Certificate{w.root.Cert}},
@@ -167,11 +169,24 @@ func TestManagement(t *testing.T) {
 		}, []expectation{{check.VaultIntermediate, "fail", "expired at"}}},
 		{"role by name", func(_ *testing.T, w *world) { w.Vault.Roles[0].IssuerRef = "default" }, []expectation{{check.VaultRole, "fail", "not by id"}}},
 		{"role of a deleted issuer", func(_ *testing.T, w *world) {
-			w.Vault.Roles[1].IssuerRef = "33333333-3333-3333-3333-333333333333"
+			w.Vault.Roles[2].IssuerRef = "33333333-3333-3333-3333-333333333333"
 		}, []expectation{{check.VaultIntermediate, "fail", "not in mount"}, {check.VaultRole, "warn", "2 issuers"}}},
-		{"role too wide", func(_ *testing.T, w *world) { w.Vault.Roles[1].AllowedDomains = []string{"cluster1", "cluster2"} },
-			[]expectation{{check.VaultRole, "fail", "[cluster1 cluster2]"}}},
-		{"role missing", func(_ *testing.T, w *world) { w.Vault.Roles[1].Gap = check.Gap{Reason: check.NotFound} },
+		{"role too wide", func(_ *testing.T, w *world) { w.Vault.Roles[2].AllowedDomains = []string{"cluster1", "cluster2"} },
+			[]expectation{{check.VaultRole, "fail", "allows other names too: cluster2"}}},
+		{"server's role for any name", func(_ *testing.T, w *world) { w.Vault.Roles[0].AllowAnyName = true },
+			[]expectation{{check.VaultRole, "fail", "gloo-mesh-mgmt-server-ca allows any name"}}},
+		{"the guide's role for any name", func(_ *testing.T, w *world) {
+			w.Management.Spec.PKI.Isolation, w.Vault.Roles[0].AllowAnyName = mesh.IsolationShared, true
+		}, nil},
+		{"probe role that clients could use", func(_ *testing.T, w *world) { w.Vault.Roles[1].ClientFlag = true },
+			[]expectation{{check.VaultRole, "fail", "relaypki-probe allows client certificates"}}},
+		{"client role with a usage more", func(_ *testing.T, w *world) { w.Vault.Roles[2].ExtKeyUsage = []string{"ServerAuth"} },
+			[]expectation{{check.VaultRole, "fail", "adds extended key usages"}}},
+		{"client role that refuses its own name", func(_ *testing.T, w *world) { w.Vault.Roles[2].AllowBareDomains = false },
+			[]expectation{{check.VaultRole, "fail", "next renewal will be refused"}}},
+		{"issuer that signs elsewhere", func(_ *testing.T, w *world) { w.Management.Issuer.Path = "pki_relay/sign/other" },
+			[]expectation{{check.IssuerReady, "fail", "it signs at \"pki_relay/sign/other\""}}},
+		{"role missing", func(_ *testing.T, w *world) { w.Vault.Roles[2].Gap = check.Gap{Reason: check.NotFound} },
 			[]expectation{{check.VaultRole, "fail", "role relay-client-cluster1 is missing"}}},
 
 		{"cert-manager missing", func(_ *testing.T, w *world) { w.Management.CertManager[1].Gap = check.Gap{Reason: check.NotFound} },

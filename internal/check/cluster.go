@@ -38,9 +38,14 @@ func podStates(pods []SeenPod) string {
 	return out.String()
 }
 
-func (r *report) issuer(namespace string, i SeenIssuer) {
-	object := "Issuer " + namespace + "/" + mesh.IssuerName
+// issuer judges the Issuer, which has to sign with the given role.
+func (r *report) issuer(spec mesh.Spec, role string, i SeenIssuer) {
+	object := "Issuer " + spec.Namespace + "/" + mesh.IssuerName
 	if i.Gap.report(r, IssuerReady, object, runSetup) {
+		return
+	}
+	if want := spec.Vault.RelayMount + "/sign/" + role; i.Path != want {
+		r.fail(IssuerReady, object, fmt.Sprintf("it signs at %q, not at %q", i.Path, want), runSetup+"; if that path is another mesh's or cluster's, two of them share this cluster")
 		return
 	}
 	if i.Ready.Status != "True" {
@@ -189,7 +194,12 @@ func (r *report) lifetime(namespace, object string, asked mesh.Certificate, chai
 	left := leaf.NotAfter.Sub(now)
 	// cert-manager starts to renew at renewBefore; two minutes are enough for that.
 	if left < asked.RenewBefore.Duration-2*time.Minute {
-		r.warn(CertificateLifetime, object, fmt.Sprintf("expires in %s, and should have been renewed %s before", round(left), asked.RenewBefore),
+		// Half of that time is what a person has left to act in.
+		say := r.warn
+		if left < asked.RenewBefore.Duration/2 {
+			say = r.fail
+		}
+		say(CertificateLifetime, object, fmt.Sprintf("expires in %s, and should have been renewed %s before", round(left), asked.RenewBefore),
 			"see certificate-ready and issuer-ready for why cert-manager does not renew it")
 		return
 	}

@@ -11,9 +11,9 @@
 //	vault-available        M      Vault answers, is initialised and unsealed, and the worker can log in
 //	vault-root             M      the root mount's default issuer is a self-signed, valid root of ours
 //	vault-intermediate     M      the issuer that roles use has a key, is signed by that root, and refuses to outlive itself
-//	vault-role             M      every role is bound to one issuer by id, and allows its own cluster's name alone
+//	vault-role             M      every role is bound to one issuer by id, and allows what it is for and nothing else
 //	cert-manager           M W    controller, webhook and cainjector are available
-//	issuer-ready           M W    the Issuer is Ready
+//	issuer-ready           M W    the Issuer is Ready, and signs with the role that is for this cluster
 //	certificate-ready      M W    the Certificate is Ready at its generation
 //	certificate-secret     M W    the Secret is there and its tls.crt and ca.crt can be read
 //	certificate-chain      M W    tls.crt is one line, nested in time, and verifies under ca.crt

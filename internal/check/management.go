@@ -44,7 +44,7 @@ func (m Management) Findings(now time.Time) []Finding {
 	r.pass(ClusterReachable, "", "the API server answers")
 	r.vault(spec, m.Vault, now)
 	r.certManager(m.CertManager)
-	r.issuer(spec.Namespace, m.Issuer)
+	r.issuer(spec, spec.PKI.Role, m.Issuer)
 	r.certificate(spec.Namespace, spec.Certificates.Server, m.Certificate)
 	root := r.secret(spec.Namespace, use{
 		asked: spec.Certificates.Server, usage: x509.ExtKeyUsageServerAuth,

@@ -61,7 +61,9 @@ func (c Condition) String() string {
 
 // SeenIssuer is cert-manager's Issuer.
 type SeenIssuer struct {
-	Gap        Gap
+	Gap Gap
+	// Path is where in Vault it signs; empty for an Issuer of another kind.
+	Path       string
 	Generation int64
 	Ready      Condition
 }
@@ -198,12 +200,18 @@ type SeenRole struct {
 	IssuerRef        string   `json:"issuer_ref"`
 	AllowAnyName     bool     `json:"allow_any_name"`
 	AllowedDomains   []string `json:"allowed_domains"`
+	AllowBareDomains bool     `json:"allow_bare_domains"`
 	AllowSubdomains  bool     `json:"allow_subdomains"`
 	AllowGlobDomains bool     `json:"allow_glob_domains"`
 	AllowWildcards   bool     `json:"allow_wildcard_certificates"`
 	AllowIPSANs      bool     `json:"allow_ip_sans"`
 	AllowLocalhost   bool     `json:"allow_localhost"`
+	AllowedURISANs   []string `json:"allowed_uri_sans"`
+	AllowedOtherSANs []string `json:"allowed_other_sans"`
 	ServerFlag       bool     `json:"server_flag"`
+	ClientFlag       bool     `json:"client_flag"`
+	ExtKeyUsage      []string `json:"ext_key_usage"`
+	ExtKeyUsageOIDs  []string `json:"ext_key_usage_oids"`
 }
 
 // SeenHandshake is a fresh full mTLS handshake with one replica.

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +43,7 @@ func (r *report) vault(spec mesh.Spec, v SeenVault, now time.Time) {
 
 	root := r.vaultRoot(v.Root, now)
 	r.vaultIntermediate(spec, v, root, now)
-	r.vaultRoles(v.Roles)
+	r.vaultRoles(spec, v.Roles)
 }
 
 func (r *report) vaultRoot(m SeenMount, now time.Time) *x509.Certificate {
@@ -124,7 +125,7 @@ func (r *report) vaultIntermediate(spec mesh.Spec, v SeenVault, root *x509.Certi
 	}
 }
 
-func (r *report) vaultRoles(roles []SeenRole) {
+func (r *report) vaultRoles(spec mesh.Spec, roles []SeenRole) {
 	sound := 0
 	issuers := map[string]bool{}
 	for _, role := range roles {
@@ -136,8 +137,8 @@ func (r *report) vaultRoles(roles []SeenRole) {
 			r.fail(VaultRole, object, fmt.Sprintf("%s names its issuer %q, not by id: it changes when the mount's default does", object, role.IssuerRef), runSetup)
 			continue
 		}
-		if loose := role.looseness(); loose != "" {
-			r.fail(VaultRole, object, fmt.Sprintf("%s is for %s alone, and %s", object, role.Cluster, loose), runSetup)
+		if wrong := role.unlike(spec); wrong != "" {
+			r.fail(VaultRole, object, fmt.Sprintf("%s %s", object, wrong), runSetup+", which writes it as it should be")
 			continue
 		}
 		issuers[role.IssuerRef] = true
@@ -152,26 +153,44 @@ func (r *report) vaultRoles(roles []SeenRole) {
 	}
 }
 
-// looseness says what a cluster's own role allows beyond that cluster's name.
-func (r SeenRole) looseness() string {
-	if r.Cluster == "" {
+// unlike says in what a role differs from what it is for: one cluster's name
+// for a client, the server's names for the server, or nothing that anybody can
+// use. The guide's shared role may issue anything.
+func (r SeenRole) unlike(spec mesh.Spec) string {
+	names, server, client := []string{r.Cluster}, false, true
+	switch {
+	case r.Cluster != "":
+	case r.Name == spec.ProbeRole():
+		names, client = r.AllowedDomains, false
+	case spec.PKI.Isolation == mesh.IsolationShared:
 		return ""
+	default:
+		names, server = append(slices.Clone(spec.Certificates.Server.DNSNames), spec.Certificates.Server.CommonName), true
 	}
-	for _, loose := range []struct {
+	foreign := slices.DeleteFunc(slices.Clone(r.AllowedDomains), func(name string) bool { return slices.Contains(names, name) })
+	lacking := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(r.AllowedDomains, name) })
+	for _, wrong := range []struct {
 		is   bool
 		what string
 	}{
 		{r.AllowAnyName, "allows any name"},
-		{len(r.AllowedDomains) != 1 || r.AllowedDomains[0] != r.Cluster, fmt.Sprintf("allows the domains %v", r.AllowedDomains)},
+		{len(foreign) > 0, fmt.Sprintf("allows other names too: %s", strings.Join(foreign, ", "))},
 		{r.AllowSubdomains, "allows subdomains"},
 		{r.AllowGlobDomains, "allows patterns"},
-		{r.AllowWildcards, "allows wildcards"},
+		{r.AllowWildcards && !slices.ContainsFunc(names, func(name string) bool { return strings.Contains(name, "*") }), "allows wildcards"},
 		{r.AllowIPSANs, "allows IP addresses"},
 		{r.AllowLocalhost, "allows localhost"},
-		{r.ServerFlag, "allows server certificates"},
+		{len(r.AllowedURISANs) > 0, "allows URIs"},
+		{len(r.AllowedOtherSANs) > 0, "allows other kinds of names"},
+		{r.ServerFlag && !server, "allows server certificates"},
+		{r.ClientFlag && !client, "allows client certificates"},
+		{len(r.ExtKeyUsage) > 0 || len(r.ExtKeyUsageOIDs) > 0, "adds extended key usages"},
+		{len(lacking) > 0, fmt.Sprintf("does not allow %s: the next renewal will be refused", strings.Join(lacking, ", "))},
+		{!r.AllowBareDomains, "does not allow its names as they are: the next renewal will be refused"},
+		{server && !r.ServerFlag || client && !r.ClientFlag, "lacks a usage that its certificates need"},
 	} {
-		if loose.is {
-			return loose.what
+		if wrong.is {
+			return wrong.what
 		}
 	}
 	return ""

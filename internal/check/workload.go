@@ -53,7 +53,7 @@ func (w Workload) Findings(now time.Time) []Finding {
 	asked := spec.ClientCertificate(w.Cluster)
 	r.pass(ClusterReachable, "", "the API server answers")
 	r.certManager(w.CertManager)
-	r.issuer(spec.Namespace, w.Issuer)
+	r.issuer(spec, spec.RoleFor(w.Cluster), w.Issuer)
 	r.certificate(spec.Namespace, asked, w.Certificate)
 	root := r.secret(spec.Namespace, use{
 		asked: asked, usage: x509.ExtKeyUsageClientAuth,

@@ -97,9 +97,10 @@ func TestProblems(t *testing.T) {
 		"another role": {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"role":"relay-client-a"}}`, []string{`"relay-client-a" is the name of another role`}},
 		"client common name": {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"client":{"commonName":"x"}}}`,
 			[]string{"certificates.client.commonName: cannot be chosen"}},
-		"same mount": {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"relayMount":"pki"}}`, []string{"the intermediate needs a mount of its own"}},
-		"slash":      {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"rootMount":"/pki/"}}`, []string{"is not a mount path"}},
-		"method":     {`{"mesh":"m","workloads":[{"name":"a"}],"credential":{"method":"root"}}`, []string{`"root" is unknown; choose one of "jwt", "token"`}},
+		"same mount":       {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"relayMount":"pki"}}`, []string{"the intermediate needs a mount of its own"}},
+		"mount in a mount": {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"relayMount":"pki/relay"}}`, []string{"lie within each other"}},
+		"slash":            {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"rootMount":"/pki/"}}`, []string{"is not a mount path"}},
+		"method":           {`{"mesh":"m","workloads":[{"name":"a"}],"credential":{"method":"root"}}`, []string{`"root" is unknown; choose one of "jwt", "token"`}},
 		"everything at once": {`{"mesh":"M_1","workloads":[{"name":"a_b"},{"name":"a_b"}],"vault":{"install":"prod"}}`,
 			[]string{`mesh: "M_1" has an underscore`, `workloads[0].name: "a_b" has`, `workloads[1].name: "a_b" has`, `is workloads[0] already`, `vault.install: "prod" is unknown`}},
 	} {

@@ -260,7 +260,7 @@ func (s Spec) WithDefaults() Spec {
 	set(&s.Gloo.IdentityToken.SecretName, "relay-identity-token-secret")
 	set(&s.Gloo.IdentityToken.Key, "token")
 	if s.Verify.Every == nil {
-		every := Hours(1)
+		every := Minutes(15)
 		s.Verify.Every = &every
 	}
 	return s

@@ -141,8 +141,11 @@ func (v *validation) vault(vault Vault) {
 			v.bad(m.path, "%q is not a mount path; write it without slashes at its ends", m.mount)
 		}
 	}
-	if vault.RootMount == vault.RelayMount {
+	switch root, relay := vault.RootMount+"/", vault.RelayMount+"/"; {
+	case root == relay:
 		v.bad("vault.relayMount", "is the root mount too; the intermediate needs a mount of its own")
+	case strings.HasPrefix(root, relay), strings.HasPrefix(relay, root):
+		v.bad("vault.relayMount", "%q and the root mount %q lie within each other, which Vault does not allow", vault.RelayMount, vault.RootMount)
 	}
 }
 

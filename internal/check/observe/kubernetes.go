@@ -100,8 +100,8 @@ func relayDeployment(ctx context.Context, cluster *site.Cluster, namespace, name
 		return seen, d
 	}
 	for _, pod := range pods.Items {
-		if pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded {
-			continue // on its way out
+		if pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+			continue // on its way out, or, evicted, already replaced by another
 		}
 		p := seenPod(pod)
 		if !p.Ready {
@@ -215,6 +215,9 @@ func issuer(ctx context.Context, cluster *site.Cluster, namespace string) check.
 		return check.SeenIssuer{Gap: gap(err)}
 	}
 	seen := check.SeenIssuer{Generation: i.Generation}
+	if i.Spec.Vault != nil {
+		seen.Path = i.Spec.Vault.Path
+	}
 	for _, c := range i.Status.Conditions {
 		if c.Type == cmapi.IssuerConditionReady {
 			seen.Ready = check.Condition{Status: string(c.Status), Reason: c.Reason, Message: abridge(c.Message), Generation: c.ObservedGeneration}

@@ -165,7 +165,7 @@ func TestListenerPassesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	client.SetDeadline(time.Now().Add(10 * time.Second))
+	client.SetDeadline(time.Now().Add(time.Minute))
 	client.Write([]byte("hello"))
 	client.(*net.TCPConn).CloseWrite()
 	answer, err := io.ReadAll(client)

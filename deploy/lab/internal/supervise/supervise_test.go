@@ -26,7 +26,7 @@ func newSupervisor(t *testing.T) *Supervisor {
 // until waits for a part to be as asked.
 func until(t *testing.T, s *Supervisor, name string, is func(Status) bool) Status {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		s.mu.Lock()
 		changed := s.changed
