@@ -24,6 +24,7 @@ import (
 	"go.temporal.io/sdk/testsuite"
 	"go.uber.org/zap"
 	"helm.sh/helm/v4/pkg/action"
+	helmkube "helm.sh/helm/v4/pkg/kube"
 	"helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -138,15 +139,32 @@ func TestLabHelm(t *testing.T) {
 		t.Errorf("with another value: %+v, revision %d", out, last().Version)
 	}
 
-	// A worker was killed in the middle of an upgrade.
+	// A worker was killed in the middle of an upgrade, a moment or a minute ago.
 	cfg := configuration(t, w, "cluster1", "cert-manager")
 	left := last()
 	left.Info.Status = common.StatusPendingUpgrade
-	if err := cfg.Releases.Update(left); err != nil {
+	for _, ago := range []time.Duration{0, time.Minute} {
+		left.Info.LastDeployed = time.Now().Add(-ago)
+		if err := cfg.Releases.Update(left); err != nil {
+			t.Fatal(err)
+		}
+		out, err := call[procedure.Outcome](w, w.helm.InstallChart, changed)
+		if ago == 0 && failure.KindOf(err) != failure.NotReady {
+			t.Errorf("an upgrade that may still be at work: %+v, %v", out, err)
+		}
+		if ago > 0 && (err != nil || len(out.Changes) != 1 || last().Info.Status != common.StatusDeployed) {
+			t.Errorf("after a killed upgrade: %+v, %v, %s", out, err, last().Info.Status)
+		}
+	}
+
+	// Somebody upgrades by hand, with another value: our labels are inherited.
+	byHand := action.NewUpgrade(cfg)
+	byHand.Namespace, byHand.ReuseValues, byHand.ServerSideApply, byHand.WaitStrategy = "cert-manager", true, "true", helmkube.HookOnlyStrategy
+	if _, err := byHand.Run("cert-manager", last().Chart, map[string]any{"webhook": map[string]any{"timeoutSeconds": 7}}); err != nil {
 		t.Fatal(err)
 	}
-	if out := must[procedure.Outcome](t, w, w.helm.InstallChart, certManagerChart("cluster1")); len(out.Changes) != 1 || last().Info.Status != common.StatusDeployed {
-		t.Errorf("after a killed upgrade: %+v, %s", out, last().Info.Status)
+	if out := must[procedure.Outcome](t, w, w.helm.InstallChart, changed); len(out.Changes) != 1 || last().Config["webhook"].(map[string]any)["timeoutSeconds"] != nil {
+		t.Errorf("after an upgrade by hand: %+v, %v", out, last().Config)
 	}
 
 	for _, context := range []string{"mgmt", "cluster1"} {

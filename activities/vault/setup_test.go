@@ -165,11 +165,14 @@ func TestShortMount(t *testing.T) {
 		t.Errorf("a root that would be too short was made all the same: %v (%v)", list, err)
 	}
 
-	out, err := w.EnablePKI(ctx, vault.EnablePKIInput{Vault: "default", Mount: "pki", MaxLeaseTTL: mesh.Hours(187600), Mode: procedure.Apply})
+	out, err := w.EnablePKI(ctx, vault.EnablePKIInput{Mesh: "prod", Vault: "default", Mount: "pki", MaxLeaseTTL: mesh.Hours(187600), Mode: procedure.Apply})
 	if err != nil || out.State() != procedure.Changed {
 		t.Fatalf("the mount is not tuned up: %v (%v)", out, err)
 	}
-	out, err = w.EnablePKI(ctx, vault.EnablePKIInput{Vault: "default", Mount: "pki", MaxLeaseTTL: mesh.Hours(100), Mode: procedure.Apply})
+	if mounts, err := w.Root.Sys().ListMounts(); err != nil || mounts["pki/"].Description != "relaypki: mesh prod" {
+		t.Errorf("a mount made by hand is not marked: %+v (%v)", mounts["pki/"], err)
+	}
+	out, err = w.EnablePKI(ctx, vault.EnablePKIInput{Mesh: "prod", Vault: "default", Mount: "pki", MaxLeaseTTL: mesh.Hours(100), Mode: procedure.Apply})
 	if err != nil || len(out.Changes) > 0 {
 		t.Errorf("the mount is tuned down: %v (%v)", out, err)
 	}
