@@ -8,7 +8,7 @@ MESH     ?= deploy/examples/mesh.yaml
 # Where the lab keeps its state.
 LAB      ?= .lab
 
-.PHONY: help bin demo lab servers down clean doctor test check histories pictures
+.PHONY: help bin demo lab servers down clean doctor test check histories
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18

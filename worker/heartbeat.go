@@ -9,7 +9,7 @@ import (
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/interceptor"
 
-	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/secret"
 )
 
 // heartbeatEvery is how often a running activity says that its worker lives.
@@ -17,8 +17,8 @@ const heartbeatEvery = 2 * time.Second
 
 // heartbeats keeps every activity's heartbeat going while it runs, so that a
 // killed worker is noticed within the heartbeat timeout and not only when the
-// activity's own time is over. What an activity itself has said last, to
-// resume from, is said again.
+// activity's own time is over. What an activity itself has said last, for
+// people to read, is said again.
 type heartbeats struct {
 	interceptor.WorkerInterceptorBase
 	every time.Duration
@@ -72,11 +72,11 @@ func withoutSecrets(details []any) []any {
 	for i, detail := range details {
 		switch d := detail.(type) {
 		case string:
-			clean[i] = failure.WithoutSecrets(d)
+			clean[i] = secret.Withhold(d)
 		case []string:
 			texts := make([]string, len(d))
 			for j := range d {
-				texts[j] = failure.WithoutSecrets(d[j])
+				texts[j] = secret.Withhold(d[j])
 			}
 			clean[i] = texts
 		default:

@@ -26,8 +26,8 @@ const (
 	concurrentActivities = 40
 	// concurrentWorkflowTasks is plenty for tasks of milliseconds.
 	concurrentWorkflowTasks = 20
-	// heartbeatThrottle bounds how old the details are that a retry resumes
-	// from, and how late an activity hears that it is cancelled. The SDK's own
+	// heartbeatThrottle bounds how old the details are that people read, and
+	// how late an activity hears that it is cancelled. The SDK's own
 	// 0.8 of the heartbeat timeout is too long for both.
 	heartbeatThrottle = 3 * time.Second
 	// deadlockTime is how long a workflow task may go without yielding. The

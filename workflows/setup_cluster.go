@@ -37,6 +37,11 @@ func SetupCluster(ctx workflow.Context, in ClusterInput) (procedure.ClusterResul
 	if c.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.SetupCluster, Mesh: in.Spec.Mesh, Cluster: in.Cluster}); err != nil {
 		return c.result, err
 	}
+	if workflow.GetInfo(ctx).ParentWorkflowExecution == nil {
+		// Its input names CAs and an address that SetupMesh has read and checked.
+		return c.result, c.report.finish(ctx, failure.Permanent(failure.InvalidInput, "%s is a part of %s and cannot be started alone; start %s with the mesh, which leaves the other clusters as they are",
+			procedure.SetupCluster, procedure.SetupMesh, procedure.SetupMesh))
+	}
 	c.report.attributes = in.Attributes
 	err = c.run(ctx)
 	c.result.Steps = c.report.Steps

@@ -113,7 +113,7 @@ func (r *setup) preflight(ctx workflow.Context) error {
 }
 
 func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error) {
-	facts, err := call[temporalactivities.Facts](ctx, looking, temporals.DescribeTemporal, nil)
+	facts, err := call[temporalactivities.Facts](ctx, summarized(looking, "Ask Temporal and the site file what there is"), temporals.DescribeTemporal, nil)
 	if err != nil {
 		return procedure.Outcome{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/cluster"
@@ -31,7 +32,12 @@ func VerifyMesh(ctx workflow.Context, in procedure.VerifyInput) (procedure.Verif
 	if v.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.VerifyMesh, Mesh: in.Mesh, Phase: "verification"}); err != nil {
 		return v.result, err
 	}
-	problems := in.Problems
+	// Strict for what people type; a schedule's stored input, and a parent's, may
+	// be of another release.
+	var problems []strict.Problem
+	if typed(ctx) {
+		problems = in.Problems
+	}
 	if in.Mesh == "" {
 		problems = append(problems, strict.Problem{Path: "mesh", Message: "is missing"})
 	}
@@ -50,6 +56,14 @@ func VerifyMesh(ctx workflow.Context, in procedure.VerifyInput) (procedure.Verif
 		return v.result, err
 	}
 	return v.result, v.report.finish(ctx, nil)
+}
+
+var scheduledBy = temporal.NewSearchAttributeKeyKeyword("TemporalScheduledById")
+
+// typed says that a person has started the run.
+func typed(ctx workflow.Context) bool {
+	_, scheduled := workflow.GetTypedSearchAttributes(ctx).GetKeyword(scheduledBy)
+	return !scheduled && workflow.GetInfo(ctx).ParentWorkflowExecution == nil
 }
 
 // unhealthy is the error of a mesh with failing checks: the findings are its details.
@@ -75,7 +89,7 @@ type verification struct {
 }
 
 func (v *verification) run(ctx workflow.Context) error {
-	facts, err := call[temporalactivities.Facts](ctx, looking, temporals.DescribeTemporal, nil)
+	facts, err := call[temporalactivities.Facts](ctx, summarized(looking, "Ask Temporal and the site file what there is"), temporals.DescribeTemporal, nil)
 	if err != nil {
 		return err
 	}

@@ -54,6 +54,12 @@ func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (Ch
 			bad("namespace %s is the mesh %q's already, and two meshes cannot share one; give this mesh another namespace", in.Spec.Namespace, owner)
 		}
 	}
+	if token := in.Spec.Gloo.IdentityToken; in.Management && token.Mode == mesh.TokenExisting {
+		if value, err := readToken(ctx, c, in.Spec); err == nil && len(value) == 0 {
+			bad("%s with key %q is missing, which gloo.identityToken names; create it, or set gloo.identityToken.mode to %q or %q",
+				kube.Name("Secret", in.Spec.Namespace, token.SecretName), token.Key, mesh.TokenGenerate, mesh.TokenNone)
+		}
+	}
 	found, err := kube.FindCertManager(ctx, c)
 	switch {
 	case failure.KindOf(err) == failure.Denied: // the reviews below say so too

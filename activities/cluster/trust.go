@@ -1,11 +1,13 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -113,12 +115,19 @@ func (a *Activities) CopyIdentityToken(ctx context.Context, in IdentityTokenInpu
 	if err != nil {
 		return out, err
 	}
+	have, err := readToken(ctx, c, s)
+	if err != nil {
+		return out, err
+	}
+	if len(value) > 0 && bytes.Equal(have, value) {
+		return out, nil // whoever has put it there
+	}
 	if len(value) == 0 {
 		if in.Mode == procedure.Observe {
 			out.Changed(procedure.Create, kube.Name("Secret", s.Namespace, token.SecretName), "once there is one in the management cluster")
 			return out, nil
 		}
-		return out, failure.Transient(failure.NotReady, "cluster %q: %s with key %q, the identity token to copy, is not there yet",
+		return out, failure.Waiting(2*time.Second, "cluster %q: %s with key %q, the identity token to copy, is not there yet",
 			management.Name, kube.Name("Secret", s.Namespace, token.SecretName), token.Key)
 	}
 	err = applySecret(ctx, c, s.Namespace, token.SecretName, s.Mesh, map[string][]byte{token.Key: value}, in.Mode, &out)

@@ -50,8 +50,9 @@ func init() {
 
 // InstallChart installs or upgrades the release and waits (heartbeating) until
 // its Deployments are available. Chart and values that have not changed make
-// no new revision; a release left pending by a killed worker is healed: the
-// caller holds the cluster's lock, so nobody is at work on it.
+// no new revision, unless something of the release was deleted. A release left
+// pending by a killed worker is healed, after a time in which that worker may
+// still be at it.
 func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
 	c, err := a.Clients.Cluster(in.Context)
@@ -105,9 +106,8 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	}
 	name := fmt.Sprintf("Helm release %s/%s", in.Namespace, in.Release)
 	out.Detail = fmt.Sprintf("%s %s", chrt.Metadata.Name, chrt.Metadata.Version)
-	wanted := wanted{chart: chrt, values: values, digest: digest}
-	deed := decide(last, wanted)
-	why := describe(last, chrt)
+	want := wanted{chart: chrt, values: values, digest: digest}
+	deed, why := decide(last, want), describe(last, chrt)
 	if deed == keep {
 		gone, err := missing(ctx, c, last)
 		if err != nil {
@@ -121,9 +121,10 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	case deed == keep:
 	case in.Mode == procedure.Observe:
 		out.Changed(deed.verb(), name, why)
-	case deed == heal && fence(last, wanted, time.Now()) > 0:
-		return out, failure.Waiting(fence(last, wanted, time.Now()), "cluster %q: %s is %s since a short while; whoever began that may still be at it", c.Name, name, last.Info.Status)
 	default:
+		if left := fence(last, want, time.Now()); deed == heal && left > 0 {
+			return out, failure.Waiting(left, "cluster %q: %s is %s since a short while; whoever began that may still be at it", c.Name, name, last.Info.Status)
+		}
 		if err := ours.EnsureNamespace(ctx, c, in.Namespace, in.Mode, &out); err != nil {
 			return out, err
 		}
@@ -132,7 +133,7 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 		go func() {
 			defer unlock()
 			var err error
-			last, err = run(cfg, in, last, deed, chrt, values, digest)
+			last, err = run(cfg, in, last, deed, want)
 			done <- err
 		}()
 		select {
@@ -295,6 +296,9 @@ const (
 // fence is how much longer a release that was left unfinished is left alone. The
 // clocks of two machines may differ, so it is never longer than the whole.
 func fence(last *release.Release, want wanted, now time.Time) time.Duration {
+	if last == nil {
+		return 0
+	}
 	began, whole := last.Info.LastDeployed, othersFencedFor
 	switch {
 	case last.Info.Status == common.StatusUninstalling:
@@ -345,8 +349,8 @@ func digestOf(chrt *chart.Chart, values map[string]any) (string, error) {
 }
 
 // run has Helm do the deed, to its end.
-func run(cfg *action.Configuration, in ChartInput, last *release.Release, what deed, chrt *chart.Chart, values map[string]any, digest string) (*release.Release, error) {
-	labels := map[string]string{labelDigest: digest, ours.LabelManagedBy: ours.ManagedBy, ours.LabelMesh: in.Mesh}
+func run(cfg *action.Configuration, in ChartInput, last *release.Release, what deed, want wanted) (*release.Release, error) {
+	labels := map[string]string{labelDigest: want.digest, ours.LabelManagedBy: ours.ManagedBy, ours.LabelMesh: in.Mesh}
 	var made any
 	var err error
 	switch what {
@@ -356,7 +360,7 @@ func run(cfg *action.Configuration, in ChartInput, last *release.Release, what d
 		i.Replace = what == replace
 		i.WaitStrategy, i.Timeout = kube.HookOnlyStrategy, hooksWithin
 		i.DisableOpenAPIValidation = true // the API server validates what is applied, strictly
-		made, err = i.Run(chrt, values)
+		made, err = i.Run(want.chart, want.values)
 	case heal:
 		last.SetStatus(common.StatusFailed, "left unfinished; marked failed by relaypki")
 		if err := cfg.Releases.Update(last); err != nil {
@@ -372,7 +376,7 @@ func run(cfg *action.Configuration, in ChartInput, last *release.Release, what d
 		u.ServerSideApply, u.ForceConflicts = "true", true
 		u.WaitStrategy, u.Timeout = kube.HookOnlyStrategy, hooksWithin
 		u.DisableOpenAPIValidation = true
-		made, err = u.Run(in.Release, chrt, values)
+		made, err = u.Run(in.Release, want.chart, want.values)
 	}
 	if err != nil {
 		return nil, err

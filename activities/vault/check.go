@@ -51,10 +51,14 @@ func (a *Activities) CheckVault(ctx context.Context, in CheckVaultInput) (CheckV
 			return check.result, err
 		}
 	}
-	if s, ok := sessions[site.Refresh]; ok && in.Spec.Credential.Method == mesh.CredentialToken {
-		err = check.capabilities(ctx, s, []needed{{"auth/token/create/" + policyName(in.Spec, in.Spec.Management.Context), "update"}})
+	for identity, needs := range map[site.Identity][]needed{site.Operate: operateNeeds(in.Spec), site.Refresh: refreshNeeds(in.Spec)} {
+		if s, ok := sessions[identity]; ok {
+			if err := check.capabilities(ctx, s, needs); err != nil {
+				return check.result, err
+			}
+		}
 	}
-	return check.result, err
+	return check.result, nil
 }
 
 type vaultCheck struct {
@@ -165,6 +169,24 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 		}
 	}
 	return nil
+}
+
+// operateNeeds is what a verification reads.
+func operateNeeds(spec mesh.Spec) []needed {
+	needs := []needed{{spec.Vault.RelayMount + "/roles/" + spec.PKI.Role, "read"}}
+	for _, mount := range []string{spec.Vault.RootMount, spec.Vault.RelayMount} {
+		needs = append(needs, needed{mount + "/issuers", "list"}, needed{mount + "/issuer/any", "read"}, needed{mount + "/config/issuers", "read"})
+	}
+	return needs
+}
+
+// refreshNeeds is what keeps a cluster's credential current.
+func refreshNeeds(spec mesh.Spec) []needed {
+	if spec.Credential.Method == mesh.CredentialToken {
+		return []needed{{"auth/token/create/" + policyName(spec, spec.Management.Context), "update"}}
+	}
+	config := "auth/" + spec.AuthMount(spec.Management.Context) + "/config"
+	return []needed{{config, "read"}, {config, "update"}}
 }
 
 // onboardNeeds is one path for each rule of the onboard policy.

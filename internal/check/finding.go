@@ -3,7 +3,7 @@ package check
 import (
 	"fmt"
 
-	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/secret"
 )
 
 // Status is the verdict of one check.
@@ -60,5 +60,5 @@ func (r *report) fail(check, object, message, remedy string) {
 }
 
 func (r *report) add(check, object string, status Status, message, remedy string) {
-	r.findings = append(r.findings, Finding{Check: check, Cluster: r.cluster, Object: object, Status: status, Message: failure.WithoutSecrets(message), Remedy: remedy})
+	r.findings = append(r.findings, Finding{Check: check, Cluster: r.cluster, Object: object, Status: status, Message: secret.Withhold(message), Remedy: remedy})
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.temporal.io/sdk/temporal"
+
+	"github.com/relaypki/relaypki/internal/secret"
 )
 
 // Kind is the type of an ApplicationError, the word an operator sees in the UI
@@ -19,7 +21,7 @@ type Kind string
 const (
 	// InvalidInput: what was asked cannot be done for anybody; every problem is listed.
 	InvalidInput Kind = "InvalidInput"
-	// Preflight: something outside is not as the procedure needs it; nothing was changed.
+	// Preflight: something outside is not as the procedure needs it.
 	Preflight Kind = "Preflight"
 	// Conflict: something of that name is there and is not ours, or differs in
 	// a way that we must not change.
@@ -40,24 +42,24 @@ const (
 
 // Permanent is an error that trying again does not cure: somebody must act.
 func Permanent(kind Kind, format string, args ...any) error {
-	return temporal.NewNonRetryableApplicationError(WithoutSecrets(fmt.Sprintf(format, args...)), string(kind), nil)
+	return temporal.NewNonRetryableApplicationError(secret.Withhold(fmt.Sprintf(format, args...)), string(kind), nil)
 }
 
 // PermanentWithDetails is Permanent with details (a report) for the reader of
 // the failure.
 func PermanentWithDetails(kind Kind, message string, details any) error {
-	return temporal.NewNonRetryableApplicationError(WithoutSecrets(message), string(kind), nil, details)
+	return temporal.NewNonRetryableApplicationError(secret.Withhold(message), string(kind), nil, details)
 }
 
 // Transient is an error that may be gone at the next try.
 func Transient(kind Kind, format string, args ...any) error {
-	return temporal.NewApplicationErrorWithOptions(WithoutSecrets(fmt.Sprintf(format, args...)), string(kind), temporal.ApplicationErrorOptions{})
+	return temporal.NewApplicationErrorWithOptions(secret.Withhold(fmt.Sprintf(format, args...)), string(kind), temporal.ApplicationErrorOptions{})
 }
 
 // Waiting says that something is not there yet: benign, and to be asked again
 // after the given time.
 func Waiting(again time.Duration, format string, args ...any) error {
-	return temporal.NewApplicationErrorWithOptions(WithoutSecrets(fmt.Sprintf(format, args...)), string(NotReady), temporal.ApplicationErrorOptions{
+	return temporal.NewApplicationErrorWithOptions(secret.Withhold(fmt.Sprintf(format, args...)), string(NotReady), temporal.ApplicationErrorOptions{
 		NextRetryDelay: again,
 		Category:       temporal.ApplicationErrorCategoryBenign,
 	})
@@ -100,7 +102,7 @@ func Top(err error) error {
 	if err == nil {
 		return nil
 	}
-	text := WithoutSecrets(err.Error())
+	text := secret.Withhold(err.Error())
 	var app *temporal.ApplicationError
 	switch {
 	case !errors.As(err, &app):

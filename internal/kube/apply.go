@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"sort"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +20,9 @@ import (
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/site"
 )
+
+// goneAgain is when something that is being deleted is looked at again.
+const goneAgain = 2 * time.Second
 
 // Labels that our objects carry.
 const (
@@ -132,7 +136,7 @@ func Apply(ctx context.Context, c *site.Cluster, want *unstructured.Unstructured
 			c.Name, name, owner, LabelMesh, ours)
 	}
 	if live.GetDeletionTimestamp() != nil {
-		return nil, failure.Transient(failure.NotReady, "cluster %q: %s is being deleted; waiting until it is gone", c.Name, name)
+		return nil, failure.Waiting(goneAgain, "cluster %q: %s is being deleted; waiting until it is gone", c.Name, name)
 	}
 	// A dry run with the resourceVersion would fail where the write is meant to.
 	dry := want.DeepCopy()
@@ -172,7 +176,7 @@ func EnsureNamespace(ctx context.Context, c *site.Cluster, namespace string, mod
 	case err != nil:
 		return Error(ctx, c, "read Namespace "+namespace, err)
 	case live.GetDeletionTimestamp() != nil:
-		return failure.Transient(failure.NotReady, "cluster %q: Namespace %s is being deleted; waiting until it is gone", c.Name, namespace)
+		return failure.Waiting(goneAgain, "cluster %q: Namespace %s is being deleted; waiting until it is gone", c.Name, namespace)
 	}
 	return nil
 }

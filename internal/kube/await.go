@@ -64,7 +64,7 @@ func Await(ctx context.Context, look func(context.Context) (done bool, state str
 			if ctx.Err() == context.Canceled { //nolint:errorlint // the context's own value
 				return ctx.Err()
 			}
-			return failure.Transient(failure.NotReady, "not ready after %s: %s", time.Since(started).Round(time.Second), last)
+			return failure.Waiting(lookEverLess, "not ready after %s: %s", time.Since(started).Round(time.Second), last)
 		case <-time.After(every):
 		}
 		every = min(every*3/2, lookEverLess)

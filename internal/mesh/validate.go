@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"regexp"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/relaypki/relaypki/internal/secret"
 	"github.com/relaypki/relaypki/internal/strict"
 )
 
@@ -54,6 +56,13 @@ func (s Spec) Validate() []strict.Problem {
 	v.oneOf("credential.keys", s.Credential.Keys, KeysPinned, KeysDiscovery)
 	if s.Credential.TokenPeriod.Duration < time.Hour {
 		v.bad("credential.tokenPeriod", "%s is too short to be renewed in time; give at least 1h", s.Credential.TokenPeriod)
+	}
+	v.values("vault.values", s.Vault.Values)
+	v.values("certManager.values", s.CertManager.Values)
+	v.values("gloo.serverValues", s.Gloo.ServerValues)
+	v.values("gloo.agentValues", s.Gloo.AgentValues)
+	for i, w := range s.Workloads {
+		v.values(fmt.Sprintf("workloads[%d].agentValues", i), w.AgentValues)
 	}
 	v.oneOf("certManager.install", s.CertManager.Install, InstallAuto, InstallNever)
 	v.relayAddress(s.Gloo.RelayAddress)
@@ -256,6 +265,38 @@ func (v *validation) oneOf(path, value string, allowed ...string) {
 		quoted[i] = fmt.Sprintf("%q", a)
 	}
 	v.bad(path, "%q is unknown; choose one of %s", value, strings.Join(quoted, ", "))
+}
+
+// secretName matches the last part of a Helm value that is a secret itself, not
+// the name of one.
+var secretName = regexp.MustCompile(`(?i)(licen[cs]e_?key|password|passwd|private_?key|secret_?key|access_?key|api_?key|bearer_?token)$`)
+
+// values refuses secrets in Helm values: an input is in Temporal's histories and
+// in the mesh's ConfigMap.
+func (v *validation) values(path string, value any) {
+	switch value := value.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(value)) {
+			below := path + "." + key
+			if text, ok := value[key].(string); ok && text != "" && secretName.MatchString(key) {
+				v.secret(below)
+				continue
+			}
+			v.values(below, value[key])
+		}
+	case []any:
+		for i := range value {
+			v.values(fmt.Sprintf("%s[%d]", path, i), value[i])
+		}
+	case string:
+		if secret.Withhold(value) != value {
+			v.secret(path)
+		}
+	}
+}
+
+func (v *validation) secret(path string) {
+	v.bad(path, "holds a secret, which would stay in Temporal's histories; have the chart read it from a Secret, or put it into chartValues of the worker's site file")
 }
 
 func (v *validation) relayAddress(address string) {

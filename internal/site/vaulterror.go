@@ -12,6 +12,7 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/secret"
 )
 
 // VaultError turns an error of Vault's client into one of package failure:
@@ -82,7 +83,7 @@ func VaultReason(r *vaultapi.ResponseError) string {
 		return "no reason in Vault's form was given"
 	case reason == "":
 		return "no reason given"
-	case len(reason) > 500 || failure.WithoutSecrets(reason) != reason:
+	case len(reason) > 500 || secret.Withhold(reason) != reason:
 		return "the reason is withheld: see Vault's log"
 	}
 	return reason

@@ -73,6 +73,7 @@ verify: {every: 0s}
 			if again := w.setup(t, input); again.Changed {
 				t.Errorf("the same setup again changed something: %+v", again.Steps)
 			}
+			w.noSecrets(t)
 		})
 	}
 }

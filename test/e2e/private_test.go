@@ -76,6 +76,7 @@ func TestPrivateCluster(t *testing.T) {
 	if again := w.setup(t, input); again.Changed {
 		t.Errorf("the same setup again changed something: %+v", again)
 	}
+	w.noSecrets(t)
 }
 
 // kubeconfigOf is the worker's kubeconfig with these contexts and no credential

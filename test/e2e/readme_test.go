@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	sitefile "github.com/relaypki/relaypki/internal/site"
 )
 
 // elsewhere are commands of the README that are run by something else.
@@ -37,6 +39,17 @@ func TestReadme(t *testing.T) {
 	}
 	if ran < 5 {
 		t.Errorf("only %d commands were found in the README", ran)
+	}
+	site := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindStringSubmatch(string(data))
+	if site == nil {
+		t.Fatal("the README has no site file")
+	}
+	path := filepath.Join(t.TempDir(), "site.yaml")
+	if err := os.WriteFile(path, []byte(regexp.MustCompile(`(?m)^   `).ReplaceAllString(site[1], "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sitefile.Load(path); err != nil {
+		t.Errorf("the README's site file: %v", err)
 	}
 	for _, link := range regexp.MustCompile(`\]\(([^)#]+)\)`).FindAllStringSubmatch(string(data), -1) {
 		if _, err := os.Stat(filepath.Join(repository, link[1])); err != nil {

@@ -193,6 +193,17 @@ func TestBadInputFromTheUI(t *testing.T) {
 	}
 }
 
+// A part of a procedure is no way around its checks.
+func TestSetupClusterAloneIsRefused(t *testing.T) {
+	w := demoWorld(t)
+	c := w.temporal(t)
+	run := w.start(t, c, procedure.SetupCluster, `{"spec":{"mesh":"demo","workloads":[{"name":"cluster1"}]},"cluster":"cluster1","mode":"apply","rootPEM":"mine"}`)
+	err := run.Get(t.Context(), nil)
+	if err == nil || !strings.Contains(err.Error(), "cannot be started alone") || w.activities(t, c, run.GetID(), run.GetRunID()) > 0 {
+		t.Errorf("SetupCluster alone: %v", err)
+	}
+}
+
 // Another mesh over the same namespaces and mounts is refused before anything
 // is touched: the locks of the two would not know of each other.
 func TestSecondMeshIsRefused(t *testing.T) {

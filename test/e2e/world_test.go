@@ -284,7 +284,9 @@ func (w *world) newWorker(t *testing.T) *worker {
 	if out, err := run(nil, "go", "build", "-race", "-o", path, "./worker"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	return w.startWorker(t, path)
+	wk := w.startWorker(t, path)
+	t.Cleanup(func() { wk.kill(); wk.noRaces() })
+	return wk
 }
 
 // startWorker starts a worker program that is built already, with variables

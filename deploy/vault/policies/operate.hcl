@@ -1,5 +1,5 @@
 # relaypki's identity "operate": verification, and whatever runs day by day.
-# It reads the state of the CAs and of the roles, and has throwaway
+# It reads the state of the CAs and of the roles, and may have throwaway
 # certificates signed that are good for nothing. No policies, no auth mounts.
 #
 # pki and pki_relay are the default mounts. If the input names others
@@ -38,6 +38,9 @@ path "pki_relay/issuer/+/sign/relaypki-probe" {
 }
 
 # Itself.
+path "sys/capabilities-self" {
+  capabilities = ["update"]
+}
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }
