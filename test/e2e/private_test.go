@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,14 +12,15 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/relaypki/relaypki/internal/check"
+	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/site"
 )
 
 // A cluster in a private network: its own worker has its credential and that of
 // nothing else, the other worker has all but that, and the mesh is set up by
-// the two of them.
+// the two of them. The load balancer has a name here instead of an address.
 func TestPrivateCluster(t *testing.T) {
-	w := labWorld(t, "cluster1", "cluster2")
+	w := labWorldWith(t, []string{"--lb-hostname", management}, "cluster1", "cluster2")
 	shared, err := site.Load(filepath.Join(w.dir, "worker", "site.yaml"))
 	if err != nil {
 		t.Fatal(err)
@@ -60,6 +62,10 @@ func TestPrivateCluster(t *testing.T) {
 	result := w.setup(t, input)
 	if !result.Verification.Healthy {
 		t.Errorf("the mesh is not healthy: %+v", result.Verification.Findings)
+	}
+	at := slices.IndexFunc(result.Steps, func(s procedure.Step) bool { return s.Name == "relay address" })
+	if host, _, err := net.SplitHostPort(result.Steps[at].Detail); err != nil || net.ParseIP(host) != nil {
+		t.Errorf("the agents' server address is %q, not a name", result.Steps[at].Detail)
 	}
 	status := map[string]check.Status{}
 	for _, f := range result.Verification.Findings {

@@ -107,9 +107,18 @@ func newWorld(clusters ...string) *world {
 // labWorld is a world with a lab alone: no worker, no mesh.
 func labWorld(t *testing.T, clusters ...string) *world {
 	t.Helper()
+	return labWorldWith(t, nil, clusters...)
+}
+
+// labWorldWith is labWorld with options of `lab up`.
+func labWorldWith(t *testing.T, options []string, clusters ...string) *world {
+	t.Helper()
 	w := newWorld(clusters...)
-	if out, err := w.make("lab"); err != nil {
-		t.Fatalf("make lab: %v\n%s", err, out)
+	if out, err := w.make("bin"); err != nil {
+		t.Fatalf("make bin: %v\n%s", err, out)
+	}
+	if out, err := w.lab(append([]string{"up", "--clusters", strings.Join(clusters, " ")}, options...)...); err != nil {
+		t.Fatalf("lab up: %v\n%s", err, out)
 	}
 	if err := w.readEnv(); err != nil {
 		t.Fatal(err)
