@@ -13,7 +13,7 @@ import (
 )
 
 // heartbeatEvery is how often a running activity says that its worker lives.
-const heartbeatEvery = 2 * time.Second
+const heartbeatEvery = time.Second
 
 // heartbeats keeps every activity's heartbeat going while it runs, so that a
 // killed worker is noticed within the heartbeat timeout and not only when the

@@ -29,7 +29,7 @@ const (
 	// heartbeatThrottle bounds how old the details are that people read, and
 	// how late an activity hears that it is cancelled. The SDK's own
 	// 0.8 of the heartbeat timeout is too long for both.
-	heartbeatThrottle = 3 * time.Second
+	heartbeatThrottle = 2 * time.Second
 	// deadlockTime is how long a workflow task may go without yielding. The
 	// SDK's second is shorter than a stall on two busy cores.
 	deadlockTime = 5 * time.Second

@@ -420,6 +420,9 @@ func (r *setup) workloadClusters(ctx workflow.Context) error {
 	}
 	wg.Wait(ctx)
 	r.result.Clusters = results
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	var failed []string
 	var first error
 	for i, err := range errs {

@@ -42,7 +42,13 @@ func call[Out any](ctx workflow.Context, options workflow.ActivityOptions, activ
 	if in != nil {
 		args = []any{in}
 	}
-	return out, workflow.ExecuteActivity(ctx, activity, args...).Get(ctx, &out)
+	err := workflow.ExecuteActivity(ctx, activity, args...).Get(ctx, &out)
+	if err != nil && ctx.Err() != nil {
+		// However it ended, it was canceled: a worker that was not heard of
+		// meanwhile does not make a failure of it.
+		err = ctx.Err()
+	}
+	return out, err
 }
 
 // summaryKey carries a step's summary to the activities that it calls.
