@@ -12,6 +12,8 @@ import (
 	"go.temporal.io/sdk/testsuite"
 	"go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/internal/secret/secrettest"
 )
 
 // listener hears every heartbeat before the SDK holds some of them back.
@@ -87,7 +89,7 @@ func TestHeartbeatsGoOn(t *testing.T) {
 func TestHeartbeatsGoOnAfterCancellation(t *testing.T) {
 	heard := make(chan string)
 	p := &pulse{ActivityOutboundInterceptorBase: interceptor.ActivityOutboundInterceptorBase{Next: &listenerOutbound{heard: heard}}}
-	p.details = withoutSecrets([]any{"Pod says hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq", []string{"eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJrIn0.c2ln"}})
+	p.details = withoutSecrets([]any{"Pod says " + secrettest.VaultToken, []string{secrettest.JWT}})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	ended, gone := make(chan struct{}), make(chan struct{})

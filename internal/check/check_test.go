@@ -11,6 +11,7 @@ import (
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki/pkitest"
+	"github.com/relaypki/relaypki/internal/secret/secrettest"
 )
 
 const (
@@ -363,7 +364,7 @@ func TestWorkload(t *testing.T) {
 			w.Private, w.Handshakes = "the worker does not know the management cluster", nil
 		}, []expectation{{check.RegisteredName, "warn", "not compared"}, {check.Handshake, "warn", "not tried"}}},
 		{"what a Pod says is searched", func(_ *testing.T, w *world) {
-			w.Handshakes[0].Error = "bad token hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq"
+			w.Handshakes[0].Error = "bad token " + secrettest.VaultToken
 		}, []expectation{{check.Handshake, "fail", "bad token (withheld)"}}},
 		{"not registered", func(_ *testing.T, w *world) { w.Workload.RegisteredGap = check.Gap{Reason: check.NotFound} },
 			[]expectation{{check.RegisteredName, "fail", "KubernetesCluster gloo-mesh/cluster1 is missing"}}},

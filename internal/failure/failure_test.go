@@ -10,27 +10,20 @@ import (
 	"go.temporal.io/sdk/temporal"
 
 	"github.com/relaypki/relaypki/internal/failure"
-)
-
-// Made up, in the forms that the real ones have.
-const (
-	vaultToken = "hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq"
-	oldToken   = "s.iyNUhq8Ov4hIAx6snw5mB2nL"
-	jwt        = "eyJhbGciOiJSUzI1NiIsImtpZCI6IiJ9.eyJpc3MiOiJrdWJlcm5ldGVzIn0.c2lnbmF0dXJl"
-	key        = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEA\n-----END RSA PRIVATE KEY-----"
+	"github.com/relaypki/relaypki/internal/secret/secrettest"
 )
 
 // Whatever way an error is made, its text has no secret.
 func TestErrorsHoldNoSecret(t *testing.T) {
 	for name, err := range map[string]error{
-		"permanent":    failure.Permanent(failure.Conflict, "Pod says %s", vaultToken),
-		"with details": failure.PermanentWithDetails(failure.Unhealthy, "Pod says "+jwt, nil),
-		"transient":    failure.Transient(failure.Unavailable, "Pod says %s", key),
-		"waiting":      failure.Waiting(0, "Pod says %s", oldToken),
-		"not sorted":   failure.Top(errors.New("Pod says " + jwt)),
-		"wrapped":      failure.Top(fmt.Errorf("Pod says %s: %w", jwt, failure.Permanent(failure.Denied, "no"))),
+		"permanent":    failure.Permanent(failure.Conflict, "Pod says %s", secrettest.VaultToken),
+		"with details": failure.PermanentWithDetails(failure.Unhealthy, "Pod says "+secrettest.JWT, nil),
+		"transient":    failure.Transient(failure.Unavailable, "Pod says %s", secrettest.Key),
+		"waiting":      failure.Waiting(0, "Pod says %s", secrettest.OldToken),
+		"not sorted":   failure.Top(errors.New("Pod says " + secrettest.JWT)),
+		"wrapped":      failure.Top(fmt.Errorf("Pod says %s: %w", secrettest.JWT, failure.Permanent(failure.Denied, "no"))),
 	} {
-		for _, secret := range []string{vaultToken, oldToken, jwt, "MIIEowIBAAKCAQEA"} {
+		for _, secret := range []string{secrettest.VaultToken, secrettest.OldToken, secrettest.JWT, secrettest.KeyBody} {
 			if strings.Contains(err.Error(), secret) {
 				t.Errorf("%s: %v", name, err)
 			}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/relaypki/relaypki/internal/secret/secrettest"
 	"github.com/relaypki/relaypki/internal/strict"
 )
 
@@ -94,7 +95,7 @@ func TestProblems(t *testing.T) {
 		"relay address": {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"relayAddress":"34.1.2.3:9900:9900"}}`, []string{"is not host:port"}},
 		"a key for a token": {`{"mesh":"m","workloads":[{"name":"a"}],"gloo":{"identityToken":{"mode":"existing","secretName":"relay-server-tls-secret","key":"tls.key"}}}`,
 			[]string{`"relay-server-tls-secret" holds something else`, `"tls.key" is not the key of an identity token`}},
-		"secrets in values": {`{"mesh":"m","workloads":[{"name":"a","agentValues":{"x":[{"apiKey":"1"}]}}],"gloo":{"serverValues":{"licensing":{"glooMeshLicenseKey":"abc","licenseSecretName":"license"},"args":["--token=hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq"]}}}`,
+		"secrets in values": {`{"mesh":"m","workloads":[{"name":"a","agentValues":{"x":[{"apiKey":"1"}]}}],"gloo":{"serverValues":{"licensing":{"glooMeshLicenseKey":"abc","licenseSecretName":"license"},"args":["--token=` + secrettest.VaultToken + `"]}}}`,
 			[]string{"workloads[0].agentValues.x[0].apiKey: holds a secret", "gloo.serverValues.licensing.glooMeshLicenseKey: holds a secret", "gloo.serverValues.args[0]: holds a secret"}},
 		"another role": {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"role":"relay-client-a"}}`, []string{`"relay-client-a" is the name of another role`}},
 		"client common name": {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"client":{"commonName":"x"}}}`,

@@ -4,23 +4,19 @@ import (
 	"testing"
 
 	"github.com/relaypki/relaypki/internal/secret"
-)
-
-// Made up, in the forms that the real ones have.
-const (
-	vaultToken = "hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq"
-	oldToken   = "s.iyNUhq8Ov4hIAx6snw5mB2nL"
-	jwt        = "eyJhbGciOiJSUzI1NiIsImtpZCI6IiJ9.eyJpc3MiOiJrdWJlcm5ldGVzIn0.c2lnbmF0dXJl"
-	key        = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEA\n-----END RSA PRIVATE KEY-----"
+	"github.com/relaypki/relaypki/internal/secret/secrettest"
 )
 
 func TestWithhold(t *testing.T) {
 	for text, want := range map[string]string{
-		"login with " + vaultToken + " refused":               "login with (withheld) refused",
-		"old " + oldToken + ".":                               "old (withheld).",
-		"Bearer " + jwt:                                       "Bearer (withheld)",
-		"wrote " + key + " to disk":                           "wrote (withheld) to disk",
+		"login with " + secrettest.VaultToken + " refused":    "login with (withheld) refused",
+		"old " + secrettest.OldToken + ".":                    "old (withheld).",
+		"batch " + secrettest.BatchToken + ".":                "batch (withheld).",
+		"Bearer " + secrettest.JWT:                            "Bearer (withheld)",
+		"wrote " + secrettest.Key + " to disk":                "wrote (withheld) to disk",
 		"cut off: -----BEGIN PRIVATE KEY----- MIIEvQIBADANBg": "cut off: (withheld)",
+
+		"the end of one: -----END RSA PRIVATE KEY-----": "the end of one: -----END RSA (withheld)-----",
 
 		"cluster1.eu-central.example-company.com: no such host":                  "",
 		"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----":           "",

@@ -27,6 +27,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/secret/secrettest"
 	"github.com/relaypki/relaypki/internal/site"
 	"github.com/relaypki/relaypki/internal/vaulttest"
 )
@@ -256,7 +257,7 @@ func TestLoginFailures(t *testing.T) {
 }
 
 func TestVaultError(t *testing.T) {
-	const token = "hvs.CAESIJlU9JMYEhOPYv4igdhm9PnZDrabYTobQ4Ymnlq"
+	const token = secrettest.VaultToken
 	for name, test := range map[string]struct {
 		err   error
 		kind  failure.Kind
