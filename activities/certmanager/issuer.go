@@ -114,7 +114,7 @@ func issuerFor(in IssuerInput) (*cmapi.Issuer, error) {
 			ServiceAccountRef: &cmapi.ServiceAccountRef{Name: mesh.IssuerServiceAccount},
 		}
 	case mesh.CredentialToken:
-		vault.Auth.TokenSecretRef = &cmmeta.SecretKeySelector{LocalObjectReference: cmmeta.LocalObjectReference{Name: mesh.TokenSecretName}, Key: "token"}
+		vault.Auth.TokenSecretRef = &cmmeta.SecretKeySelector{LocalObjectReference: cmmeta.LocalObjectReference{Name: mesh.TokenSecretName}, Key: mesh.TokenSecretKey}
 	default:
 		return nil, failure.Permanent(failure.InvalidInput, "credential method %q is unknown; known: %s, %s", in.Method, mesh.CredentialJWT, mesh.CredentialToken)
 	}

@@ -50,7 +50,7 @@ func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (Ch
 		bad("namespace %s is being deleted; wait until it is gone", in.Spec.Namespace)
 	}
 	if issuer, err := kube.Get(ctx, c, "Issuer", in.Spec.Namespace, mesh.IssuerName); err == nil && issuer != nil {
-		if owner := issuer.GetLabels()[kube.LabelMesh]; owner != "" && owner != in.Spec.Mesh {
+		if owner := kube.OtherMesh(issuer.GetLabels(), in.Spec.Mesh); owner != "" {
 			bad("namespace %s is the mesh %q's already, and two meshes cannot share one; give this mesh another namespace", in.Spec.Namespace, owner)
 		}
 	}

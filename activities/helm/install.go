@@ -80,7 +80,7 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	if err != nil {
 		return out, err
 	}
-	if last == nil || last.Labels[labelDigest] == "" || anothers(last, in.Mesh) {
+	if last == nil || last.Labels[labelDigest] == "" || ours.OtherMesh(last.Labels, in.Mesh) != "" {
 		accepted, err := acceptOrRefuse(ctx, c, in, last)
 		if err != nil || accepted != "" {
 			out.Detail = accepted
@@ -206,7 +206,7 @@ func acceptOrRefuse(ctx context.Context, c *site.Cluster, in ChartInput, last *r
 	if in.Never && last == nil {
 		return "", failure.Permanent(failure.Preflight, "cluster %q: there is no %s, and the input says never to install it; install it, or allow it", c.Name, in.Chart)
 	}
-	if last != nil && anothers(last, in.Mesh) && last.Info.Status != common.StatusUninstalled {
+	if last != nil && ours.OtherMesh(last.Labels, in.Mesh) != "" && last.Info.Status != common.StatusUninstalled {
 		return "", failure.Permanent(failure.Conflict, "cluster %q: Helm release %s/%s belongs to the mesh %q. Two meshes cannot share it: give the mesh %q another namespace, or set install to false for it",
 			c.Name, in.Namespace, in.Release, last.Labels[ours.LabelMesh], in.Mesh)
 	}
@@ -216,12 +216,6 @@ func acceptOrRefuse(ctx context.Context, c *site.Cluster, in ChartInput, last *r
 			c.Name, in.Namespace, in.Release, labelDigest)
 	}
 	return "", nil
-}
-
-// anothers says that the release was made for another mesh.
-func anothers(last *release.Release, mesh string) bool {
-	owner := last.Labels[ours.LabelMesh]
-	return owner != "" && owner != mesh
 }
 
 // deed is what is to be done with a release.
@@ -430,13 +424,7 @@ func awaitRelease(ctx context.Context, c *site.Cluster, rel *release.Release) er
 // lasting are the kinds whose objects are looked for although the release has
 // not changed: what runs, and what leads to it. A chart's other objects are
 // small, or the API server's to keep.
-var lasting = map[string]schema.GroupVersionResource{
-	"Deployment":     {Group: "apps", Version: "v1", Resource: "deployments"},
-	"StatefulSet":    {Group: "apps", Version: "v1", Resource: "statefulsets"},
-	"Service":        {Version: "v1", Resource: "services"},
-	"ServiceAccount": {Version: "v1", Resource: "serviceaccounts"},
-	"ConfigMap":      {Version: "v1", Resource: "configmaps"},
-}
+var lasting = []string{"Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap"}
 
 // missing are the release's lasting objects that are no longer there.
 func missing(ctx context.Context, c *site.Cluster, rel *release.Release) ([]string, error) {
@@ -446,17 +434,15 @@ func missing(ctx context.Context, c *site.Cluster, rel *release.Release) ([]stri
 	}
 	var gone []string
 	for _, o := range objects {
-		resource, ok := lasting[o.GetKind()]
-		if !ok || o.GetAnnotations()[release.HookAnnotation] != "" {
+		if !slices.Contains(lasting, o.GetKind()) || o.GetAnnotations()[release.HookAnnotation] != "" {
 			continue
 		}
-		name := ours.Name(o.GetKind(), namespaceOf(o, rel), o.GetName())
-		_, err := c.Dynamic.Resource(resource).Namespace(namespaceOf(o, rel)).Get(ctx, o.GetName(), metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			gone = append(gone, name)
-		case err != nil:
-			return nil, ours.Error(ctx, c, "read "+name, err)
+		live, err := ours.Get(ctx, c, o.GetKind(), namespaceOf(o, rel), o.GetName())
+		if err != nil {
+			return nil, err
+		}
+		if live == nil {
+			gone = append(gone, ours.Name(o.GetKind(), namespaceOf(o, rel), o.GetName()))
 		}
 	}
 	return gone, nil

@@ -113,6 +113,23 @@ func (w *world) mustLogin(t *testing.T, d done, context string) *vaultapi.Client
 	return client
 }
 
+// refuses fails the test if one of the tokens, by what it is, gets in as cluster1.
+func (w *world) refuses(t *testing.T, d done, tokens map[string]string) {
+	t.Helper()
+	for name, jwt := range tokens {
+		if _, err := w.login(t, d.access["cluster1"], jwt); err == nil {
+			t.Errorf("%s logged in as cluster1", name)
+		}
+	}
+}
+
+// claiming signs with its own key as somebody else.
+func (i *tokenIssuer) claiming(issuer string) *tokenIssuer {
+	other := *i
+	other.issuer = issuer
+	return &other
+}
+
 // request is a CSR for the given names, with an RSA key of the size that the
 // guide's Certificates ask for.
 func request(t *testing.T, template x509.CertificateRequest) string {
@@ -233,20 +250,15 @@ func TestClusterLogin(t *testing.T) {
 	w := newWorld(t)
 	d := w.mustSetup(t)
 	one, two := w.tokensOf("cluster1"), w.tokensOf("cluster2")
-	stolen := *two
-	stolen.issuer = one.issuer
-	for name, jwt := range map[string]string{
+	stolen := two.claiming(one.issuer)
+	w.refuses(t, d, map[string]string{
 		"another cluster's token":         two.token(issuerSubject, issuerAudience),
 		"a token by another key":          stolen.token(issuerSubject, issuerAudience),
 		"another ServiceAccount":          one.token("system:serviceaccount:gloo-mesh:default", issuerAudience),
 		"the namesake elsewhere":          one.token("system:serviceaccount:other:relaypki-issuer", issuerAudience),
 		"a token for another Issuer":      one.token(issuerSubject, "vault://other/vault-issuer"),
 		"a token for the API server only": one.token(issuerSubject, one.issuer),
-	} {
-		if _, err := w.login(t, d.access["cluster1"], jwt); err == nil {
-			t.Errorf("%s logged in as cluster1", name)
-		}
-	}
+	})
 	client := w.mustLogin(t, d, "cluster1")
 	self, err := w.Root.Auth().Token().Lookup(client.Token())
 	if err != nil {
@@ -274,16 +286,11 @@ func TestDiscoveredKeys(t *testing.T) {
 	w.mustLogin(t, d, "cluster1")
 
 	one, two := w.tokensOf("cluster1"), w.tokensOf("cluster2")
-	stolen := *two
-	stolen.issuer = one.issuer
-	for name, jwt := range map[string]string{
+	stolen := two.claiming(one.issuer)
+	w.refuses(t, d, map[string]string{
 		"another cluster's token": two.token(issuerSubject, issuerAudience),
 		"a token by another key":  stolen.token(issuerSubject, issuerAudience),
-	} {
-		if _, err := w.login(t, d.access["cluster1"], jwt); err == nil {
-			t.Errorf("%s logged in as cluster1", name)
-		}
-	}
+	})
 	if again := w.mustSetup(t); len(again.changes) > 0 {
 		t.Errorf("a second setup changed %v", again.changed())
 	}

@@ -18,9 +18,6 @@ import (
 	"github.com/relaypki/relaypki/internal/site"
 )
 
-// tokenKey is the guide's key in the vault-token Secret.
-const tokenKey = "token"
-
 // IssueClusterToken mints an orphan, periodic token with the cluster's policy
 // and writes it to the cluster's vault-token Secret, in this one activity: the
 // token is in no result. A valid token with under half of its period left is
@@ -79,7 +76,7 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 	apply := applycorev1.Secret(mesh.TokenSecretName, in.Spec.Namespace).
 		WithLabels(kube.Labels(in.Spec.Mesh)).
 		WithType(corev1.SecretTypeOpaque).
-		WithData(map[string][]byte{tokenKey: []byte(minted.Token())})
+		WithData(map[string][]byte{mesh.TokenSecretKey: []byte(minted.Token())})
 	if _, err := secrets.Apply(ctx, apply, metav1.ApplyOptions{FieldManager: site.FieldManager, Force: true}); err != nil {
 		t.revoke(ctx, minted)
 		return out, kube.Error(ctx, cluster, "write "+object, err)
@@ -104,7 +101,7 @@ type tokenState struct {
 
 // inspect asks Vault about the token in the Secret, with that very token.
 func (t clusterToken) inspect(ctx context.Context, secret *corev1.Secret) (tokenState, error) {
-	token := string(secret.Data[tokenKey])
+	token := string(secret.Data[mesh.TokenSecretKey])
 	if token == "" {
 		return tokenState{why: "it holds no token"}, nil
 	}

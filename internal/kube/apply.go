@@ -42,13 +42,25 @@ func Labels(mesh string) map[string]string {
 	return labels
 }
 
-// resources of the kinds that are applied. A table, and not discovery, because
+// OtherMesh is the mesh that labels name if it is another than the given one;
+// else, and where either has none, it is empty.
+func OtherMesh(labels map[string]string, mesh string) string {
+	if owner := labels[LabelMesh]; mesh != "" && owner != mesh {
+		return owner
+	}
+	return ""
+}
+
+// resources of the kinds that are applied or looked for. A table, and not discovery, because
 // some kinds are not there yet when they are first asked for.
 var resources = map[string]schema.GroupVersionResource{
 	"Namespace":         {Version: "v1", Resource: "namespaces"},
 	"ServiceAccount":    {Version: "v1", Resource: "serviceaccounts"},
 	"Secret":            {Version: "v1", Resource: "secrets"},
 	"ConfigMap":         {Version: "v1", Resource: "configmaps"},
+	"Service":           {Version: "v1", Resource: "services"},
+	"Deployment":        {Group: "apps", Version: "v1", Resource: "deployments"},
+	"StatefulSet":       {Group: "apps", Version: "v1", Resource: "statefulsets"},
 	"Role":              {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
 	"RoleBinding":       {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
 	"Issuer":            {Group: "cert-manager.io", Version: "v1", Resource: "issuers"},
@@ -131,9 +143,9 @@ func Apply(ctx context.Context, c *site.Cluster, want *unstructured.Unstructured
 			"cluster %q: %s is there and is not relaypki's (label %s is %q). It is left as it is. Delete or rename it, or, if relaypki is to own it, label it %s=%s; then run this again",
 			c.Name, name, LabelManagedBy, by, LabelManagedBy, ManagedBy)
 	}
-	if owner, ours := live.GetLabels()[LabelMesh], labels[LabelMesh]; owner != "" && ours != "" && owner != ours {
+	if owner := OtherMesh(live.GetLabels(), labels[LabelMesh]); owner != "" {
 		return nil, failure.Permanent(failure.Conflict, "cluster %q: %s belongs to the mesh %q (label %s). Two meshes cannot share a namespace: give the mesh %q another one",
-			c.Name, name, owner, LabelMesh, ours)
+			c.Name, name, owner, LabelMesh, labels[LabelMesh])
 	}
 	if live.GetDeletionTimestamp() != nil {
 		return nil, failure.Waiting(goneAgain, "cluster %q: %s is being deleted; waiting until it is gone", c.Name, name)

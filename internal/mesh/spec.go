@@ -326,6 +326,8 @@ const (
 	IssuerServiceAccount = "relaypki-issuer"
 	// TokenSecretName is the guide's Secret of the token method.
 	TokenSecretName = "vault-token"
+	// TokenSecretKey is the guide's key in it.
+	TokenSecretKey = "token"
 	// CABundleSecretName holds the CA that Vault's own TLS is checked with.
 	CABundleSecretName = "relaypki-vault-ca"
 	// RootSecretName is the agents' trust, key ca.crt.

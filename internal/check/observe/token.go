@@ -12,9 +12,6 @@ import (
 	"github.com/relaypki/relaypki/internal/site"
 )
 
-// tokenKey is the guide's key in the vault-token Secret.
-const tokenKey = "token"
-
 // clusterToken asks Vault about the token of a cluster's Issuer, with that very
 // token. It stays in this function.
 func clusterToken(ctx context.Context, clients *site.Clients, cluster *site.Cluster, spec mesh.Spec) check.SeenToken {
@@ -26,7 +23,7 @@ func clusterToken(ctx context.Context, clients *site.Clients, cluster *site.Clus
 	if seen.Gap = gap(err); seen.Gap.Open() {
 		return seen
 	}
-	token := string(secret.Data[tokenKey])
+	token := string(secret.Data[mesh.TokenSecretKey])
 	if token == "" {
 		seen.Refused = "the Secret holds none"
 		return seen
