@@ -104,6 +104,9 @@ func TestProblems(t *testing.T) {
 		"mount in a mount": {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"relayMount":"pki/relay"}}`, []string{"lie within each other"}},
 		"slash":            {`{"mesh":"m","workloads":[{"name":"a"}],"vault":{"rootMount":"/pki/"}}`, []string{"is not a mount path"}},
 		"method":           {`{"mesh":"m","workloads":[{"name":"a"}],"credential":{"method":"root"}}`, []string{`"root" is unknown; choose one of "jwt", "token"`}},
+		"rollout": {`{"mesh":"m","workloads":[{"name":"a"},{"name":"b"}],"rollout":{"canary":["a","c","a"],"waveSize":-1,"parallelism":101,"failureBudget":-1,"retryFor":"1s"}}`,
+			[]string{`rollout.canary[1]: "c" is not one of the workloads`, `rollout.canary[2]: "a" is there twice`, "rollout.waveSize: -1 is no number",
+				"rollout.parallelism: 101 is not between 1 and 100", "rollout.failureBudget: -1 is no number", "rollout.retryFor: 1s is not between"}},
 		"everything at once": {`{"mesh":"M_1","workloads":[{"name":"a_b"},{"name":"a_b"}],"vault":{"install":"prod"}}`,
 			[]string{`mesh: "M_1" has an underscore`, `workloads[0].name: "a_b" has`, `workloads[1].name: "a_b" has`, `is workloads[0] already`, `vault.install: "prod" is unknown`}},
 	} {

@@ -26,6 +26,8 @@ type Spec struct {
 	CertManager  CertManager  `json:"certManager,omitempty"`
 	Gloo         Gloo         `json:"gloo,omitempty"`
 	Verify       Verify       `json:"verify,omitempty"`
+	// Rollout is how procedures go over the workload clusters.
+	Rollout Rollout `json:"rollout,omitempty"`
 }
 
 // Management is the cluster of the management server.
@@ -215,6 +217,25 @@ type Verify struct {
 	Every *Duration `json:"every,omitempty"`
 }
 
+// Rollout is in which order, how many at once, and how long before a cluster
+// that fails is parked and the procedure goes on with the others.
+type Rollout struct {
+	// Canary are the workload clusters that go first. The others wait until all
+	// of them are done.
+	Canary []string `json:"canary,omitempty"`
+	// WaveSize is how many of the others form a wave; the next wave begins when
+	// all of one are done. 0 for one wave.
+	WaveSize int `json:"waveSize,omitempty"`
+	// Parallelism is how many clusters are worked on at once.
+	Parallelism int `json:"parallelism,omitempty"`
+	// FailureBudget is how many clusters may be parked before no other is begun;
+	// none if it is 0. A canary that is parked always holds the rest.
+	FailureBudget *int `json:"failureBudget,omitempty"`
+	// RetryFor is how long one step is tried again, through outages of whatever
+	// it needs, before its cluster is parked.
+	RetryFor Duration `json:"retryFor,omitempty"`
+}
+
 // WithDefaults returns the spec with every default filled in.
 func (s Spec) WithDefaults() Spec {
 	set(&s.Namespace, "gloo-mesh")
@@ -263,6 +284,12 @@ func (s Spec) WithDefaults() Spec {
 		every := Minutes(15)
 		s.Verify.Every = &every
 	}
+	set(&s.Rollout.Parallelism, 10)
+	if s.Rollout.FailureBudget == nil {
+		budget := 10
+		s.Rollout.FailureBudget = &budget
+	}
+	set(&s.Rollout.RetryFor, Minutes(10))
 	return s
 }
 

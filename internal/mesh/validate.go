@@ -22,6 +22,17 @@ const (
 	minRenewBefore = 5 * time.Minute
 )
 
+// MaxParallelism bounds how many clusters one procedure works on at once: more
+// would only queue in Vault and in the worker.
+const MaxParallelism = 100
+
+// Within these, a step is tried again: at least once, and not for longer than a
+// run waits for a person.
+const (
+	minRetryFor = 5 * time.Second
+	maxRetryFor = 7 * 24 * time.Hour
+)
+
 // The longest common name (RFC 5280 appendix A.1, ub-common-name).
 const maxCommonName = 64
 
@@ -71,6 +82,7 @@ func (s Spec) Validate() []strict.Problem {
 	if every := s.Verify.Every.Duration; every != 0 && every < time.Minute {
 		v.bad("verify.every", "%s is too often; give at least 1m, or 0s for no schedule", s.Verify.Every)
 	}
+	v.rollout(s)
 	return v.problems
 }
 
@@ -169,6 +181,31 @@ func (v *validation) identityToken(s Spec) {
 	}
 	if !secretKey.MatchString(token.Key) || strings.HasPrefix(token.Key, "tls.") {
 		v.bad("gloo.identityToken.key", "%q is not the key of an identity token", token.Key)
+	}
+}
+
+func (v *validation) rollout(s Spec) {
+	r := s.Rollout
+	for i, name := range r.Canary {
+		at := fmt.Sprintf("rollout.canary[%d]", i)
+		switch _, ok := s.Workload(name); {
+		case !ok:
+			v.bad(at, "%q is not one of the workloads", name)
+		case slices.Index(r.Canary, name) < i:
+			v.bad(at, "%q is there twice", name)
+		}
+	}
+	if r.WaveSize < 0 {
+		v.bad("rollout.waveSize", "%d is no number of clusters; 0 is one wave for all", r.WaveSize)
+	}
+	if r.Parallelism < 1 || r.Parallelism > MaxParallelism {
+		v.bad("rollout.parallelism", "%d is not between 1 and %d", r.Parallelism, MaxParallelism)
+	}
+	if *r.FailureBudget < 0 {
+		v.bad("rollout.failureBudget", "%d is no number of clusters; 0 begins no other once one is parked", *r.FailureBudget)
+	}
+	if d := r.RetryFor.Duration; d < minRetryFor || d > maxRetryFor {
+		v.bad("rollout.retryFor", "%s is not between %s and %s", r.RetryFor, minRetryFor, maxRetryFor)
 	}
 }
 

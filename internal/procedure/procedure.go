@@ -17,9 +17,13 @@ const TaskQueue = "relaypki"
 
 // Workflow types, the menu in the Temporal UI.
 const (
-	SetupMesh    = "SetupMesh"
-	SetupCluster = "SetupCluster"
-	VerifyMesh   = "VerifyMesh"
+	SetupMesh          = "SetupMesh"
+	SetupCluster       = "SetupCluster"
+	AddCluster         = "AddCluster"
+	RemoveCluster      = "RemoveCluster"
+	AdoptMesh          = "AdoptMesh"
+	RefreshCredentials = "RefreshCredentials"
+	VerifyMesh         = "VerifyMesh"
 )
 
 // ProgressQuery answers with a Progress on every procedure.
@@ -36,6 +40,8 @@ const (
 // SetupInput is what SetupMesh takes: a mesh.Spec, decoded strictly.
 type SetupInput struct {
 	mesh.Spec
+	// Plan changes nothing: it looks, and says what would be created or changed.
+	Plan bool `json:"plan,omitempty"`
 	// Problems were found while decoding; validation reports them with its own.
 	Problems []strict.Problem `json:"-"`
 }
@@ -43,19 +49,30 @@ type SetupInput struct {
 // UnmarshalJSON never fails: an error from the payload converter would come
 // out nested and retryable. What is wrong is kept in Problems.
 func (in *SetupInput) UnmarshalJSON(data []byte) error {
-	in.Spec = mesh.Spec{}
-	in.Problems = strict.Decode(data, &in.Spec)
+	var fields setupFields
+	problems := strict.Decode(data, &fields)
+	*in = SetupInput{Spec: fields.Spec, Plan: fields.Plan, Problems: problems}
 	return nil
 }
 
-// MarshalJSON writes the spec alone.
-func (in SetupInput) MarshalJSON() ([]byte, error) { return json.Marshal(in.Spec) }
+// MarshalJSON writes the fields as people type them.
+func (in SetupInput) MarshalJSON() ([]byte, error) {
+	return json.Marshal(setupFields{Spec: in.Spec, Plan: in.Plan})
+}
+
+// setupFields is SetupInput without methods, for decoding.
+type setupFields struct {
+	mesh.Spec
+	Plan bool `json:"plan,omitempty"`
+}
 
 // SetupResult is the result of SetupMesh.
 type SetupResult struct {
 	Mesh string `json:"mesh"`
-	// Changed says whether anything was created or changed.
-	Changed  bool            `json:"changed"`
+	// Changed says whether anything was created or changed, or would be.
+	Changed bool `json:"changed"`
+	// Plan says that nothing was: the steps have what would be.
+	Plan     bool            `json:"plan,omitempty"`
 	Root     Authority       `json:"root"`
 	Relay    Authority       `json:"intermediate"`
 	Server   Leaf            `json:"server"`
@@ -133,6 +150,10 @@ const (
 	Changed  State = "changed"
 	Done     State = "done"
 	Failed   State = "failed"
+	// Parked: its tries are used up; it waits for retry or skip.
+	Parked State = "parked"
+	// Skipped: somebody has left it out, for a reason.
+	Skipped State = "skipped"
 )
 
 // Step is one step of a procedure, in the words an operator would use.
@@ -140,6 +161,8 @@ type Step struct {
 	Name   string `json:"name"`
 	State  State  `json:"state"`
 	Detail string `json:"detail,omitempty"`
+	// Changes are in a plan's steps only: what would be done.
+	Changes []Change `json:"changes,omitempty"`
 	// Started and Ended are workflow times.
 	Started time.Time `json:"started,omitzero"`
 	Ended   time.Time `json:"ended,omitzero"`
@@ -162,9 +185,16 @@ type Progress struct {
 	Phase     string `json:"phase"`
 	// Awaiting says what the procedure waits for and, if it waits for a
 	// person, the exact command; empty when it is at work.
-	Awaiting string            `json:"awaiting,omitempty"`
-	Steps    []Step            `json:"steps,omitempty"`
-	Clusters []ClusterProgress `json:"clusters,omitempty"`
+	Awaiting string `json:"awaiting,omitempty"`
+	// Person says that nothing goes on until somebody sends an update.
+	Person bool `json:"person,omitempty"`
+	// Paused is the reason of a pause; empty if there is none.
+	Paused string `json:"paused,omitempty"`
+	// Parallelism is how many clusters are worked on at once; 0 where that
+	// cannot be set.
+	Parallelism int               `json:"parallelism,omitempty"`
+	Steps       []Step            `json:"steps,omitempty"`
+	Clusters    []ClusterProgress `json:"clusters,omitempty"`
 	// Problem is why the procedure failed, if it did.
 	Problem string `json:"problem,omitempty"`
 	Ended   bool   `json:"ended"`

@@ -3,13 +3,16 @@ package procedure
 import "strings"
 
 // Mode says whether an activity may change anything. Every activity observes,
-// compares, then acts; with Observe it stops before acting and answers what it
-// would have done.
+// compares, then acts; with Observe or Plan it stops before acting and answers
+// what it would have done.
 type Mode string
 
 const (
 	Apply   Mode = "apply"
 	Observe Mode = "observe"
+	// Plan is Observe for people to read: the look goes on after something that
+	// would change, as if it had been, and every change has its Commands.
+	Plan Mode = "plan"
 )
 
 // Verb of a Change.
@@ -29,6 +32,9 @@ type Change struct {
 	Object string `json:"object"`
 	// Detail says what differs, without secrets.
 	Detail string `json:"detail,omitempty"`
+	// Commands do the same by hand, with vault, kubectl or helm, a secret made
+	// on the spot in the place of ours; in a plan only.
+	Commands []string `json:"commands,omitempty"`
 }
 
 // Outcome is what an activity did, or would do.
