@@ -72,7 +72,8 @@ func (r *setup) run(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	if record.Complete && reflect.DeepEqual(record.Spec, r.spec.Normal()) {
+	// With the defaults of today: an older release recorded fewer fields.
+	if record.Complete && reflect.DeepEqual(record.Spec.WithDefaults().Normal(), r.spec.Normal()) {
 		// This very setup has been done. Look around without the lock first: if
 		// all is as described, nothing at all is written.
 		err := r.apply(ctx, procedure.Observe)
