@@ -45,6 +45,8 @@ type cli struct {
 	// Common flags.
 	address, namespace, profile, output string
 	timeout                             time.Duration
+	// args are the words that this program was called with, without its name.
+	args []string
 	// name is how to call this program again with the same common flags.
 	name string
 }
@@ -58,11 +60,14 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
-	c := &cli{out: out, err: errOut, name: "relaypki"}
-	root := c.rootCommand()
-	root.SetArgs(args)
-	root.SetOut(out)
-	root.SetErr(errOut)
+	c := &cli{out: out, err: errOut, args: args, name: "relaypki"}
+	return c.execute(ctx, c.rootCommand())
+}
+
+func (c *cli) execute(ctx context.Context, root *cobra.Command) int {
+	root.SetArgs(c.args)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
@@ -72,10 +77,10 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		exit = &exitError{code: exitBadInput, err: err, next: cmd.CommandPath() + " --help"}
 	}
 	if !exit.shown {
-		fmt.Fprintln(errOut, "relaypki:", exit.err)
+		fmt.Fprintln(c.err, "relaypki:", exit.err)
 	}
 	if exit.next != "" {
-		fmt.Fprintln(errOut, "Next:", exit.next)
+		fmt.Fprintln(c.err, "Next:", exit.next)
 	}
 	return exit.code
 }
@@ -120,7 +125,7 @@ func (c *cli) prepare(cmd *cobra.Command) error {
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		switch f.Name {
 		case "address", "namespace", "profile":
-			c.name += " --" + f.Name + " " + f.Value.String()
+			c.name += " " + command("--"+f.Name, f.Value.String())
 		}
 	})
 	if c.timeout > 0 {
