@@ -109,7 +109,7 @@ func (c *cli) verifyInput(cmd *cobra.Command, args []string, file string) (proce
 		if len(problems) > 0 {
 			return procedure.VerifyInput{}, c.reject(file, problems)
 		}
-		return procedure.VerifyInput{Mesh: in.spec.Mesh, Management: in.spec.Management.Context, Namespace: in.spec.Namespace}, nil
+		return procedure.VerifyInput{Mesh: in.spec.Mesh, Management: in.spec.Management.Context, Namespace: in.spec.Management.Namespace}, nil
 	case len(args) == 0:
 		return procedure.VerifyInput{}, badInput(c.again("status")+" lists the meshes", "which mesh? Give its name, or its file with -f")
 	case !meshName.MatchString(args[0]):

@@ -32,6 +32,7 @@ type ClusterInput struct {
 // SetupCluster sets up one workload cluster: cert-manager, its credential for
 // Vault, its certificate, its trust, its registration and its agent.
 func SetupCluster(ctx workflow.Context, in ClusterInput) (procedure.ClusterResult, error) {
+	in.Spec = in.Spec.WithDefaults() // a parent of an earlier release knows fewer fields
 	c := &clusterSetup{ClusterInput: in, result: procedure.ClusterResult{Cluster: in.Cluster}}
 	var err error
 	if c.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.SetupCluster, Mesh: in.Spec.Mesh, Cluster: in.Cluster}); err != nil {
@@ -67,7 +68,7 @@ func (c *clusterSetup) run(ctx workflow.Context) error {
 		return c.apply(ctx)
 	}
 	lock := cluster.LockInput{
-		Context: c.Spec.Management.Context, Namespace: c.Spec.Namespace,
+		Context: c.Spec.Management.Context, Namespace: c.Spec.Management.Namespace,
 		Lease: fmt.Sprintf("relaypki-%s-cluster-%s", c.Spec.Mesh, c.Cluster), Holder: holder(ctx),
 	}
 	if _, err := c.step(ctx, "lock", "Take the lock on cluster "+c.Cluster, func(ctx workflow.Context) (procedure.Outcome, error) {

@@ -182,15 +182,18 @@ func versionRange(versions []string) string {
 // recorded member: leaving it out of the input does not remove it.
 func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 	record, err := call[cluster.MeshRecord](ctx, summarized(looking, "Read the mesh's record"), kubernetes.ReadMesh,
-		cluster.ReadMeshInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Namespace})
+		cluster.ReadMeshInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace})
 	if err != nil || !record.Found {
 		return record, err
 	}
 	var gone []strict.Problem
-	for _, member := range record.Spec.Workloads {
+	recorded := record.Spec.WithDefaults()
+	for _, member := range recorded.Workloads {
 		switch now, ok := r.spec.Workload(member.Name); {
 		case ok && now.Context != member.Context:
 			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is the cluster %q in the mesh and %q in this input; the first would keep its credential for that name, so give the other a name of its own", member.Name, member.Context, now.Context)})
+		case ok && now.Namespace != member.Namespace:
+			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is in namespace %q of its cluster in the mesh and in %q in this input; what is in the first would stay and go on renewing, so put it back", member.Name, member.Namespace, now.Namespace)})
 		case !ok:
 			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is a member of the mesh but not in this input; leaving it out does not remove it, so put it back", member.Name)})
 		}
@@ -204,12 +207,12 @@ func (r *setup) locked(ctx workflow.Context, change func() error) error {
 	r.mode = procedure.Apply
 	if _, err := r.step(ctx, "namespace", "Create the namespace in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, kubernetes.EnsureNamespace,
-			cluster.NamespaceInput{Context: r.spec.Management.Context, Namespace: r.spec.Namespace, Mode: procedure.Apply})
+			cluster.NamespaceInput{Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Mode: procedure.Apply})
 	}); err != nil {
 		return err
 	}
 	lock := cluster.LockInput{
-		Context: r.spec.Management.Context, Namespace: r.spec.Namespace,
+		Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
 		Lease: "relaypki-" + r.spec.Mesh + "-ca", Holder: holder(ctx),
 	}
 	if _, err := r.step(ctx, "lock", "Take the lock on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -269,7 +272,7 @@ func (r *setup) certificateAuthorities(ctx workflow.Context) error {
 
 func (r *setup) certManager(ctx workflow.Context) error {
 	_, err := r.step(ctx, "cert-manager", "Install cert-manager in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return certManagerIn(ctx, r.spec, r.spec.Management.Context, "", r.mode)
+		return certManagerIn(ctx, r.spec.Only(""), r.spec.Management.Context, "", r.mode)
 	})
 	return err
 }
@@ -389,7 +392,7 @@ func (r *setup) managementCluster(ctx workflow.Context) error {
 		if !*r.spec.Gloo.Install {
 			return procedure.Outcome{Detail: "left to others"}, nil
 		}
-		return glooIn(ctx, r.spec, r.spec.Management.Context, "", serverValues(r.spec), r.mode)
+		return glooIn(ctx, r.spec.Only(""), r.spec.Management.Context, "", serverValues(r.spec), r.mode)
 	}); err != nil {
 		return err
 	}
@@ -481,7 +484,7 @@ func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 	if err := r.report.phase(ctx, "verification"); err != nil {
 		return err
 	}
-	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Namespace, Settle: settle}
+	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Settle: settle}
 	if _, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var verified procedure.VerifyResult
 		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
@@ -496,7 +499,7 @@ func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 	}
 	_, err := r.step(ctx, "schedule", "Verify on a schedule", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, temporals.EnsureVerifySchedule, temporalactivities.EnsureScheduleInput{
-			Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Namespace, Every: *r.spec.Verify.Every, Mode: procedure.Apply,
+			Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Every: *r.spec.Verify.Every, Mode: procedure.Apply,
 		})
 	})
 	return err

@@ -55,7 +55,7 @@ func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (Ch
 		}
 	}
 	if token := in.Spec.Gloo.IdentityToken; in.Management && token.Mode == mesh.TokenExisting {
-		if value, err := readToken(ctx, c, in.Spec); err == nil && len(value) == 0 {
+		if value, err := readToken(ctx, c, in.Spec.Namespace, token); err == nil && len(value) == 0 {
 			bad("%s with key %q is missing, which gloo.identityToken names; create it, or set gloo.identityToken.mode to %q or %q",
 				kube.Name("Secret", in.Spec.Namespace, token.SecretName), token.Key, mesh.TokenGenerate, mesh.TokenNone)
 		}

@@ -236,11 +236,11 @@ func TestLabTrust(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made, err := readToken(context.Background(), management, spec)
+	made, err := readToken(context.Background(), management, spec.Management.Namespace, spec.Gloo.IdentityToken)
 	if err != nil || len(made) != 64 {
 		t.Errorf("%d characters, %v", len(made), err)
 	}
-	copied, err := readToken(context.Background(), c, spec)
+	copied, err := readToken(context.Background(), c, spec.Namespace, spec.Gloo.IdentityToken)
 	if err != nil || string(copied) != string(made) {
 		t.Error("the copy differs")
 	}

@@ -36,7 +36,7 @@ func (a *Activities) RecordMesh(ctx context.Context, in RecordMeshInput) (proced
 	if err != nil {
 		return out, failure.Permanent(failure.InvalidInput, "the spec cannot be written as JSON: %v", err)
 	}
-	live, err := kube.Get(ctx, c, "ConfigMap", s.Namespace, recordName(s.Mesh))
+	live, err := kube.Get(ctx, c, "ConfigMap", s.Management.Namespace, recordName(s.Mesh))
 	if err != nil {
 		return out, err
 	}
@@ -53,7 +53,7 @@ func (a *Activities) RecordMesh(ctx context.Context, in RecordMeshInput) (proced
 	}
 	want, err := kube.Unstructured(&corev1.ConfigMap{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
-		ObjectMeta: metav1.ObjectMeta{Name: recordName(s.Mesh), Namespace: s.Namespace, Labels: kube.Labels(s.Mesh), ResourceVersion: version},
+		ObjectMeta: metav1.ObjectMeta{Name: recordName(s.Mesh), Namespace: s.Management.Namespace, Labels: kube.Labels(s.Mesh), ResourceVersion: version},
 		Data:       map[string]string{keySpec: string(text), keyComplete: strconv.FormatBool(in.Complete)},
 	})
 	if err != nil {

@@ -29,7 +29,7 @@ func (a *Activities) RegisterCluster(ctx context.Context, in RegisterClusterInpu
 	if err != nil {
 		return out, err
 	}
-	live, err := kube.Get(ctx, c, "KubernetesCluster", in.Spec.Namespace, in.Cluster)
+	live, err := kube.Get(ctx, c, "KubernetesCluster", in.Spec.Management.Namespace, in.Cluster)
 	if err != nil {
 		return out, err
 	}
@@ -43,7 +43,7 @@ func (a *Activities) RegisterCluster(ctx context.Context, in RegisterClusterInpu
 	want := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "admin.gloo.solo.io/v2",
 		"kind":       "KubernetesCluster",
-		"metadata":   map[string]any{"name": in.Cluster, "namespace": in.Spec.Namespace},
+		"metadata":   map[string]any{"name": in.Cluster, "namespace": in.Spec.Management.Namespace},
 		"spec":       map[string]any{"clusterDomain": clusterDomain},
 	}}
 	want.SetLabels(kube.Labels(in.Spec.Mesh))
@@ -66,12 +66,12 @@ func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput
 	}
 	var result RelayAddressResult
 	err = kube.Await(ctx, func(ctx context.Context) (bool, string, error) {
-		service, err := c.Kube.CoreV1().Services(in.Spec.Namespace).Get(ctx, mesh.ServerDeployment, metav1.GetOptions{})
+		service, err := c.Kube.CoreV1().Services(in.Spec.Management.Namespace).Get(ctx, mesh.ServerDeployment, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			return false, fmt.Sprintf("cluster %q: %s is not there yet", c.Name, kube.Name("Service", in.Spec.Namespace, mesh.ServerDeployment)), nil
+			return false, fmt.Sprintf("cluster %q: %s is not there yet", c.Name, kube.Name("Service", in.Spec.Management.Namespace, mesh.ServerDeployment)), nil
 		}
 		if err != nil {
-			return false, "", kube.Error(ctx, c, "read "+kube.Name("Service", in.Spec.Namespace, mesh.ServerDeployment), err)
+			return false, "", kube.Error(ctx, c, "read "+kube.Name("Service", in.Spec.Management.Namespace, mesh.ServerDeployment), err)
 		}
 		address, problem := serviceAddress(service)
 		if problem != "" {

@@ -93,7 +93,7 @@ func (a *Activities) CopyIdentityToken(ctx context.Context, in IdentityTokenInpu
 	if err != nil {
 		return out, err
 	}
-	value, err := readToken(ctx, management, s)
+	value, err := readToken(ctx, management, s.Management.Namespace, token)
 	if err != nil {
 		return out, err
 	}
@@ -103,19 +103,19 @@ func (a *Activities) CopyIdentityToken(ctx context.Context, in IdentityTokenInpu
 			return out, nil
 		case token.Mode == mesh.TokenExisting:
 			return out, failure.Permanent(failure.Preflight, "cluster %q: %s with key %q is missing, which gloo.identityToken names. Create it, or set gloo.identityToken.mode to %q or %q",
-				management.Name, kube.Name("Secret", s.Namespace, token.SecretName), token.Key, mesh.TokenGenerate, mesh.TokenNone)
+				management.Name, kube.Name("Secret", s.Management.Namespace, token.SecretName), token.Key, mesh.TokenGenerate, mesh.TokenNone)
 		}
 		if value, err = newToken(); err != nil {
 			return out, err
 		}
-		err = applySecret(ctx, management, s.Namespace, token.SecretName, s.Mesh, map[string][]byte{token.Key: value}, in.Mode, &out)
+		err = applySecret(ctx, management, s.Management.Namespace, token.SecretName, s.Mesh, map[string][]byte{token.Key: value}, in.Mode, &out)
 		return out, err
 	}
 	c, err := a.Clients.Cluster(in.Context)
 	if err != nil {
 		return out, err
 	}
-	have, err := readToken(ctx, c, s)
+	have, err := readToken(ctx, c, s.Namespace, token)
 	if err != nil {
 		return out, err
 	}
@@ -128,14 +128,14 @@ func (a *Activities) CopyIdentityToken(ctx context.Context, in IdentityTokenInpu
 			return out, nil
 		}
 		return out, failure.Waiting(2*time.Second, "cluster %q: %s with key %q, the identity token to copy, is not there yet",
-			management.Name, kube.Name("Secret", s.Namespace, token.SecretName), token.Key)
+			management.Name, kube.Name("Secret", s.Management.Namespace, token.SecretName), token.Key)
 	}
 	err = applySecret(ctx, c, s.Namespace, token.SecretName, s.Mesh, map[string][]byte{token.Key: value}, in.Mode, &out)
 	return out, err
 }
 
-func readToken(ctx context.Context, management *site.Cluster, s mesh.Spec) ([]byte, error) {
-	live, err := kube.Get(ctx, management, "Secret", s.Namespace, s.Gloo.IdentityToken.SecretName)
+func readToken(ctx context.Context, c *site.Cluster, namespace string, token mesh.IdentityToken) ([]byte, error) {
+	live, err := kube.Get(ctx, c, "Secret", namespace, token.SecretName)
 	if err != nil || live == nil {
 		return nil, err
 	}
@@ -143,7 +143,7 @@ func readToken(ctx context.Context, management *site.Cluster, s mesh.Spec) ([]by
 	if err := kube.Into(live, &secret); err != nil {
 		return nil, err
 	}
-	return secret.Data[s.Gloo.IdentityToken.Key], nil
+	return secret.Data[token.Key], nil
 }
 
 // newToken is 32 random bytes in hex.

@@ -162,10 +162,11 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	return out, awaitRelease(ctx, c, last)
 }
 
-// lock makes attempts on one release follow one another within this process.
+// lock makes attempts on one release follow one another within this process. It
+// goes by API server: two of a mesh's clusters may be namespaces of one.
 func (a *Activities) lock(ctx context.Context, c *site.Cluster, in ChartInput) (unlock func(), err error) {
 	made := make(chan struct{}, 1)
-	found, _ := a.busy.LoadOrStore(c.Name+"/"+in.Namespace+"/"+in.Release, made)
+	found, _ := a.busy.LoadOrStore(c.REST.Host+"/"+in.Namespace+"/"+in.Release, made)
 	lock := found.(chan struct{})
 	select {
 	case lock <- struct{}{}:

@@ -120,7 +120,7 @@ func (r *report) agentAddress(address string) {
 // registered compares the three names that must be one: the input's, the
 // KubernetesCluster's and the client certificate's.
 func (r *report) registered(w Workload) {
-	object := "KubernetesCluster " + w.Spec.Namespace + "/" + w.Cluster.Name
+	object := "KubernetesCluster " + w.Spec.Management.Namespace + "/" + w.Cluster.Name
 	if w.RegisteredGap.report(r, RegisteredName, object, runSetup+": its step RegisterCluster makes it") {
 		return
 	}
@@ -139,7 +139,7 @@ func (r *report) handshakes(spec mesh.Spec, w Workload) {
 		return
 	}
 	for _, h := range w.Handshakes {
-		object := "Pod " + spec.Namespace + "/" + h.Pod
+		object := "Pod " + spec.Management.Namespace + "/" + h.Pod
 		switch {
 		case !h.Reached:
 			r.fail(Handshake, object, "no connection to its relay port: "+h.Error, "see pod-ready of the management cluster, and that the worker may create pods/portforward there")

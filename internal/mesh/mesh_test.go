@@ -3,6 +3,7 @@ package mesh
 import (
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,21 +69,24 @@ func TestProblems(t *testing.T) {
 		input string
 		want  []string // one fragment per problem, in any order; no others
 	}{
-		"empty":                {``, []string{"the input is empty", "mesh: is missing", "workloads: is empty"}},
-		"not json":             {`{"mesh":`, []string{"not valid JSON", "mesh: is missing", "workloads: is empty"}},
-		"two documents":        {`{"mesh":"m","workloads":[{"name":"a"}]} {}`, []string{"exactly one object", "mesh: is missing", "workloads: is empty"}},
-		"underscore":           {`{"mesh":"m","workloads":[{"name":"my_cluster"}]}`, []string{`workloads[0].name: "my_cluster" has an underscore`}},
-		"underscore context":   {`{"mesh":"m","workloads":[{"name":"a","context":"a_b"}]}`, []string{`workloads[0].context: "a_b" has an underscore`}},
-		"empty name":           {`{"mesh":"m","workloads":[{"name":""}]}`, []string{"workloads[0].name: is missing"}},
-		"over-long name":       {`{"mesh":"m","workloads":[{"name":"` + long + `"}]}`, []string{"64 characters long; at most 63"}},
-		"duplicate":            {`{"mesh":"m","workloads":[{"name":"a"},{"name":"a"}]}`, []string{`workloads[1].name: "a" is workloads[0] already`}},
-		"same cluster":         {`{"mesh":"m","workloads":[{"name":"a"},{"name":"b","context":"a"}]}`, []string{`workloads[1].context: "a" is workloads[0]'s already`}},
-		"management as agent":  {`{"mesh":"m","workloads":[{"name":"mgmt"}]}`, []string{`"mgmt" is the management cluster`}},
-		"unknown field":        {`{"mesh":"m","dryrun":true,"workloads":[{"name":"a"}]}`, []string{"dryrun: unknown field; known here: certManager"}},
-		"nearest field":        {`{"mesh":"m","namespce":"x","workloads":[{"name":"a"}]}`, []string{`namespce: unknown field; did you mean "namespace"?`}},
-		"nested unknown field": {`{"mesh":"m","pki":{"root":{"TTL":"1h"}},"workloads":[{"name":"a"}]}`, []string{`pki.root.TTL: unknown field; did you mean "ttl"?`}},
-		"wrong types":          {`{"mesh":7,"workloads":"a","pki":{"root":{"keyBits":"x"}}}`, []string{"mesh: must be a text in quotes, not the number 7", "workloads: must be a list", "keyBits: must be a whole number", "mesh: is missing", "workloads: is empty"}},
-		"bad durations":        {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"root":{"ttl":5},"intermediate":{"ttl":"5 years"}}}`, []string{"pki.root.ttl: 5 is not a duration", `"5 years" is not a duration`}},
+		"empty":              {``, []string{"the input is empty", "mesh: is missing", "workloads: is empty"}},
+		"not json":           {`{"mesh":`, []string{"not valid JSON", "mesh: is missing", "workloads: is empty"}},
+		"two documents":      {`{"mesh":"m","workloads":[{"name":"a"}]} {}`, []string{"exactly one object", "mesh: is missing", "workloads: is empty"}},
+		"underscore":         {`{"mesh":"m","workloads":[{"name":"my_cluster"}]}`, []string{`workloads[0].name: "my_cluster" has an underscore`}},
+		"underscore context": {`{"mesh":"m","workloads":[{"name":"a","context":"a_b"}]}`, []string{`workloads[0].context: "a_b" has an underscore`}},
+		"namespaces": {`{"mesh":"m","management":{"namespace":"a_b"},"gloo":{"authority":"x"},"certificates":{"server":{"dnsNames":["x"]}},"workloads":[{"name":"a","namespace":"C"}]}`,
+			[]string{`management.namespace: "a_b" has an underscore`, `workloads[0].namespace: "C" is not a DNS label`}},
+		"one bad namespace for all": {`{"mesh":"m","namespace":"a_b","gloo":{"authority":"x"},"certificates":{"server":{"dnsNames":["x"]}},"workloads":[{"name":"a"}]}`, []string{`namespace: "a_b" has`}},
+		"empty name":                {`{"mesh":"m","workloads":[{"name":""}]}`, []string{"workloads[0].name: is missing"}},
+		"over-long name":            {`{"mesh":"m","workloads":[{"name":"` + long + `"}]}`, []string{"64 characters long; at most 63"}},
+		"duplicate":                 {`{"mesh":"m","workloads":[{"name":"a"},{"name":"a"}]}`, []string{`workloads[1].name: "a" is workloads[0] already`}},
+		"same cluster":              {`{"mesh":"m","workloads":[{"name":"a"},{"name":"b","context":"a"}]}`, []string{`workloads[1].context: "a" is workloads[0]'s already`}},
+		"management as agent":       {`{"mesh":"m","workloads":[{"name":"mgmt"}]}`, []string{`"mgmt" is the management cluster`}},
+		"unknown field":             {`{"mesh":"m","dryrun":true,"workloads":[{"name":"a"}]}`, []string{"dryrun: unknown field; known here: certManager"}},
+		"nearest field":             {`{"mesh":"m","namespce":"x","workloads":[{"name":"a"}]}`, []string{`namespce: unknown field; did you mean "namespace"?`}},
+		"nested unknown field":      {`{"mesh":"m","pki":{"root":{"TTL":"1h"}},"workloads":[{"name":"a"}]}`, []string{`pki.root.TTL: unknown field; did you mean "ttl"?`}},
+		"wrong types":               {`{"mesh":7,"workloads":"a","pki":{"root":{"keyBits":"x"}}}`, []string{"mesh: must be a text in quotes, not the number 7", "workloads: must be a list", "keyBits: must be a whole number", "mesh: is missing", "workloads: is empty"}},
+		"bad durations":             {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"root":{"ttl":5},"intermediate":{"ttl":"5 years"}}}`, []string{"pki.root.ttl: 5 is not a duration", `"5 years" is not a duration`}},
 		"intermediate outlives root": {`{"mesh":"m","workloads":[{"name":"a"}],"pki":{"root":{"ttl":"1000h"},"intermediate":{"ttl":"1001h"}}}`,
 			[]string{"pki.intermediate.ttl: 1001h is not shorter than the root's 1000h"}},
 		"leaf too long":  {`{"mesh":"m","workloads":[{"name":"a"}],"certificates":{"client":{"duration":"31d"}}}`, []string{"certificates.client.duration: 744h is longer"}},
@@ -155,6 +159,31 @@ func TestOnlyGoesByName(t *testing.T) {
 		if only := s.Only(name); len(only.Workloads) != 1 || only.Workloads[0].Name != name {
 			t.Errorf("only %s: %+v", name, only.Workloads)
 		}
+	}
+}
+
+// Clusters may be namespaces of one API server, and the management cluster may
+// use another namespace than the rest.
+func TestNamespaces(t *testing.T) {
+	s, problems := decode(t, `{"mesh":"demo","namespace":"relay","management":{"namespace":"hub"},"workloads":[{"name":"a"},{"name":"b","namespace":"team-b"}]}`)
+	if len(problems) > 0 {
+		t.Fatalf("refused: %v", problems)
+	}
+	for name, want := range map[string]string{"": "hub", "a": "relay", "b": "team-b"} {
+		only := s.Only(name)
+		if only.Namespace != want || only.Management.Namespace != "hub" {
+			t.Errorf("only %q: its objects go to %q, the management cluster's to %q", name, only.Namespace, only.Management.Namespace)
+		}
+		if again := only.WithDefaults(); !reflect.DeepEqual(again, only) {
+			t.Errorf("only %q changes when its defaults are filled in again: %+v", name, again)
+		}
+	}
+	if want := "*.hub"; !slices.Contains(s.Certificates.Server.DNSNames, want) || s.Gloo.Authority != "gloo-mesh-mgmt-server.hub" {
+		t.Errorf("the server is known as %v, authority %s; it runs in hub", s.Certificates.Server.DNSNames, s.Gloo.Authority)
+	}
+	plain, _ := decode(t, `{"mesh":"demo","workloads":[{"name":"a"}]}`)
+	if plain.Management.Namespace != "gloo-mesh" || plain.Workloads[0].Namespace != "gloo-mesh" {
+		t.Errorf("by default: management %q, workload %q", plain.Management.Namespace, plain.Workloads[0].Namespace)
 	}
 }
 

@@ -14,7 +14,8 @@ type Spec struct {
 	// Mesh names the mesh; a DNS label. Locks, schedules and the stored
 	// membership carry it.
 	Mesh string `json:"mesh"`
-	// Namespace is where the relay's objects live in every cluster.
+	// Namespace is where the relay's objects live in every cluster that names no
+	// namespace of its own.
 	Namespace  string     `json:"namespace,omitempty"`
 	Management Management `json:"management,omitempty"`
 	Workloads  []Workload `json:"workloads"`
@@ -34,6 +35,9 @@ type Spec struct {
 type Management struct {
 	// Context is the cluster's name in the worker's site configuration.
 	Context string `json:"context,omitempty"`
+	// Namespace is where the relay's objects live in this cluster; defaults to
+	// the mesh's.
+	Namespace string `json:"namespace,omitempty"`
 }
 
 // Workload is one cluster with an agent.
@@ -44,7 +48,10 @@ type Workload struct {
 	// Context is the cluster's name in the worker's site configuration;
 	// defaults to Name.
 	Context string `json:"context,omitempty"`
-	Agent   Agent  `json:"agent,omitempty"`
+	// Namespace is where the relay's objects live in this cluster; defaults to
+	// the mesh's. Clusters that share an API server differ in it.
+	Namespace string `json:"namespace,omitempty"`
+	Agent     Agent  `json:"agent,omitempty"`
 	// AgentValues are Helm values for this cluster's agent, over Gloo.AgentValues.
 	AgentValues map[string]any `json:"agentValues,omitempty"`
 }
@@ -240,10 +247,12 @@ type Rollout struct {
 func (s Spec) WithDefaults() Spec {
 	set(&s.Namespace, "gloo-mesh")
 	set(&s.Management.Context, "mgmt")
+	set(&s.Management.Namespace, s.Namespace)
 	s.Workloads = append([]Workload(nil), s.Workloads...)
 	for i := range s.Workloads {
 		w := &s.Workloads[i]
 		set(&w.Context, w.Name)
+		set(&w.Namespace, s.Namespace)
 		set(&w.Agent.Reload, ReloadRestart)
 		set(&w.Agent.Trust, TrustRootSecret)
 	}
@@ -259,9 +268,9 @@ func (s Spec) WithDefaults() Spec {
 		Name: "relay-server-tls", SecretName: "relay-server-tls-secret", CommonName: "gloo-mesh-mgmt-server-ca",
 		DNSNames: []string{
 			"gloo-mesh-mgmt-server-ca",
-			"gloo-mesh-mgmt-server-ca." + s.Namespace,
-			"gloo-mesh-mgmt-server-ca." + s.Namespace + ".svc",
-			"*." + s.Namespace,
+			"gloo-mesh-mgmt-server-ca." + s.Management.Namespace,
+			"gloo-mesh-mgmt-server-ca." + s.Management.Namespace + ".svc",
+			"*." + s.Management.Namespace,
 		}})
 	client := Certificate{Name: "relay-client-tls", SecretName: "relay-client-tls-secret"}
 	if s.PKI.Isolation == IsolationShared {
@@ -276,7 +285,7 @@ func (s Spec) WithDefaults() Spec {
 		yes := true
 		s.Gloo.Install = &yes
 	}
-	set(&s.Gloo.Authority, "gloo-mesh-mgmt-server."+s.Namespace)
+	set(&s.Gloo.Authority, "gloo-mesh-mgmt-server."+s.Management.Namespace)
 	set(&s.Gloo.IdentityToken.Mode, TokenGenerate)
 	set(&s.Gloo.IdentityToken.SecretName, "relay-identity-token-secret")
 	set(&s.Gloo.IdentityToken.Key, "token")
@@ -383,13 +392,16 @@ func (s Spec) Workload(name string) (Workload, bool) {
 
 // Only is the spec with no workload but the one of that registered name, if
 // any: what concerns one cluster need not carry the names of all. A context may
-// be the name of another workload, so it does not count.
+// be the name of another workload, so it does not count. Namespace is then that
+// cluster's; the management cluster's if there is no such workload.
 func (s Spec) Only(name string) Spec {
 	all := s.Workloads
 	s.Workloads = nil
+	s.Namespace = s.Management.Namespace
 	for _, w := range all {
 		if w.Name == name {
 			s.Workloads = []Workload{w}
+			s.Namespace = w.Namespace
 		}
 	}
 	return s

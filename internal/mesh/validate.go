@@ -49,6 +49,9 @@ func (s Spec) Validate() []strict.Problem {
 	v.name("mesh", s.Mesh, 40)
 	v.name("namespace", s.Namespace, 63)
 	v.context("management.context", s.Management.Context)
+	if s.Management.Namespace != s.Namespace {
+		v.name("management.namespace", s.Management.Namespace, 63)
+	}
 	v.workloads(s)
 	v.vault(s.Vault)
 	v.pki(s.PKI)
@@ -136,6 +139,9 @@ func (v *validation) workloads(s Spec) {
 		v.name(at+".name", w.Name, 63)
 		if w.Context != w.Name {
 			v.context(at+".context", w.Context)
+		}
+		if w.Namespace != s.Namespace {
+			v.name(at+".namespace", w.Namespace, 63)
 		}
 		if first, twice := names[w.Name]; twice && w.Name != "" {
 			v.bad(at+".name", "%q is workloads[%d] already", w.Name, first)

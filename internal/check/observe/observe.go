@@ -41,6 +41,7 @@ func Management(ctx context.Context, clients *site.Clients, spec mesh.Spec) (che
 	if err != nil {
 		return check.Management{}, err
 	}
+	spec.Namespace = spec.Management.Namespace // what is looked at here is there
 	seen := check.Management{Spec: spec, Vault: vault(ctx, clients, spec)}
 	if seen.Unreachable = reach(ctx, cluster); seen.Unreachable != "" {
 		return seen, nil
@@ -71,7 +72,7 @@ func Connections(ctx context.Context, clients *site.Clients, spec mesh.Spec) (ch
 // replicas looks at every Pod of the management server: its gauges, and by a
 // handshake what it has loaded.
 func replicas(ctx context.Context, cluster *site.Cluster, spec mesh.Spec, handshakes bool) (check.SeenDeployment, []check.SeenReplica) {
-	server, _ := relayDeployment(ctx, cluster, spec.Namespace, mesh.ServerDeployment)
+	server, _ := relayDeployment(ctx, cluster, spec.Management.Namespace, mesh.ServerDeployment)
 	var seen []check.SeenReplica
 	for _, pod := range server.Pods {
 		one := check.SeenReplica{Pod: pod.Name}
@@ -81,7 +82,7 @@ func replicas(ctx context.Context, cluster *site.Cluster, spec mesh.Spec, handsh
 			continue
 		}
 		var err error
-		if one.Metrics, err = replicaMetrics(ctx, cluster, spec.Namespace, pod.Name); err != nil {
+		if one.Metrics, err = replicaMetrics(ctx, cluster, spec.Management.Namespace, pod.Name); err != nil {
 			one.MetricsError = err.Error()
 		}
 		if handshakes {
@@ -104,7 +105,7 @@ func replicaMetrics(ctx context.Context, cluster *site.Cluster, namespace, pod s
 }
 
 func replicaLoaded(ctx context.Context, cluster *site.Cluster, spec mesh.Spec, pod string) (check.Loaded, error) {
-	conn, err := dialPod(ctx, cluster, spec.Namespace, pod, relayPort)
+	conn, err := dialPod(ctx, cluster, spec.Management.Namespace, pod, relayPort)
 	if err != nil {
 		return check.Loaded{}, err
 	}
@@ -120,6 +121,7 @@ func Workload(ctx context.Context, clients *site.Clients, spec mesh.Spec, w mesh
 	if err != nil {
 		return check.Workload{}, err
 	}
+	spec.Namespace = w.Namespace
 	seen := check.Workload{Spec: spec, Cluster: w}
 	if seen.Unreachable = reach(ctx, cluster); seen.Unreachable != "" {
 		return seen, nil
@@ -145,7 +147,7 @@ func Workload(ctx context.Context, clients *site.Clients, spec mesh.Spec, w mesh
 		seen.RegisteredGap = check.Gap{Reason: check.Unreachable, Detail: problem}
 		return seen, nil
 	}
-	_, err = management.Dynamic.Resource(kubernetesClusters).Namespace(spec.Namespace).Get(ctx, w.Name, metav1.GetOptions{})
+	_, err = management.Dynamic.Resource(kubernetesClusters).Namespace(spec.Management.Namespace).Get(ctx, w.Name, metav1.GetOptions{})
 	seen.RegisteredGap = gap(err)
 	seen.Handshakes, seen.HandshakesError = handshakes(ctx, management, spec, w, seen, client)
 	return seen, nil
@@ -170,7 +172,7 @@ func handshakes(ctx context.Context, management *site.Cluster, spec mesh.Spec, w
 		// key") and never quotes a key.
 		return nil, "the client Secret's tls.crt and tls.key: " + err.Error()
 	}
-	pods, gap := serverPods(ctx, management, spec.Namespace)
+	pods, gap := serverPods(ctx, management, spec.Management.Namespace)
 	switch {
 	case gap != "":
 		return nil, gap
@@ -180,7 +182,7 @@ func handshakes(ctx context.Context, management *site.Cluster, spec mesh.Spec, w
 	var made []check.SeenHandshake
 	for _, pod := range pods {
 		one := check.SeenHandshake{Pod: pod}
-		conn, err := dialPod(ctx, management, spec.Namespace, pod, relayPort)
+		conn, err := dialPod(ctx, management, spec.Management.Namespace, pod, relayPort)
 		if err != nil {
 			one.Error = err.Error()
 			made = append(made, one)
