@@ -3,8 +3,6 @@ package workflows
 import (
 	"fmt"
 	"reflect"
-	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -104,8 +102,7 @@ func (r *setup) run(ctx workflow.Context) error {
 	})
 }
 
-// preflight asks everything outside whether it is fit for the setup, all at
-// once, and reports every problem; nothing has been changed by then.
+// preflight asks everything outside whether it is fit for the setup.
 func (r *setup) preflight(ctx workflow.Context) error {
 	step := r.report.begin(ctx, "preflight")
 	outcome, err := r.checkEverything(ctx)
@@ -114,68 +111,11 @@ func (r *setup) preflight(ctx workflow.Context) error {
 }
 
 func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error) {
-	facts, err := call[temporalactivities.Facts](ctx, summarized(looking, "Ask Temporal and the site file what there is"), temporals.DescribeTemporal, nil)
-	if err != nil {
+	var err error
+	if r.queues, err = r.report.describe(ctx); err != nil {
 		return procedure.Outcome{}, err
 	}
-	r.report.attributes, r.queues = facts.SearchAttributes, facts.TaskQueues
-	if err := r.report.phase(ctx, "preflight"); err != nil {
-		return procedure.Outcome{}, err
-	}
-	var problems []string
-	blame := func(who string, found []string, err error) {
-		if err != nil {
-			found = append(found, failure.Message(err))
-		}
-		for _, p := range found {
-			problems = append(problems, who+": "+p)
-		}
-	}
-	wg := workflow.NewWaitGroup(ctx)
-	var versions []string
-	check := func(spec mesh.Spec, context, queue string, management bool) {
-		wg.Add(1)
-		workflow.Go(ctx, func(ctx workflow.Context) {
-			defer wg.Done()
-			out, err := call[cluster.CheckClusterResult](ctx, summarized(on(queue, looking), "Check cluster "+context), kubernetes.CheckCluster,
-				cluster.CheckClusterInput{Spec: spec, Context: context, Management: management})
-			versions = append(versions, out.Version)
-			blame(context, out.Problems, err)
-		})
-	}
-	check(r.spec.Only(""), r.spec.Management.Context, "", true)
-	for _, w := range r.spec.Workloads {
-		check(r.spec.Only(w.Name), w.Context, r.queues[w.Context], false)
-		blame(w.Context, r.spec.PrivateProblems(r.queues[w.Context]), nil)
-	}
-	vaultVersion := "to be installed"
-	if r.spec.Vault.Install == mesh.VaultExisting {
-		wg.Add(1)
-		workflow.Go(ctx, func(ctx workflow.Context) {
-			defer wg.Done()
-			out, err := call[vault.CheckVaultResult](ctx, summarized(looking, "Check Vault"), vaults.CheckVault, vault.CheckVaultInput{Spec: r.spec.Only("")})
-			vaultVersion = out.Version
-			blame("vault "+r.spec.Vault.Name, out.Problems, err)
-		})
-	}
-	wg.Wait(ctx)
-	if err := ctx.Err(); err != nil {
-		return procedure.Outcome{}, err
-	}
-	if len(problems) > 0 {
-		sort.Strings(problems)
-		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "nothing was changed; put this right and start again:\n- %s", strings.Join(problems, "\n- "))
-	}
-	return procedure.Outcome{Detail: fmt.Sprintf("%d clusters, Kubernetes %s, Vault %s", len(versions), versionRange(versions), vaultVersion)}, nil
-}
-
-// versionRange is the one version of all clusters, or the lowest and highest.
-func versionRange(versions []string) string {
-	lowest, highest := slices.Min(versions), slices.Max(versions)
-	if lowest == highest {
-		return lowest
-	}
-	return lowest + " to " + highest
+	return checkEverything(ctx, r.spec, r.queues)
 }
 
 // readRecord reads what is stored of this mesh and refuses a spec that lacks a
@@ -195,7 +135,7 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 		case ok && now.Namespace != member.Namespace:
 			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is in namespace %q of its cluster in the mesh and in %q in this input; what is in the first would stay and go on renewing, so put it back", member.Name, member.Namespace, now.Namespace)})
 		case !ok:
-			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is a member of the mesh but not in this input; leaving it out does not remove it, so put it back", member.Name)})
+			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is a member of the mesh but not in this input; leaving it out does not remove it: put it back, or remove it first (relaypki remove-cluster %s %s)", member.Name, r.spec.Mesh, member.Name)})
 		}
 	}
 	return record, invalid(gone)
