@@ -22,8 +22,9 @@ const (
 	// looksAtOnce bounds the queries that are under way for the clusters of a
 	// procedure: each is work for the worker.
 	looksAtOnce = 4
-	// patience is how long Temporal may be away before the watch gives up.
-	patience = time.Minute
+	// patience is how long Temporal may be away before the watch gives up: longer
+	// than a restart or a failover of it takes, which loses nothing.
+	patience = 5 * time.Minute
 )
 
 func (c *cli) watchCommand() *cobra.Command {

@@ -76,6 +76,9 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	if err != nil {
 		return result, err
 	}
+	if err := foreignSecret(ctx, c, in); err != nil {
+		return result, err
+	}
 	applied, err := kube.Apply(ctx, c, want, in.Mode, &result.Outcome)
 	if err != nil {
 		return result, err
@@ -144,6 +147,22 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	result.Leaf = leaf
 	result.Detail = "valid until " + leaf.NotAfter.UTC().Format(time.RFC3339)
 	return result, nil
+}
+
+// foreignSecret is a Conflict if a Certificate that is yet to be made names a
+// Secret that is there already and holds something else: cert-manager would
+// write over it without a word.
+func foreignSecret(ctx context.Context, c *site.Cluster, in CertificateInput) error {
+	secret, err := kube.Get(ctx, c, "Secret", in.Namespace, in.Certificate.SecretName)
+	if err != nil || secret == nil || secret.GetAnnotations()[cmapi.CertificateNameKey] == in.Certificate.Name {
+		return err
+	}
+	certificate, err := kube.Get(ctx, c, cmapi.CertificateKind, in.Namespace, in.Certificate.Name)
+	if err != nil || certificate != nil {
+		return err
+	}
+	return failure.Permanent(failure.Conflict, "cluster %q: %s is there and was not issued for %s, and cert-manager would write over it. It is left as it is. Delete or rename it, or give the certificate another secretName in the input; then run this again",
+		c.Name, kube.Name("Secret", in.Namespace, in.Certificate.SecretName), kube.Name(cmapi.CertificateKind, in.Namespace, in.Certificate.Name))
 }
 
 func mismatchRemedy(in CertificateInput) string {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"os"
 	"sort"
 	"strings"
 	"time"
@@ -94,7 +95,16 @@ func (a *Activities) notConfigured(in CheckClusterInput, withoutCertManager bool
 			problems = append(problems, failure.Message(err))
 		}
 	}
-	chart := func(name string) { _, err := a.Clients.Config.Chart(name); need(err) }
+	chart := func(name string) {
+		source, err := a.Clients.Config.Chart(name)
+		need(err)
+		if err == nil && source.Path != "" {
+			// One from a repository is looked for when it is needed.
+			if _, err := os.Stat(source.Path); err != nil {
+				problems = append(problems, fmt.Sprintf("chart %q: %v; correct its path in the worker's site file", name, err))
+			}
+		}
+	}
 	if withoutCertManager && in.Spec.CertManager.Install != mesh.InstallNever {
 		chart("cert-manager")
 	}

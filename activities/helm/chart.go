@@ -2,8 +2,10 @@ package helm
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
+	"strings"
 
 	"go.uber.org/zap"
 	"helm.sh/helm/v4/pkg/action"
@@ -12,6 +14,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/cli"
 	"helm.sh/helm/v4/pkg/registry"
+	repo "helm.sh/helm/v4/pkg/repo/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -39,7 +42,7 @@ func load(ctx context.Context, source site.ChartConfig, version string) (*chart.
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			return nil, failure.Transient(failure.Unavailable, "chart %q cannot be fetched: %v. Check its repo or oci reference in the worker's site file", source.Name, err)
+			return nil, fetchError(source, version, err)
 		}
 	}
 	loaded, err := loader.Load(path)
@@ -50,6 +53,22 @@ func load(ctx context.Context, source site.ChartConfig, version string) (*chart.
 		return nil, failure.Permanent(failure.Preflight, "chart %q in the worker's site file is version %s, asked for is %s; a chart from a path has one version only", source.Name, loaded.Metadata.Version, version)
 	}
 	return loaded, nil
+}
+
+// fetchError tells a chart that is not where the site file says from a
+// repository that cannot be reached now.
+func fetchError(source site.ChartConfig, version string, err error) error {
+	where := source.OCI
+	if source.Repo != "" {
+		where = source.Chart + " of " + source.Repo
+	}
+	if version != "" {
+		where += " in version " + version
+	}
+	if errors.Is(err, repo.ChartNotFoundError{}) || strings.Contains(strings.ToLower(err.Error()), "not found") {
+		return failure.Permanent(failure.Preflight, "chart %q: there is no %s: %v. Correct its place or version in the worker's site file, or the version in the input", source.Name, where, err)
+	}
+	return failure.Transient(failure.Unavailable, "chart %q: %s cannot be fetched: %v. Check that the worker reaches that place, or correct it in the worker's site file", source.Name, where, err)
 }
 
 // download fetches a chart into Helm's cache.

@@ -163,9 +163,32 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 			if err = have.unfit(s.vault, m.path, c.spec.Mesh); err == nil {
 				_, err = s.authority(ctx, m.path, m.name, m.prefix, m.ca)
 			}
+			if err == nil && m.path == c.spec.Vault.RelayMount && have.Description != mountMark(c.spec.Mesh) {
+				err = c.foreignRoles(ctx, s)
+			}
 		}
 		if err := c.found(err); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// foreignRoles names the roles of our names in a mount that is not marked as
+// this mesh's, and so are somebody else's. Vault keeps no mark of who made a
+// role: once the mount is the mesh's, its roles are.
+func (c *vaultCheck) foreignRoles(ctx context.Context, s session) error {
+	desired := map[string]map[string]any{c.spec.PKI.Role: serverRole(c.spec, ""), c.spec.ProbeRole(): probeRole("")}
+	for name, role := range desired {
+		path := c.spec.Vault.RelayMount + "/roles/" + name
+		var have map[string]any
+		found, err := s.read(ctx, path, &have)
+		if err != nil {
+			return err
+		}
+		delete(role, "issuer_ref")
+		if differing := differences(role, have); found && len(differing) > 0 {
+			c.problem("Vault %q: the role %s is there, made by somebody else, and would be written over: %s. Delete it (`vault delete %s`), or name another one in the input (pki.role)", s.vault, path, strings.Join(differing, "; "), path)
 		}
 	}
 	return nil

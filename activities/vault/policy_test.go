@@ -110,6 +110,15 @@ func TestCheckVault(t *testing.T) {
 		}
 	}
 	w.forget(t)
+	if err := w.Root.Sys().Mount("pki_relay", &vaultapi.MountInput{Type: "pki"}); err != nil {
+		t.Fatal(err)
+	}
+	role := "pki_relay/roles/gloo-mesh-mgmt-server-ca"
+	if _, err := w.Root.Logical().Write(role, map[string]any{"allow_any_name": true}); err != nil {
+		t.Fatal(err)
+	}
+	want("a role by hand", check(w).Problems, "the role "+role+" is there", "allow_any_name is true, should be false")
+	w.forget(t)
 	for path, kind := range map[string]string{"pki": "kv", "pki_relay": "pki"} {
 		if err := w.Root.Sys().Mount(path, &vaultapi.MountInput{Type: kind}); err != nil {
 			t.Fatal(err)

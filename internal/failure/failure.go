@@ -56,6 +56,11 @@ func Transient(kind Kind, format string, args ...any) error {
 	return temporal.NewApplicationErrorWithOptions(secret.Withhold(fmt.Sprintf(format, args...)), string(kind), temporal.ApplicationErrorOptions{})
 }
 
+// TransientAfter is Transient where the other side says when to try again.
+func TransientAfter(again time.Duration, kind Kind, format string, args ...any) error {
+	return temporal.NewApplicationErrorWithOptions(secret.Withhold(fmt.Sprintf(format, args...)), string(kind), temporal.ApplicationErrorOptions{NextRetryDelay: again})
+}
+
 // Waiting says that something is not there yet: benign, and to be asked again
 // after the given time.
 func Waiting(again time.Duration, format string, args ...any) error {

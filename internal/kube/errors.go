@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"go.temporal.io/sdk/temporal"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -40,8 +41,12 @@ func Error(ctx context.Context, c *site.Cluster, doing string, err error) error 
 	case apierrors.IsForbidden(err):
 		return failure.Permanent(failure.Denied, "%s: %s. Apply the manifest of deploy/rbac to that cluster, or grant what is missing, and run this again", where, said)
 	case apierrors.IsUnauthorized(err):
-		// Tokens are renewed under a running worker, so this may pass.
-		return failure.Transient(failure.Denied, "%s: the API server does not accept the worker's credential. Renew it in the worker's kubeconfig", where)
+		// Credentials are renewed under a running worker, so this may pass.
+		why := c.Expired(time.Now())
+		if why != "" {
+			why = ": " + why
+		}
+		return failure.Transient(failure.Denied, "%s: the API server does not accept the worker's credential%s. Renew it in the worker's kubeconfig, which is read again by itself", where, why)
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err), apierrors.IsMethodNotSupported(err):
 		return failure.Permanent(failure.InvalidInput, "%s: %s", where, said)
 	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):

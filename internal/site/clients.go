@@ -1,6 +1,9 @@
 package site
 
 import (
+	"fmt"
+	"os"
+	"strings"
 	"sync"
 
 	cmclient "github.com/cert-manager/cert-manager/pkg/client/clientset/versioned"
@@ -26,7 +29,9 @@ type Clients struct {
 
 	mu       sync.Mutex
 	clusters map[string]*Cluster
-	vaults   map[vaultKey]*vaultSession
+	// kubeconfig says which state of the kubeconfig clusters were made of.
+	kubeconfig string
+	vaults     map[vaultKey]*vaultSession
 	// discovered are addresses of Vaults by name, found of their Services.
 	discovered map[string]string
 }
@@ -49,10 +54,14 @@ type Cluster struct {
 
 // Cluster returns the clients of the named cluster. A name that is not in the
 // site file is a permanent InvalidInput, a context that is not in the
-// kubeconfig a permanent Preflight error.
+// kubeconfig a permanent Preflight error. A kubeconfig that has changed, say
+// because a credential was renewed in it, is read again.
 func (c *Clients) Cluster(name string) (*Cluster, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if now := c.stateOfKubeconfig(); now != c.kubeconfig {
+		c.clusters, c.kubeconfig = map[string]*Cluster{}, now
+	}
 	if cluster, ok := c.clusters[name]; ok {
 		return cluster, nil
 	}
@@ -65,7 +74,7 @@ func (c *Clients) Cluster(name string) (*Cluster, error) {
 	}
 	restConfig, err := c.restConfig(config)
 	if err != nil {
-		return nil, failure.Permanent(failure.Preflight, "cluster %q: %v. Correct the worker's kubeconfig and restart the worker", name, err)
+		return nil, failure.Permanent(failure.Preflight, "cluster %q: %v. Correct the worker's kubeconfig, or the context that the site file names for this cluster", name, err)
 	}
 	cluster, err := newCluster(config, restConfig)
 	if err != nil {
@@ -79,11 +88,26 @@ func (c *Clients) restConfig(config ClusterConfig) (*rest.Config, error) {
 	if config.InCluster {
 		return rest.InClusterConfig()
 	}
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(c.loadingRules(), &clientcmd.ConfigOverrides{CurrentContext: config.Context}).ClientConfig()
+}
+
+func (c *Clients) loadingRules() *clientcmd.ClientConfigLoadingRules {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	if c.Config.Kubeconfig != "" {
 		rules.ExplicitPath = c.Config.Kubeconfig
 	}
-	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: config.Context}).ClientConfig()
+	return rules
+}
+
+// stateOfKubeconfig differs when the files have changed.
+func (c *Clients) stateOfKubeconfig() string {
+	var state strings.Builder
+	for _, path := range c.loadingRules().GetLoadingPrecedence() {
+		if info, err := os.Stat(path); err == nil {
+			fmt.Fprintln(&state, path, info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	return state.String()
 }
 
 func newCluster(config ClusterConfig, restConfig *rest.Config) (*Cluster, error) {

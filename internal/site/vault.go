@@ -55,8 +55,9 @@ type vaultSession struct {
 // refuses because the token has expired or was revoked is sent once more after
 // a new login.
 //
-// The client itself tries nothing twice: whether a write that was cut off may
-// be repeated is for the activity to observe.
+// The client itself tries nothing twice but what Vault has turned away unread
+// (429): whether a write that was cut off may be repeated is for the activity to
+// observe.
 func (c *Clients) Vault(ctx context.Context, name string, identity Identity) (*vaultapi.Client, error) {
 	session, err := c.vaultSession(ctx, name, identity)
 	if err != nil {
@@ -75,7 +76,7 @@ func (c *Clients) VaultWithToken(ctx context.Context, name, token string) (*vaul
 	if err != nil {
 		return nil, err
 	}
-	transport, err := vaultTransport(config, Login{})
+	transport, err := c.vaultTransport(config, Login{})
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +98,7 @@ func (c *Clients) vaultSession(ctx context.Context, name string, identity Identi
 		return nil, failure.Permanent(failure.Preflight, "Vault %q: the worker's site file has no login for the identity %q, and no other identity is used in its place. Add vaults[].identities.%s to the site file (policy: deploy/vault/policies/%s.hcl) and restart the worker",
 			name, identity, identity, identity)
 	}
-	transport, err := vaultTransport(config, login)
+	transport, err := c.vaultTransport(config, login)
 	if err != nil {
 		return nil, err
 	}
@@ -112,8 +113,9 @@ func (c *Clients) vaultSession(ctx context.Context, name string, identity Identi
 }
 
 // vaultTransport has the Vault's CA and, for method "cert", the login's client
-// certificate, which is read again at each handshake since it gets renewed.
-func vaultTransport(config VaultConfig, login Login) (http.RoundTripper, error) {
+// certificate, which is read again at each handshake since it gets renewed. It
+// waits where Vault asks for patience.
+func (c *Clients) vaultTransport(config VaultConfig, login Login) (http.RoundTripper, error) {
 	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
 	if config.CAFile != "" {
 		pem, err := os.ReadFile(config.CAFile)
@@ -133,7 +135,7 @@ func vaultTransport(config VaultConfig, login Login) (http.RoundTripper, error) 
 	}
 	transport := cleanhttp.DefaultPooledTransport()
 	transport.TLSClientConfig = tlsConfig
-	return transport, nil
+	return limitedTransport{next: transport, log: c.Log.With(zap.String("vault", config.Name))}, nil
 }
 
 // vaultClient takes nothing from the environment: a VAULT_TOKEN or
@@ -326,20 +328,12 @@ func (s *vaultSession) replace(ctx context.Context, used string) (string, bool) 
 type reloginTransport struct{ session *vaultSession }
 
 func (t reloginTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	var body []byte
-	if req.Body != nil {
-		var err error
-		body, err = io.ReadAll(req.Body)
-		req.Body.Close()
-		if err != nil {
-			return nil, err
-		}
+	again, err := repeatable(req)
+	if err != nil {
+		return nil, err
 	}
 	send := func(token string) (*http.Response, error) {
-		attempt := req.Clone(req.Context())
-		if req.Body != nil {
-			attempt.Body = io.NopCloser(bytes.NewReader(body))
-		}
+		attempt := again()
 		attempt.Header.Set(vaultapi.AuthHeaderName, token)
 		return t.session.transport.RoundTrip(attempt)
 	}
@@ -354,4 +348,21 @@ func (t reloginTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	response.Body.Close()
 	return send(token)
+}
+
+// repeatable reads a request's body, so that the request can be sent more than
+// once, and returns a copy of it at each call.
+func repeatable(req *http.Request) (again func() *http.Request, err error) {
+	var body []byte
+	if req.Body != nil {
+		body, err = io.ReadAll(req.Body)
+		req.Body.Close()
+	}
+	return func() *http.Request {
+		attempt := req.Clone(req.Context())
+		if req.Body != nil {
+			attempt.Body = io.NopCloser(bytes.NewReader(body))
+		}
+		return attempt
+	}, err
 }

@@ -226,6 +226,57 @@ func TestTokenIsRenewedAhead(t *testing.T) {
 	}
 }
 
+// Vault's own quota: what it turns away is sent again when Vault says, a write
+// once only, and what it would turn away for longer fails with that time.
+func TestVaultQuota(t *testing.T) {
+	ctx := context.Background()
+	server := vaulttest.Start(t)
+	policy := `path "secret/*" { capabilities = ["create", "update", "read"] }`
+	roleID, secretID := server.AppRole(t, "worker", policy, nil)
+	c := clients(server, site.Login{Method: "approle", RoleIDFile: roleID, SecretIDFile: secretID})
+	client, err := c.Vault(ctx, "default", site.Onboard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	quota := func(interval string) {
+		t.Helper()
+		write(t, server, "sys/quotas/rate-limit/secret", map[string]any{"path": "secret", "rate": 1, "interval": interval})
+	}
+	put := func(ctx context.Context) error {
+		_, err := client.Logical().WriteWithContext(ctx, "secret/data/x", map[string]any{"data": map[string]any{"a": "b"}})
+		return site.VaultError(err, "default", site.Onboard, "write secret/data/x")
+	}
+	quota("1s")
+	began := time.Now()
+	for range 3 {
+		if err := put(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(began); took < time.Second {
+		t.Errorf("three writes at one a second took %s: the quota was not met", took)
+	}
+	if _, err := server.Root.Logical().Delete("sys/quotas/rate-limit/secret"); err != nil {
+		t.Fatal(err)
+	}
+	read, err := server.Root.Logical().Read("secret/metadata/x")
+	if err != nil || read == nil || fmt.Sprint(read.Data["current_version"]) != "3" {
+		t.Errorf("three writes made %+v (%v), want version 3", read, err)
+	}
+
+	write(t, server, "sys/quotas/config", map[string]any{"enable_rate_limit_response_headers": true})
+	quota("1h")
+	_ = put(ctx) // may be the one that the hour allows
+	bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	began = time.Now()
+	err = put(bounded)
+	var app *temporal.ApplicationError
+	if !errors.As(err, &app) || app.NonRetryable() || app.NextRetryDelay() < time.Minute || !strings.Contains(err.Error(), "429") || time.Since(began) > 5*time.Second {
+		t.Errorf("a quota of one an hour, after %s: %v", time.Since(began), err)
+	}
+}
+
 func TestLoginFailures(t *testing.T) {
 	ctx := context.Background()
 	server := vaulttest.Start(t)

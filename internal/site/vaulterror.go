@@ -17,7 +17,8 @@ import (
 
 // VaultError turns an error of Vault's client into one of package failure:
 //
-//   - not reachable, sealed, overloaded (429, 5xx): Unavailable, tried again
+//   - not reachable, sealed, overloaded (5xx): Unavailable, tried again
+//   - asked too often (429): Unavailable, tried again when Vault says
 //   - a name that is already in use (400): Unavailable, tried again
 //   - TLS: Preflight, permanent
 //   - 403: Denied, permanent, with path and identity
@@ -35,6 +36,11 @@ func VaultError(err error, vault string, identity Identity, doing string) error 
 	var response *vaultapi.ResponseError
 	if errors.As(err, &response) {
 		return responseError(response, vault, identity, doing)
+	}
+	var limited tooManyRequests
+	if errors.As(err, &limited) {
+		return failure.TransientAfter(limited.after, failure.Unavailable, "Vault %q: %s: Vault turns the request away: %s. A quota there is used up: `vault list sys/quotas/rate-limit` names them; raise it, or wait",
+			vault, doing, limited)
 	}
 	if isTLS(err) {
 		return failure.Permanent(failure.Preflight, "Vault %q: %s: TLS: %s. Check caFile and address of this Vault in the site file against the certificate that it serves", vault, doing, innermost(err))
