@@ -16,6 +16,8 @@ type AwaitInput struct {
 	Context string `json:"context"`
 	// Namespace of the relay, in which the webhook is tried with a dry run.
 	Namespace string `json:"namespace"`
+	// Mode Plan looks once and waits for nothing.
+	Mode procedure.Mode `json:"mode,omitempty"`
 }
 
 // IssuerInput describes the Issuer of one cluster and its credential.

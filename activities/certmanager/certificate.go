@@ -20,6 +20,7 @@ import (
 	"github.com/relaypki/relaypki/internal/kube"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/shell"
 	"github.com/relaypki/relaypki/internal/site"
 )
 
@@ -83,7 +84,8 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	if err != nil {
 		return result, err
 	}
-	if in.Mode == procedure.Observe && len(result.Changes) > 0 {
+	if !in.Mode.Writes() && len(result.Changes) > 0 {
+		awaitReady(c, &result.Outcome, in.Mode, "certificate", in.Namespace, in.Certificate.Name)
 		return result, nil
 	}
 	name := kube.Name(cmapi.CertificateKind, in.Namespace, in.Certificate.Name)
@@ -91,8 +93,10 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	if err := kube.Into(applied, &live); err != nil {
 		return result, err
 	}
-	if inBackOff(&live) && in.Mode == procedure.Observe {
+	if inBackOff(&live) && !in.Mode.Writes() {
 		result.Changed(procedure.Update, name, "its issuance has failed and has to be triggered")
+		result.By(in.Mode, shell.Join("cmctl", "renew", "--context", kube.Context(c), "-n", in.Namespace, in.Certificate.Name))
+		awaitReady(c, &result.Outcome, in.Mode, "certificate", in.Namespace, in.Certificate.Name)
 		return result, nil
 	}
 	if inBackOff(&live) {
@@ -105,7 +109,7 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	failedBefore := attempts(&live)
 
 	var issued *cmapi.Certificate
-	err = kube.Await(ctx, func(ctx context.Context) (bool, string, error) {
+	err = await(ctx, in.Mode, &result.Outcome, func(ctx context.Context) (bool, string, error) {
 		now, err := c.CertManager.CertmanagerV1().Certificates(in.Namespace).Get(ctx, in.Certificate.Name, metav1.GetOptions{})
 		if err != nil {
 			return false, "", kube.Error(ctx, c, "read "+name, err)
@@ -133,8 +137,12 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 		}
 		return false, reasons, nil
 	})
-	if err != nil {
+	if err != nil || issued == nil { // not yet, in a plan
 		return result, err
+	}
+	if in.Mode == procedure.Plan && (in.RootPEM == "" || in.IntermediatePEM == "") {
+		result.Detail = "Ready; compared once its CAs are there"
+		return result, nil
 	}
 	chain, ca, err := issuedPEM(ctx, c, issued)
 	if err != nil {

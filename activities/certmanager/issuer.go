@@ -145,10 +145,14 @@ func (a *Activities) ApplyIssuer(ctx context.Context, in IssuerInput) (procedure
 		auth := want.Object["spec"].(map[string]any)["vault"].(map[string]any)["auth"].(map[string]any)["kubernetes"].(map[string]any)
 		delete(auth, "secretRef")
 	}
-	if _, err := kube.Apply(ctx, c, want, in.Mode, &out); err != nil || in.Mode == procedure.Observe && len(out.Changes) > 0 {
+	if _, err := kube.Apply(ctx, c, want, in.Mode, &out); err != nil {
 		return out, err
 	}
-	err = kube.Await(ctx, func(ctx context.Context) (bool, string, error) {
+	if !in.Mode.Writes() && len(out.Changes) > 0 {
+		awaitReady(c, &out, in.Mode, "issuer", in.Namespace, mesh.IssuerName)
+		return out, nil
+	}
+	err = await(ctx, in.Mode, &out, func(ctx context.Context) (bool, string, error) {
 		live, err := c.CertManager.CertmanagerV1().Issuers(in.Namespace).Get(ctx, mesh.IssuerName, metav1.GetOptions{})
 		if err != nil {
 			return false, "", kube.Error(ctx, c, "read "+kube.Name("Issuer", in.Namespace, mesh.IssuerName), err)
@@ -157,6 +161,13 @@ func (a *Activities) ApplyIssuer(ctx context.Context, in IssuerInput) (procedure
 		return ready, fmt.Sprintf("cluster %q: %s", c.Name, state), nil
 	})
 	return out, err
+}
+
+// awaitReady adds to the commands of a plan that they wait until cert-manager
+// has done its part.
+func awaitReady(c *site.Cluster, out *procedure.Outcome, mode procedure.Mode, kind, namespace, name string) {
+	last := out.Changes[len(out.Changes)-1]
+	out.By(mode, append(last.Commands, kube.Kubectl(c, "-n", namespace, "wait", "--for=condition=Ready", "--timeout=5m", kind+"/"+name))...)
 }
 
 // issuerReady reads the Ready condition of the Issuer's present generation.

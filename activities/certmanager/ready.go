@@ -26,7 +26,7 @@ func (a *Activities) AwaitCertManager(ctx context.Context, in AwaitInput) (proce
 	if err != nil {
 		return out, err
 	}
-	err = kube.Await(ctx, func(ctx context.Context) (bool, string, error) {
+	err = await(ctx, in.Mode, &out, func(ctx context.Context) (bool, string, error) {
 		deployments, err := kube.FindCertManager(ctx, c)
 		if err != nil {
 			return false, "", err
@@ -57,6 +57,25 @@ func (a *Activities) AwaitCertManager(ctx context.Context, in AwaitInput) (proce
 		return err == nil && state == "", state, err
 	})
 	return out, err
+}
+
+// await waits until a look says that all is done. In a plan it looks once, and
+// what is not ready yet, or cannot be asked, is a detail of the outcome.
+func await(ctx context.Context, mode procedure.Mode, out *procedure.Outcome, look func(context.Context) (bool, string, error)) error {
+	if mode != procedure.Plan {
+		return kube.Await(ctx, look)
+	}
+	done, state, err := look(ctx)
+	if failure.IsPermanent(err) {
+		return err
+	}
+	if err != nil {
+		state = failure.Message(err)
+	}
+	if !done {
+		out.Detail = "not ready: " + state
+	}
+	return nil
 }
 
 // probeName is of a Certificate that is only ever tried, never stored.

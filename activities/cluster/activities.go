@@ -92,11 +92,14 @@ type ServiceAccountKeys struct {
 
 // CopyRootSecretInput carries the root certificate, which is public.
 type CopyRootSecretInput struct {
-	Mesh      string         `json:"mesh"`
-	Context   string         `json:"context"`
-	Namespace string         `json:"namespace"`
-	RootPEM   string         `json:"rootPEM"`
-	Mode      procedure.Mode `json:"mode"`
+	Mesh      string `json:"mesh"`
+	Context   string `json:"context"`
+	Namespace string `json:"namespace"`
+	RootPEM   string `json:"rootPEM"`
+	// ClientSecret is the cluster's own certificate's, whose ca.crt a plan takes
+	// the root from as long as there is none.
+	ClientSecret string         `json:"clientSecret,omitempty"`
+	Mode         procedure.Mode `json:"mode"`
 }
 
 // IdentityTokenInput is for the relay identity token.
@@ -118,9 +121,11 @@ type RegisterClusterInput struct {
 // RelayAddressInput asks for the management server's address.
 type RelayAddressInput struct {
 	Spec mesh.Spec `json:"spec"`
+	// Mode Plan looks once.
+	Mode procedure.Mode `json:"mode,omitempty"`
 }
 
-// RelayAddressResult is host:port, IPv6 in brackets.
+// RelayAddressResult is host:port, IPv6 in brackets; in a plan it may be empty.
 type RelayAddressResult struct {
 	Address string `json:"address"`
 }

@@ -65,7 +65,7 @@ func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput
 		return RelayAddressResult{}, err
 	}
 	var result RelayAddressResult
-	err = kube.Await(ctx, func(ctx context.Context) (bool, string, error) {
+	look := func(ctx context.Context) (bool, string, error) {
 		service, err := c.Kube.CoreV1().Services(in.Spec.Management.Namespace).Get(ctx, mesh.ServerDeployment, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return false, fmt.Sprintf("cluster %q: %s is not there yet", c.Name, kube.Name("Service", in.Spec.Management.Namespace, mesh.ServerDeployment)), nil
@@ -79,7 +79,12 @@ func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput
 		}
 		result.Address = address
 		return address != "", fmt.Sprintf("cluster %q: %s has no address yet; its load balancer is still being made", c.Name, kube.Name("Service", service.Namespace, service.Name)), nil
-	})
+	}
+	if in.Mode == procedure.Plan {
+		_, _, err = look(ctx)
+	} else {
+		err = kube.Await(ctx, look)
+	}
 	return result, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,16 +34,40 @@ func (a *Activities) EnsureNamespace(ctx context.Context, in NamespaceInput) (pr
 // CopyRootSecret writes the agents' trust, Secret relay-root-tls-secret key ca.crt.
 func (a *Activities) CopyRootSecret(ctx context.Context, in CopyRootSecretInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
-	if problem := certificatesOnly(in.RootPEM); problem != "" {
-		return out, failure.Permanent(failure.InvalidInput, "the root to copy to cluster %q %s", in.Context, problem)
-	}
 	c, err := a.Clients.Cluster(in.Context)
 	if err != nil {
 		return out, err
 	}
-	err = applySecret(ctx, c, in.Namespace, mesh.RootSecretName, in.Mesh, map[string][]byte{"ca.crt": []byte(in.RootPEM)}, in.Mode, &out)
+	if in.Mode == procedure.Plan && in.RootPEM == "" {
+		return a.planRootSecret(ctx, c, in)
+	}
+	if problem := certificatesOnly(in.RootPEM); problem != "" {
+		return out, failure.Permanent(failure.InvalidInput, "the root to copy to cluster %q %s", in.Context, problem)
+	}
+	err = applySecret(ctx, c, in.Namespace, mesh.RootSecretName, in.Mesh, map[string][]byte{rootKey: []byte(in.RootPEM)}, in.Mode, &out)
 	return out, err
 }
+
+// planRootSecret is for a root that is still to be made: it comes with the
+// cluster's own certificate.
+func (a *Activities) planRootSecret(ctx context.Context, c *site.Cluster, in CopyRootSecretInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	live, err := kube.Get(ctx, c, "Secret", in.Namespace, mesh.RootSecretName)
+	if err != nil {
+		return out, err
+	}
+	verb := procedure.Create
+	if live != nil {
+		verb = procedure.Update
+	}
+	out.Changed(verb, kube.Name("Secret", in.Namespace, mesh.RootSecretName), "the root, once it is there")
+	out.By(in.Mode, kube.SecretCommands(c, in.Mesh, in.Namespace, mesh.RootSecretName, rootKey,
+		kube.Kubectl(c, "-n", in.Namespace, "get", "secret", in.ClientSecret, "-o", `jsonpath={.data.ca\.crt}`))...)
+	return out, nil
+}
+
+// rootKey is the key of the agents' trust.
+const rootKey = "ca.crt"
 
 // certificatesOnly says what is wrong with a PEM text that is to hold
 // certificates and nothing else; a private key must never be copied along.
@@ -105,6 +130,11 @@ func (a *Activities) CopyIdentityToken(ctx context.Context, in IdentityTokenInpu
 			return out, failure.Permanent(failure.Preflight, "cluster %q: %s with key %q is missing, which gloo.identityToken names. Create it, or set gloo.identityToken.mode to %q or %q",
 				management.Name, kube.Name("Secret", s.Management.Namespace, token.SecretName), token.Key, mesh.TokenGenerate, mesh.TokenNone)
 		}
+		if !in.Mode.Writes() {
+			out.Changed(procedure.Create, kube.Name("Secret", s.Management.Namespace, token.SecretName), "a random token")
+			out.By(in.Mode, kube.SecretCommands(management, s.Mesh, s.Management.Namespace, token.SecretName, token.Key, kube.Encoded("openssl rand -hex 32"))...)
+			return out, nil
+		}
 		if value, err = newToken(); err != nil {
 			return out, err
 		}
@@ -122,16 +152,24 @@ func (a *Activities) CopyIdentityToken(ctx context.Context, in IdentityTokenInpu
 	if len(value) > 0 && bytes.Equal(have, value) {
 		return out, nil // whoever has put it there
 	}
+	copied := kube.SecretCommands(c, s.Mesh, s.Namespace, token.SecretName, token.Key,
+		kube.Kubectl(management, "-n", s.Management.Namespace, "get", "secret", token.SecretName, "-o", "jsonpath={.data."+strings.ReplaceAll(token.Key, ".", `\.`)+"}"))
 	if len(value) == 0 {
-		if in.Mode == procedure.Observe {
+		if !in.Mode.Writes() {
 			out.Changed(procedure.Create, kube.Name("Secret", s.Namespace, token.SecretName), "once there is one in the management cluster")
+			out.By(in.Mode, copied...)
 			return out, nil
 		}
 		return out, failure.Waiting(2*time.Second, "cluster %q: %s with key %q, the identity token to copy, is not there yet",
 			management.Name, kube.Name("Secret", s.Management.Namespace, token.SecretName), token.Key)
 	}
-	err = applySecret(ctx, c, s.Namespace, token.SecretName, s.Mesh, map[string][]byte{token.Key: value}, in.Mode, &out)
-	return out, err
+	if err := applySecret(ctx, c, s.Namespace, token.SecretName, s.Mesh, map[string][]byte{token.Key: value}, in.Mode, &out); err != nil {
+		return out, err
+	}
+	if len(out.Changes) > 0 {
+		out.By(in.Mode, copied...)
+	}
+	return out, nil
 }
 
 func readToken(ctx context.Context, c *site.Cluster, namespace string, token mesh.IdentityToken) ([]byte, error) {

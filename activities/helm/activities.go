@@ -33,6 +33,10 @@ type ChartInput struct {
 	// ours means that somebody else installed this; it is then left alone.
 	AcceptDeployment string `json:"acceptDeployment,omitempty"`
 	// Never fails, permanently, instead of installing.
-	Never bool           `json:"never,omitempty"`
-	Mode  procedure.Mode `json:"mode"`
+	Never bool `json:"never,omitempty"`
+	// Management is set in a plan in which the values have LaterAddress: the
+	// cluster whose Service, in ManagementNamespace, will have that address.
+	Management          string         `json:"management,omitempty"`
+	ManagementNamespace string         `json:"managementNamespace,omitempty"`
+	Mode                procedure.Mode `json:"mode"`
 }

@@ -119,8 +119,9 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	}
 	switch {
 	case deed == keep:
-	case in.Mode == procedure.Observe:
+	case !in.Mode.Writes():
 		out.Changed(deed.verb(), name, why)
+		out.By(in.Mode, a.commands(c, in, source, last, deed, digest)...)
 	default:
 		if left := fence(last, want, time.Now()); deed == heal && left > 0 {
 			return out, failure.Waiting(left, "cluster %q: %s is %s since a short while; whoever began that may still be at it", c.Name, name, last.Info.Status)
@@ -156,7 +157,7 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 		}
 		out.Changed(deed.verb(), name, why)
 	}
-	if in.Mode == procedure.Observe || last == nil {
+	if !in.Mode.Writes() || last == nil {
 		return out, nil
 	}
 	return out, awaitRelease(ctx, c, last)

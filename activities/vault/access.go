@@ -11,6 +11,7 @@ import (
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/shell"
 	"github.com/relaypki/relaypki/internal/site"
 )
 
@@ -44,7 +45,7 @@ func mark(spec mesh.Spec, context string) string {
 // in the way is found first.
 func (a *Activities) EnableClusterAccess(ctx context.Context, in ClusterAccessInput) (ClusterAccessResult, error) {
 	spec := in.Spec
-	s, err := a.session(ctx, spec.Vault.Name, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, spec.Vault.Name, site.Onboard)
 	if err != nil {
 		return ClusterAccessResult{}, err
 	}
@@ -78,6 +79,11 @@ func (a *Activities) EnableClusterAccess(ctx context.Context, in ClusterAccessIn
 // access is where and as what the cluster logs in and signs.
 func (a *Activities) access(ctx context.Context, in ClusterAccessInput) (ClusterAccessResult, error) {
 	config, err := a.Clients.VaultConfig(ctx, in.Spec.Vault.Name)
+	if in.Mode == procedure.Plan && failure.KindOf(err) == failure.NotReady { // still to be installed
+		if config, err = a.Clients.Config.Vault(in.Spec.Vault.Name); err == nil && config.ClusterAddress == "" {
+			config.ClusterAddress = fmt.Sprintf("%s://<address of Service %s/%s>:%d", config.Service.Scheme, config.Service.Namespace, config.Service.Name, config.Service.Port)
+		}
+	}
 	if err != nil {
 		return ClusterAccessResult{}, err
 	}
@@ -133,7 +139,14 @@ func (s session) ensurePolicy(ctx context.Context, in ClusterAccessInput, signPa
 		return failure.Permanent(failure.Conflict, "Vault %q: the policy %s is there and is not the one of mesh %s, cluster %s: its first line would say so. Rename the mesh or the cluster, or delete that policy if nothing uses it",
 			s.vault, name, in.Spec.Mesh, in.Context)
 	}
-	return s.ensure(ctx, in.Mode, out, "vault policy "+name, path, map[string]any{"policy": policyText(in, signPath)})
+	before := len(out.Changes)
+	if err := s.ensure(ctx, in.Mode, out, "vault policy "+name, path, map[string]any{"policy": policyText(in, signPath)}); err != nil {
+		return err
+	}
+	if len(out.Changes) > before {
+		out.By(in.Mode, shell.Input(s.command("policy write", name, "-"), policyText(in, signPath)))
+	}
+	return nil
 }
 
 // ensureLogin makes the auth mount whose keys are the cluster's own, and the
@@ -152,7 +165,8 @@ func (a *Activities) ensureLogin(ctx context.Context, s session, in ClusterAcces
 			s.vault, name, in.Spec.Mesh, in.Context, have.Type, have.Description)
 	case !found:
 		out.Changed(procedure.Create, "vault auth mount "+name, "type jwt")
-		if in.Mode == procedure.Apply {
+		out.By(in.Mode, s.command("auth enable", "-path="+name, "-description="+mark(in.Spec, in.Context), "jwt"))
+		if in.Mode.Writes() {
 			if err := s.write(ctx, path, map[string]any{"type": "jwt", "description": mark(in.Spec, in.Context)}, nil); err != nil {
 				return err
 			}
@@ -203,7 +217,7 @@ func (s session) ensureKeys(ctx context.Context, in ClusterAccessInput, discover
 	object := "vault auth config " + path
 	discovery := in.Spec.Credential.Keys == mesh.KeysDiscovery
 	if in.Issuer == "" || !discovery && len(in.KeysPEM) == 0 {
-		if in.Mode == procedure.Apply {
+		if in.Mode.Writes() {
 			return failure.Permanent(failure.InvalidInput, "Vault %q: the ServiceAccount issuer and keys of cluster %s were not given, so no token of it could be checked. Start the procedure again", s.vault, in.Context)
 		}
 		return nil
@@ -229,9 +243,6 @@ func (s session) ensureKeys(ctx context.Context, in ClusterAccessInput, discover
 	} else {
 		out.Changed(procedure.Create, object, desired.String())
 	}
-	if in.Mode != procedure.Apply {
-		return nil
-	}
 	// The kind of keys that is not used is left out: Vault refuses two kinds,
 	// even if one is empty.
 	data := map[string]any{"bound_issuer": desired.BoundIssuer}
@@ -239,6 +250,10 @@ func (s session) ensureKeys(ctx context.Context, in ClusterAccessInput, discover
 		data["oidc_discovery_url"], data["oidc_discovery_ca_pem"] = desired.DiscoveryURL, desired.DiscoveryCAPEM
 	} else {
 		data["jwt_validation_pubkeys"] = desired.Keys
+	}
+	if !in.Mode.Writes() {
+		out.By(in.Mode, s.data("write", path, data))
+		return nil
 	}
 	return s.write(ctx, path, data, nil)
 }

@@ -171,7 +171,8 @@ func (s session) settleIssuer(ctx context.Context, mode procedure.Mode, out *pro
 	}
 	slices.Sort(fields)
 	out.Changed(procedure.Update, "vault issuer "+mount+"/"+i.ID, strings.Join(fields, "; "))
-	if mode != procedure.Apply {
+	if !mode.Writes() {
+		out.By(mode, s.data("patch", mount+"/issuer/"+i.ID, patch))
 		return nil
 	}
 	return s.patch(ctx, mount+"/issuer/"+i.ID, patch)

@@ -19,7 +19,7 @@ import (
 // CSR. A key that an interrupted run has left is used again, so that there is
 // never a second one.
 func (a *Activities) GenerateIntermediateCSR(ctx context.Context, in IntermediateInput) (CSRResult, error) {
-	s, err := a.session(ctx, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
 	if err != nil {
 		return CSRResult{}, err
 	}
@@ -45,7 +45,11 @@ func (a *Activities) GenerateIntermediateCSR(ctx context.Context, in Intermediat
 		data["key_name"], data["key_type"], data["key_bits"] = name, in.CA.KeyType, in.CA.KeyBits
 		out.Changed(procedure.Create, "vault key "+in.RelayMount+"/"+name, fmt.Sprintf("%s %d", in.CA.KeyType, in.CA.KeyBits))
 	}
-	if in.Mode != procedure.Apply {
+	if !in.Mode.Writes() {
+		if found.keyID != "" {
+			out.Changed(procedure.Create, "vault CSR of "+in.RelayMount+"/"+name, "with the key that is there")
+		}
+		out.By(in.Mode, assign("csr", s.data("write -field=csr", path, data)))
 		return CSRResult{Outcome: out}, nil
 	}
 	var answer struct {
@@ -63,7 +67,7 @@ func (a *Activities) GenerateIntermediateCSR(ctx context.Context, in Intermediat
 // SignIntermediate has the root sign the CSR, once: a certificate that it has
 // signed for that key before is found again.
 func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput) (SignedResult, error) {
-	s, err := a.session(ctx, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
 	if err != nil {
 		return SignedResult{}, err
 	}
@@ -74,7 +78,9 @@ func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput)
 	var out procedure.Outcome
 	out.Changed(procedure.Create, "vault certificate "+in.RootMount+"/"+in.CA.CommonName, fmt.Sprintf("CA certificate for %s", in.CA.TTL))
 	if in.CSRPEM == "" || in.RootIssuerID == "" {
-		if in.Mode != procedure.Apply {
+		if !in.Mode.Writes() {
+			out.By(in.Mode, assign("certificate", s.command("write", "-field=certificate", in.RootMount+"/issuer/"+in.rootRef()+"/sign-intermediate",
+				"use_csr_values=true", "format=pem", fmt.Sprintf("ttl=%ds", seconds(in.CA.TTL)), "enforce_leaf_not_after_behavior=true")+` csr="$csr"`))
 			return SignedResult{Outcome: out}, nil
 		}
 		return SignedResult{}, failure.Permanent(failure.InvalidInput, "Vault %q: nothing to sign with: the CSR or the root's issuer is missing. Start the procedure again", in.Vault)
@@ -94,7 +100,7 @@ func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput)
 	if signed != nil {
 		return SignedResult{ChainPEM: string(pki.EncodeChain(signed, root))}, nil
 	}
-	if in.Mode != procedure.Apply {
+	if !in.Mode.Writes() {
 		return SignedResult{Outcome: out}, nil
 	}
 	if err := s.roomFor(ctx, in.RootMount, in.CA.TTL); err != nil {
@@ -129,7 +135,7 @@ func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput)
 // the root becomes ca.crt everywhere, names the issuer, makes it the default
 // and checks what was issued.
 func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateInput) (CAResult, error) {
-	s, err := a.session(ctx, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
 	if err != nil {
 		return CAResult{}, err
 	}
@@ -142,7 +148,11 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 	var out procedure.Outcome
 	if found.issuer == nil {
 		out.Changed(procedure.Create, object, fmt.Sprintf("CN=%s for %s", in.CA.CommonName, in.CA.TTL))
-		if in.Mode != procedure.Apply {
+		if !in.Mode.Writes() {
+			out.By(in.Mode, s.imported(in.RelayMount, "/intermediate/set-signed", `certificate="$certificate"`,
+				map[string]any{"issuer_name": name, "leaf_not_after_behavior": "err"})...)
+			out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+rootName(in.Generation), "the root's certificate, without its key")
+			out.By(in.Mode, s.rootCommands(in)...)
 			return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
 		}
 		if in.ChainPEM == "" {
@@ -159,7 +169,7 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 			return CAResult{}, failure.Permanent(failure.Mismatch, "Vault %q: after the import no issuer of %s has the key %s: the signed certificate is for another key", in.Vault, in.RelayMount, name)
 		}
 	}
-	if in.RootIssuerID == "" && in.Mode != procedure.Apply {
+	if in.RootIssuerID == "" && !in.Mode.Writes() {
 		// The root is still to be made, so there is nothing to compare with.
 		return caResult(out, *found.issuer), nil
 	}
@@ -213,7 +223,8 @@ func (s session) importedRoot(ctx context.Context, in IntermediateInput, out *pr
 		return i, nil
 	}
 	out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+rootName(in.Generation), "the root's certificate, without its key")
-	if in.Mode != procedure.Apply {
+	if !in.Mode.Writes() {
+		out.By(in.Mode, s.rootCommands(in)...)
 		return nil, nil
 	}
 	err := s.write(ctx, in.RelayMount+"/issuers/import/cert", map[string]any{"pem_bundle": string(pki.EncodeChain(root))}, nil)

@@ -113,7 +113,7 @@ func probeRole(issuerID string) map[string]any {
 // differs is set right, and the change says in what it differed.
 func (a *Activities) ConfigureRoles(ctx context.Context, in ConfigureRolesInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
-	s, err := a.session(ctx, in.Spec.Vault.Name, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Spec.Vault.Name, site.Onboard)
 	if err != nil {
 		return out, err
 	}
@@ -132,13 +132,21 @@ func (a *Activities) ConfigureRoles(ctx context.Context, in ConfigureRolesInput)
 }
 
 func (s session) ensureRole(ctx context.Context, mode procedure.Mode, out *procedure.Outcome, mount, name, issuerID string, desired map[string]any) error {
+	path := mount + "/roles/" + name
 	if issuerID == "" {
-		if mode == procedure.Apply {
+		if mode.Writes() {
 			return failure.Permanent(failure.InvalidInput, "Vault %q: the role %s/roles/%s needs the id of its issuer. Start the procedure again", s.vault, mount, name)
 		}
 		// The intermediate is still to be made: its id is not known yet.
 		delete(desired, "issuer_ref")
+		before := len(out.Changes)
+		if err := s.ensure(ctx, mode, out, "vault role "+path, path, desired); err != nil || len(out.Changes) == before {
+			return err
+		}
+		desired["issuer_ref"] = "$issuer"
+		out.By(mode, assign("issuer", s.command("read", "-field=issuer_id", mount+"/issuer/"+intermediateName(1))),
+			s.data("write", path, desired, "issuer"))
+		return nil
 	}
-	path := mount + "/roles/" + name
 	return s.ensure(ctx, mode, out, "vault role "+path, path, desired)
 }

@@ -17,7 +17,7 @@ import (
 // without a description gets one that says whose it is.
 func (a *Activities) EnablePKI(ctx context.Context, in EnablePKIInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
-	s, err := a.session(ctx, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
 	if err != nil {
 		return out, err
 	}
@@ -29,7 +29,8 @@ func (a *Activities) EnablePKI(ctx context.Context, in EnablePKIInput) (procedur
 	}
 	if m == nil {
 		out.Changed(procedure.Create, object, "type pki, max_lease_ttl "+in.MaxLeaseTTL.String())
-		if in.Mode != procedure.Apply {
+		if !in.Mode.Writes() {
+			out.By(in.Mode, s.command("secrets enable", "-path="+in.Mount, "-description="+mountMark(in.Mesh), "-max-lease-ttl="+lease, "pki"))
 			return out, nil
 		}
 		return out, s.write(ctx, "sys/mounts/"+in.Mount, map[string]any{
@@ -47,12 +48,14 @@ func (a *Activities) EnablePKI(ctx context.Context, in EnablePKIInput) (procedur
 	if longest < seconds(in.MaxLeaseTTL) {
 		tune["max_lease_ttl"] = lease
 		out.Changed(procedure.Update, object, fmt.Sprintf("max_lease_ttl from %ds to %s", longest, lease))
+		out.By(in.Mode, s.command("secrets tune", "-max-lease-ttl="+lease, in.Mount))
 	}
 	if m.Description == "" { // made by hand, and nobody's yet
 		tune["description"] = mountMark(in.Mesh)
 		out.Changed(procedure.Update, object, "described as the mesh's")
+		out.By(in.Mode, s.command("secrets tune", "-description="+mountMark(in.Mesh), in.Mount))
 	}
-	if in.Mode != procedure.Apply || len(tune) == 0 {
+	if !in.Mode.Writes() || len(tune) == 0 {
 		return out, nil
 	}
 	return out, s.write(ctx, "sys/mounts/"+in.Mount+"/tune", tune, nil)
@@ -77,7 +80,7 @@ func (m mount) unfit(vault, path, mesh string) error {
 // Generating is not idempotent in Vault, but names are unique there: a second
 // call with the same names, even one that runs at the same time, is refused.
 func (a *Activities) GenerateRoot(ctx context.Context, in GenerateRootInput) (CAResult, error) {
-	s, err := a.session(ctx, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
 	if err != nil {
 		return CAResult{}, err
 	}
@@ -89,13 +92,16 @@ func (a *Activities) GenerateRoot(ctx context.Context, in GenerateRootInput) (CA
 	var out procedure.Outcome
 	if root.issuer == nil {
 		out.Changed(procedure.Create, "vault issuer "+in.Mount+"/"+name, fmt.Sprintf("CN=%s for %s", in.CA.CommonName, in.CA.TTL))
-		if in.Mode != procedure.Apply {
+		if !in.Mode.Writes() {
+			path, data := generateRoot(in, root.keyID)
+			out.By(in.Mode, s.data("write", path, data))
 			return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
 		}
 		if err := s.roomFor(ctx, in.Mount, in.CA.TTL); err != nil {
 			return CAResult{}, err
 		}
-		if err := s.generateRoot(ctx, in, root.keyID); err != nil {
+		path, data := generateRoot(in, root.keyID)
+		if err := s.write(ctx, path, data, nil); err != nil {
 			return CAResult{}, err
 		}
 		if root, err = s.authority(ctx, in.Mount, name, rootPrefix, in.CA); err != nil {
@@ -123,10 +129,10 @@ func (a *Activities) GenerateRoot(ctx context.Context, in GenerateRootInput) (CA
 	return caResult(out, *root.issuer), nil
 }
 
-// generateRoot makes the root with a new key, or with the one of that name if
-// Vault was interrupted between writing the key and the issuer.
-func (s session) generateRoot(ctx context.Context, in GenerateRootInput, keyID string) error {
-	data := map[string]any{
+// generateRoot is the request that makes the root with a new key, or with the one
+// of that name if Vault was interrupted between writing the key and the issuer.
+func generateRoot(in GenerateRootInput, keyID string) (path string, data map[string]any) {
+	data = map[string]any{
 		"common_name": in.CA.CommonName,
 		"ttl":         fmt.Sprintf("%ds", seconds(in.CA.TTL)),
 		"issuer_name": rootName(in.Generation),
@@ -136,10 +142,10 @@ func (s session) generateRoot(ctx context.Context, in GenerateRootInput, keyID s
 	}
 	if keyID != "" {
 		data["key_ref"] = keyID
-		return s.write(ctx, in.Mount+"/root/generate/existing", data, nil)
+		return in.Mount + "/root/generate/existing", data
 	}
 	data["key_name"] = rootName(in.Generation)
 	data["key_type"] = in.CA.KeyType
 	data["key_bits"] = in.CA.KeyBits
-	return s.write(ctx, in.Mount+"/root/generate/internal", data, nil)
+	return in.Mount + "/root/generate/internal", data
 }

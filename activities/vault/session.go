@@ -18,14 +18,30 @@ import (
 // session is one of the worker's identities at one Vault. Its errors are of
 // package failure.
 type session struct {
-	client   *vaultapi.Client
-	vault    string
-	identity site.Identity
+	// client is nil for a Vault that is still to be installed.
+	client    *vaultapi.Client
+	vault     string
+	identity  site.Identity
+	namespace string
 }
 
 func (a *Activities) session(ctx context.Context, vault string, identity site.Identity) (session, error) {
 	client, err := a.Clients.Vault(ctx, vault, identity)
-	return session{client: client, vault: vault, identity: identity}, err
+	if err != nil {
+		return session{}, err
+	}
+	return session{client: client, vault: vault, identity: identity, namespace: client.Namespace()}, nil
+}
+
+// sessionFor is session, also for a plan of a Vault that is still to be
+// installed: it holds nothing then.
+func (a *Activities) sessionFor(ctx context.Context, mode procedure.Mode, vault string, identity site.Identity) (session, error) {
+	s, err := a.session(ctx, vault, identity)
+	if err == nil || mode != procedure.Plan || failure.KindOf(err) != failure.NotReady {
+		return s, err
+	}
+	config, err := a.Clients.Config.Vault(vault)
+	return session{vault: vault, identity: identity, namespace: config.Namespace}, err
 }
 
 func (s session) failed(err error, doing string) error {
@@ -35,6 +51,9 @@ func (s session) failed(err error, doing string) error {
 // read decodes what is at path into a struct or map; false if nothing is there,
 // be it the mount that is missing.
 func (s session) read(ctx context.Context, path string, into any) (bool, error) {
+	if s.client == nil {
+		return false, nil
+	}
 	secret, err := s.client.Logical().ReadWithContext(ctx, path)
 	var response *vaultapi.ResponseError
 	if errors.As(err, &response) && absent(response) {
@@ -59,6 +78,9 @@ func absent(r *vaultapi.ResponseError) bool {
 // list answers the keys at path; none if nothing is there. info, if not nil,
 // gets what Vault says of each.
 func (s session) list(ctx context.Context, path string, info any) ([]string, error) {
+	if s.client == nil {
+		return nil, nil
+	}
 	secret, err := s.client.Logical().ListWithContext(ctx, path)
 	if err != nil {
 		return nil, s.failed(err, "list "+path)
@@ -133,7 +155,8 @@ func (s session) ensure(ctx context.Context, mode procedure.Mode, out *procedure
 	} else {
 		out.Changed(procedure.Create, object, "")
 	}
-	if mode != procedure.Apply {
+	if !mode.Writes() {
+		out.By(mode, s.data("write", path, desired))
 		return nil
 	}
 	return s.write(ctx, path, desired, nil)

@@ -52,7 +52,7 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 			return out, err
 		}
 		if state.fits {
-			return t.renew(ctx, in.Mode, state, object)
+			return t.renew(ctx, in.Mode, state, cluster)
 		}
 		if have.Labels[kube.LabelManagedBy] != kube.ManagedBy {
 			return out, failure.Permanent(failure.Conflict, "cluster %s: %s is there, is not ours, and its token is not this cluster's: %s. If that token is no longer needed, delete the Secret and start again",
@@ -66,7 +66,12 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 		}
 		out.Changed(procedure.Update, object, detail)
 	}
-	if in.Mode != procedure.Apply {
+	if !in.Mode.Writes() {
+		name := policyName(in.Spec, in.Context)
+		s := session{namespace: t.namespace()}
+		out.By(in.Mode, kube.SecretCommands(cluster, in.Spec.Mesh, in.Spec.Namespace, mesh.TokenSecretName, mesh.TokenSecretKey,
+			kube.Encoded(s.command("token create", "-role="+name, "-policy="+name, "-no-default-policy", "-display-name="+name,
+				"-metadata=mesh="+in.Spec.Mesh, "-metadata=cluster="+in.Context, "-field=token")))...)
 		return out, nil
 	}
 	minted, err := t.mint(ctx)
@@ -136,14 +141,26 @@ func (t clusterToken) inspect(ctx context.Context, secret *corev1.Secret) (token
 	return state, nil
 }
 
-func (t clusterToken) renew(ctx context.Context, mode procedure.Mode, state tokenState, object string) (procedure.Outcome, error) {
+// namespace is the Vault's.
+func (t clusterToken) namespace() string {
+	config, err := t.clients.Config.Vault(t.spec.Vault.Name)
+	if err != nil {
+		return ""
+	}
+	return config.Namespace
+}
+
+func (t clusterToken) renew(ctx context.Context, mode procedure.Mode, state tokenState, cluster *site.Cluster) (procedure.Outcome, error) {
 	var out procedure.Outcome
 	// The token role's period holds from the next renewal on, also a shorter one.
 	if period := t.spec.Credential.TokenPeriod.Duration; state.ttl > period/2 && state.ttl <= period {
 		return out, nil
 	}
+	object := kube.Name("Secret", t.spec.Namespace, mesh.TokenSecretName)
 	out.Changed(procedure.Update, "vault token in "+object, "renewed: it had "+state.ttl.String()+" left")
-	if mode != procedure.Apply {
+	if !mode.Writes() {
+		token := kube.Kubectl(cluster, "-n", t.spec.Namespace, "get", "secret", mesh.TokenSecretName, "-o", "jsonpath={.data."+mesh.TokenSecretKey+"}")
+		out.By(mode, `VAULT_TOKEN="$(`+token+` | base64 -d)" `+session{namespace: t.namespace()}.command("token renew")+" >/dev/null")
 		return out, nil
 	}
 	_, err := state.client.Auth().Token().RenewSelfWithContext(ctx, 0)

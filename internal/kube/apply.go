@@ -103,8 +103,8 @@ func Name(kind, namespace, name string) string {
 
 // Apply brings an object of ours to the wanted state by server-side apply and
 // returns it as it then is. What is there is looked at first and a dry run
-// says what would differ: when nothing does, nothing is written. With mode
-// Observe nothing is written in any case, and the object returned is the one
+// says what would differ: when nothing does, nothing is written. Without mode
+// Apply nothing is written in any case, and the object returned is the one
 // that is there, or nil. A missing namespace or kind then means "would be
 // created". An object of that name without our label, or with another mesh's, is
 // a permanent Conflict.
@@ -123,8 +123,9 @@ func Apply(ctx context.Context, c *site.Cluster, want *unstructured.Unstructured
 
 	live, err := client.Get(ctx, want.GetName(), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		if mode == procedure.Observe {
+		if !mode.Writes() {
 			out.Changed(procedure.Create, name, "")
+			plan(c, want, mode, out)
 			return nil, nil
 		}
 		// Not forced: of an object that appears in this moment nothing is taken away.
@@ -162,8 +163,9 @@ func Apply(ctx context.Context, c *site.Cluster, want *unstructured.Unstructured
 		return live, nil
 	}
 	detail := strings.Join(differing, ", ")
-	if mode == procedure.Observe {
+	if !mode.Writes() {
 		out.Changed(procedure.Update, name, detail)
+		plan(c, want, mode, out)
 		return live, nil
 	}
 	applied, err := client.Apply(ctx, want.GetName(), want, metav1.ApplyOptions{FieldManager: site.FieldManager, Force: true})
@@ -172,6 +174,16 @@ func Apply(ctx context.Context, c *site.Cluster, want *unstructured.Unstructured
 	}
 	out.Changed(procedure.Update, name, detail)
 	return applied, nil
+}
+
+// plan says how the last change is made by hand.
+func plan(c *site.Cluster, want *unstructured.Unstructured, mode procedure.Mode, out *procedure.Outcome) {
+	if mode != procedure.Plan {
+		return
+	}
+	if command := applyCommand(c, want); command != "" {
+		out.By(mode, command)
+	}
 }
 
 // EnsureNamespace creates the namespace where it is missing and leaves any

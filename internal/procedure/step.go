@@ -15,6 +15,9 @@ const (
 	Plan Mode = "plan"
 )
 
+// Writes says whether anything may be changed.
+func (m Mode) Writes() bool { return m == Apply }
+
 // Verb of a Change.
 type Verb string
 
@@ -47,6 +50,14 @@ type Outcome struct {
 // Changed records a change.
 func (o *Outcome) Changed(verb Verb, object, detail string) {
 	o.Changes = append(o.Changes, Change{Verb: verb, Object: object, Detail: detail})
+}
+
+// By says, in a plan, how the last change is made by hand. The commands are a
+// script's, to be run in a shell after those of the changes before.
+func (o *Outcome) By(mode Mode, commands ...string) {
+	if mode == Plan {
+		o.Changes[len(o.Changes)-1].Commands = commands
+	}
 }
 
 // Add takes in another outcome's changes.
