@@ -189,6 +189,12 @@ func TestLabHelm(t *testing.T) {
 		if again := must[procedure.Outcome](t, w, w.helm.InstallChart, crds); len(again.Changes) > 0 {
 			t.Errorf("%s again: %+v", context, again)
 		}
+		// Another of the mesh's clusters is another namespace of this API server.
+		beside := crds
+		beside.Namespace, beside.AcceptCRD = "cert-manager", "kubernetesclusters.admin.gloo.solo.io"
+		if out := must[procedure.Outcome](t, w, w.helm.InstallChart, beside); len(out.Changes) > 0 || !strings.Contains(out.Detail, namespace+"/gloo-platform-crds") {
+			t.Errorf("%s from another namespace: %+v", context, out)
+		}
 	}
 }
 

@@ -136,12 +136,12 @@ func certManagerIn(ctx workflow.Context, spec mesh.Spec, context, queue string, 
 func glooIn(ctx workflow.Context, spec mesh.Spec, context, queue string, values map[string]any, mode procedure.Mode) (procedure.Outcome, error) {
 	var total procedure.Outcome
 	for _, chart := range []struct {
-		name   string
-		values map[string]any
-	}{{"gloo-platform-crds", nil}, {"gloo-platform", values}} {
+		name, crd string
+		values    map[string]any
+	}{{"gloo-platform-crds", "kubernetesclusters.admin.gloo.solo.io", nil}, {"gloo-platform", "", values}} {
 		out, err := call[procedure.Outcome](ctx, on(queue, waiting), charts.InstallChart, helm.ChartInput{
 			Mesh: spec.Mesh, Context: context, Release: chart.name, Namespace: spec.Namespace, Chart: chart.name,
-			Version: spec.Gloo.Version, Values: chart.values, Mode: mode,
+			Version: spec.Gloo.Version, Values: chart.values, AcceptCRD: chart.crd, Mode: mode,
 		})
 		total.Add(out)
 		total.Detail = out.Detail

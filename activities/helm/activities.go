@@ -32,6 +32,9 @@ type ChartInput struct {
 	// AcceptDeployment names a Deployment whose presence without a release of
 	// ours means that somebody else installed this; it is then left alone.
 	AcceptDeployment string `json:"acceptDeployment,omitempty"`
+	// AcceptCRD names a CustomResourceDefinition of the chart: where a release of
+	// the same name in another namespace has brought it, it is left to that one.
+	AcceptCRD string `json:"acceptCRD,omitempty"`
 	// Never fails, permanently, instead of installing.
 	Never bool `json:"never,omitempty"`
 	// Management is set in a plan in which the values have LaterAddress: the

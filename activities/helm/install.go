@@ -167,7 +167,11 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 // goes by API server: two of a mesh's clusters may be namespaces of one.
 func (a *Activities) lock(ctx context.Context, c *site.Cluster, in ChartInput) (unlock func(), err error) {
 	made := make(chan struct{}, 1)
-	found, _ := a.busy.LoadOrStore(c.REST.Host+"/"+in.Namespace+"/"+in.Release, made)
+	namespace := in.Namespace
+	if in.AcceptCRD != "" {
+		namespace = "" // one for all namespaces: the second is to find the first's
+	}
+	found, _ := a.busy.LoadOrStore(c.REST.Host+"/"+namespace+"/"+in.Release, made)
 	lock := found.(chan struct{})
 	select {
 	case lock <- struct{}{}:
@@ -205,6 +209,12 @@ func acceptOrRefuse(ctx context.Context, c *site.Cluster, in ChartInput, last *r
 			return strings.TrimSpace(fmt.Sprintf("%s is there, installed by somebody else %s", ours.Name("Deployment", found.Namespace, found.Name), ours.Version(found))), nil
 		}
 	}
+	if in.AcceptCRD != "" && last == nil {
+		by, err := otherRelease(ctx, c, in)
+		if err != nil || by != "" {
+			return by, err
+		}
+	}
 	if in.Never && last == nil {
 		return "", failure.Permanent(failure.Preflight, "cluster %q: there is no %s, and the input says never to install it; install it, or allow it", c.Name, in.Chart)
 	}
@@ -218,6 +228,24 @@ func acceptOrRefuse(ctx context.Context, c *site.Cluster, in ChartInput, last *r
 			c.Name, in.Namespace, in.Release, labelDigest)
 	}
 	return "", nil
+}
+
+// otherRelease names the release of the same name, in another namespace, that
+// the chart's CustomResourceDefinition belongs to. There is one definition for
+// all namespaces of an API server, and Helm gives it to one release alone.
+func otherRelease(ctx context.Context, c *site.Cluster, in ChartInput) (string, error) {
+	live, err := c.Dynamic.Resource(crds).Get(ctx, in.AcceptCRD, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", ours.Error(ctx, c, "read CustomResourceDefinition "+in.AcceptCRD, err)
+	}
+	namespace := live.GetAnnotations()["meta.helm.sh/release-namespace"]
+	if live.GetAnnotations()["meta.helm.sh/release-name"] != in.Release || namespace == "" || namespace == in.Namespace {
+		return "", nil
+	}
+	return fmt.Sprintf("%s is there, by Helm release %s/%s", in.Chart, namespace, in.Release), nil
 }
 
 // deed is what is to be done with a release.
