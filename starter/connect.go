@@ -19,6 +19,7 @@ const callTime = 5 * time.Second
 // server is a connection to Temporal and where it goes.
 type server struct {
 	client.Client
+	cli                *cli
 	address, namespace string
 }
 
@@ -43,7 +44,7 @@ func (c *cli) connect(ctx context.Context) (*server, error) {
 	dial, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	connected, err := client.DialContext(dial, options)
-	t := &server{Client: connected, address: options.HostPort, namespace: options.Namespace}
+	t := &server{Client: connected, cli: c, address: options.HostPort, namespace: options.Namespace}
 	if err != nil {
 		return nil, t.unreachable(err)
 	}
@@ -64,17 +65,21 @@ func (t *server) unreachable(err error) error {
 // failed turns the error of a call to Temporal into the one that ends the command.
 func (t *server) failed(err error, doing string) error {
 	var noNamespace *serviceerror.NamespaceNotFound
+	var denied *serviceerror.PermissionDenied
 	var exit *exitError
 	switch {
 	case errors.As(err, &exit):
 		return err
+	case errors.As(err, &denied):
+		return &exitError{code: exitUnreachable, err: fmt.Errorf("Temporal at %s refuses to %s in namespace %s: %w", t.address, doing, t.namespace, err),
+			next: "set TEMPORAL_API_KEY, or TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH, or give a --profile that has them"}
 	case errors.As(err, &noNamespace):
 		return &exitError{code: exitUnreachable, err: fmt.Errorf("Temporal at %s has no namespace %q", t.address, t.namespace),
 			next: "give --namespace or set TEMPORAL_NAMESPACE"}
 	case transient(err):
 		return t.unreachable(err)
 	default:
-		return &exitError{code: exitFailed, err: fmt.Errorf("%s: %w", doing, err)}
+		return &exitError{code: exitFailed, err: fmt.Errorf("%s: %w", doing, err), next: t.cli.again("status") + " shows what there is"}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"go.temporal.io/sdk/temporal"
@@ -22,10 +21,13 @@ type ending struct {
 	WorkflowID string `json:"workflowId"`
 	RunID      string `json:"runId"`
 	Procedure  string `json:"procedure"`
-	// Status is completed, failed, cancelled, terminated, timed out or running.
+	// Status is completed, failed, cancelled, terminated, timed out or running;
+	// waiting, if it runs and waits for a person.
 	Status  string          `json:"status"`
 	Result  json.RawMessage `json:"result,omitempty"`
 	Failure *failureReport  `json:"failure,omitempty"`
+	// Progress is that of a procedure which waits for a person.
+	Progress *procedure.Progress `json:"progress,omitempty"`
 }
 
 // failureReport is why a procedure failed.
@@ -106,7 +108,7 @@ func (c *cli) conclude(e ending, f *follower) error {
 		return &exitError{code: exitUnhealthy, err: fmt.Errorf("mesh %s is not healthy: %d of %d checks fail", verified.Mesh, failing, len(verified.Findings)),
 			next: "do what the failing checks say, then " + c.again("verify", verified.Mesh)}
 	case e.Failure != nil:
-		return &exitError{code: exitFailed, err: fmt.Errorf("%s %s: %s", e.WorkflowID, e.Status, e.Failure.Message), next: c.cure(e, f.again, mesh)}
+		return &exitError{code: exitFailed, err: fmt.Errorf("%s %s: %s", e.WorkflowID, e.Status, e.problem()), next: c.cure(e, f.again, mesh)}
 	default:
 		return nil
 	}
@@ -134,16 +136,66 @@ func (c *cli) cure(e ending, again, mesh string) string {
 	return "put it right, then " + again
 }
 
-// paper for what is printed once, which need not fit.
+// waiting ends a command whose procedure goes on only when a person has it go
+// on: with what it waits for, and the commands.
+func (c *cli) waiting(f *follower) error {
+	p := f.view.Progress
+	if c.json() {
+		if err := c.printJSON(ending{WorkflowID: f.id, RunID: f.runID, Procedure: f.view.Type, Status: "waiting", Progress: &p}); err != nil {
+			return err
+		}
+	} else {
+		c.paper().parked(c.out, parkedOf(p))
+	}
+	next := append(c.remedies(p.Mesh, p.Paused, parkedOf(p)), c.again("watch", f.id))
+	return &exitError{code: exitWaiting, err: fmt.Errorf("workflow %s waits for you: %s", f.id, tidy(p.Awaiting)), next: strings.Join(next, nextLine)}
+}
+
+// leftOut are the clusters that a procedure which failed has left out, from its
+// report. One that was aborted has also those that it did not come to.
+func (e ending) leftOut() []procedure.ClusterProgress {
+	var report procedure.Progress
+	if e.Failure == nil || json.Unmarshal(e.Failure.Details, &report) != nil {
+		return nil
+	}
+	var left []procedure.ClusterProgress
+	for _, cluster := range report.Clusters {
+		switch cluster.State {
+		case procedure.Parked, procedure.Skipped:
+			left = append(left, cluster)
+		case procedure.Failed, procedure.Pending, procedure.Running:
+			if e.Failure.Kind == failure.Aborted {
+				left = append(left, cluster)
+			}
+		}
+	}
+	return left
+}
+
+// problem is why a procedure failed, without the list of clusters that the
+// table of those left out has.
+func (e ending) problem() string {
+	switch e.Failure.Kind {
+	case failure.Incomplete, failure.Aborted:
+		first, _, _ := strings.Cut(e.Failure.Message, "\n")
+		return strings.TrimSuffix(first, ":")
+	}
+	return e.Failure.Message
+}
+
+// paper for what is printed once: as wide as the terminal, or as it takes where
+// there is none.
 func (c *cli) paper() paper {
 	p := paper{width: 10000, height: 10000, ascii: asciiOnly(os.Getenv)}
 	if file, ok := terminal(c.out); ok {
-		p.colour = paperFor(file).colour
+		seen := paperFor(file)
+		p.width, p.colour = seen.width, seen.colour
 	}
 	return p
 }
 
 func (p paper) conclude(w io.Writer, e ending, c *cli) {
+	p.left(w, e.leftOut())
 	if v, ok := e.verification(); ok {
 		p.findings(w, v.Findings)
 	}
@@ -166,10 +218,9 @@ func (p paper) conclude(w io.Writer, e ending, c *cli) {
 }
 
 func (p paper) authorities(w io.Writer, setup procedure.SetupResult) {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "CERTIFICATE\tSUBJECT\tNOT AFTER")
+	rows := [][]span{{{"CERTIFICATE", dim}, {"SUBJECT", dim}, {"NOT AFTER", dim}}}
 	row := func(name, subject string, notAfter time.Time) {
-		fmt.Fprintf(table, "%s\t%s\t%s\n", name, subject, notAfter.UTC().Format("2006-01-02 15:04Z"))
+		rows = append(rows, []span{{tidy(name), plain}, {tidy(subject), plain}, {notAfter.UTC().Format("2006-01-02 15:04Z"), plain}})
 	}
 	row(setup.Root.Name, setup.Root.Subject, setup.Root.NotAfter)
 	row(setup.Relay.Name, setup.Relay.Subject, setup.Relay.NotAfter)
@@ -181,7 +232,24 @@ func (p paper) authorities(w io.Writer, setup procedure.SetupResult) {
 			row("agent "+cluster.Cluster, cluster.Leaf.DNSNames[0], cluster.Leaf.NotAfter)
 		}
 	}
-	_ = table.Flush() // as for any print, a closed pipe ends us otherwise
+	p.table(w, 0, rows)
+	fmt.Fprintln(w)
+}
+
+// left says what became of each cluster that was left out.
+func (p paper) left(w io.Writer, clusters []procedure.ClusterProgress) {
+	if len(clusters) == 0 {
+		return
+	}
+	rows := [][]span{{{"NOT DONE", dim}, {"STATE", dim}, {"WHY", dim}}}
+	for _, cluster := range clusters {
+		state := string(cluster.State)
+		if cluster.State == procedure.Running || cluster.State == procedure.Pending {
+			state = "not finished"
+		}
+		rows = append(rows, []span{{tidy(cluster.Cluster), bold}, {state, yellow}, {tidy(cluster.Detail), plain}})
+	}
+	p.table(w, 0, rows)
 	fmt.Fprintln(w)
 }
 
@@ -209,13 +277,25 @@ func (p paper) findings(w io.Writer, findings []check.Finding) {
 		of[f.Cluster] = append(of[f.Cluster], f)
 		width = max(width, len([]rune(f.Check)))
 	}
+	// On a narrow terminal, what was found begins on a line of its own.
+	at, narrow := 8+width, p.width < 3*width
+	if narrow {
+		at = 6
+	}
 	for _, cluster := range clusters {
-		fmt.Fprintln(w, p.line(span{tidy(cluster), bold}))
+		p.print(w, 0, span{tidy(cluster), bold})
 		for _, f := range of[cluster] {
-			verdict := p.verdict(f.Status)
-			fmt.Fprintln(w, p.line(span{"  ", plain}, verdict, span{"  " + pad(tidy(f.Check), width) + "  " + tidy(f.Message), plain}))
+			verdict, name := p.verdict(f.Status), tidy(f.Check)
+			if narrow {
+				p.print(w, 2, verdict, span{"  " + name, plain})
+				p.print(w, at, span{tidy(f.Message), plain})
+			} else {
+				for _, line := range p.wrap(2, at, verdict, span{"  " + pad(name, width), plain}, span{"  " + tidy(f.Message), plain}) {
+					fmt.Fprintln(w, line)
+				}
+			}
 			if f.Remedy != "" {
-				fmt.Fprintln(w, p.line(span{"        " + strings.Repeat(" ", width) + "  do: " + tidy(f.Remedy), yellow}))
+				p.print(w, at+2, span{"do: " + tidy(f.Remedy), yellow})
 			}
 		}
 	}

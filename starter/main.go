@@ -23,6 +23,7 @@ const (
 	exitBadInput    = 2   // the command or its input is wrong; nothing was started
 	exitUnreachable = 3   // Temporal cannot be reached
 	exitUnhealthy   = 4   // the verification found something failing
+	exitWaiting     = 5   // the procedure runs, and waits for a person
 	exitInterrupted = 130 // Ctrl-C; the procedure goes on
 )
 
@@ -69,13 +70,20 @@ func (c *cli) execute(ctx context.Context, root *cobra.Command) int {
 	root.SetOut(c.out)
 	root.SetErr(c.err)
 	cmd, err := root.ExecuteContextC(ctx)
+	var exit *exitError
+	if err != nil && !errors.As(err, &exit) { // cobra's own: flags and arguments
+		err = &exitError{code: exitBadInput, err: err, next: cmd.CommandPath() + " --help"}
+	}
+	return c.end(err)
+}
+
+// end prints an error with the next thing to type, and is the exit code.
+func (c *cli) end(err error) int {
 	if err == nil {
 		return 0
 	}
-	var exit *exitError
-	if !errors.As(err, &exit) { // cobra's own: flags and arguments
-		exit = &exitError{code: exitBadInput, err: err, next: cmd.CommandPath() + " --help"}
-	}
+	exit := &exitError{code: exitFailed, err: err}
+	errors.As(err, &exit)
 	if !exit.shown {
 		fmt.Fprintln(c.err, "relaypki:", exit.err)
 	}
@@ -92,18 +100,28 @@ shows how they go. A procedure goes on when this command, the worker or the
 machine stops. Temporal is found as the temporal command finds it: flags, then
 TEMPORAL_* variables, then the profile file.
 
-Exit codes: 0 success, 1 the procedure failed, 2 bad input (nothing was
-started), 3 Temporal unreachable, 4 unhealthy, 130 interrupted (the procedure
-goes on).`
+Exit codes:
+    0  success
+    1  the procedure failed
+    2  bad input, a refusal, or a question not answered with yes: nothing was done
+    3  Temporal cannot be reached
+    4  the verification found something failing
+    5  the procedure runs, and waits for you: retry, skip, resume or abort
+  130  interrupted, or --timeout is over: the procedure goes on
+
+Without a terminal, output is plain lines; NO_COLOR is honoured.`
 
 func (c *cli) rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:               "relaypki",
-		Short:             "Relay certificates of a multi-cluster mesh, as durable procedures",
-		Long:              usage,
+		Use:   "relaypki",
+		Short: "Relay certificates of a multi-cluster mesh, as durable procedures",
+		Long:  usage,
+		Example: `  relaypki setup -f mesh.yaml
+  relaypki status
+  # Completion in this shell; "relaypki completion --help" has the others:
+  source <(relaypki completion bash)`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return c.prepare(cmd) },
 	}
 	flags := root.PersistentFlags()
@@ -112,8 +130,41 @@ func (c *cli) rootCommand() *cobra.Command {
 	flags.StringVar(&c.profile, "profile", "", "profile of Temporal's configuration file (TEMPORAL_PROFILE)")
 	flags.StringVarP(&c.output, "output", "o", "text", "text, or json: one JSON document at the end and nothing else")
 	flags.DurationVar(&c.timeout, "timeout", 0, "stop waiting after this long, as by Ctrl-C (0: never)")
-	root.AddCommand(c.setupCommand(), c.verifyCommand(), c.statusCommand(), c.watchCommand(), c.schemaCommand())
+	c.completeFlags(root)
+	root.AddGroup(&cobra.Group{ID: "procedures", Title: "Procedures:"}, &cobra.Group{ID: "steering", Title: "Steering what runs:"},
+		&cobra.Group{ID: "looking", Title: "Looking:"})
+	for _, group := range []struct {
+		id       string
+		commands []*cobra.Command
+	}{
+		{"procedures", []*cobra.Command{c.setupCommand(), c.verifyCommand()}},
+		{"steering", []*cobra.Command{c.retryCommand(), c.skipCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand()}},
+		{"looking", []*cobra.Command{c.statusCommand(), c.watchCommand(), c.schemaCommand()}},
+	} {
+		for _, command := range group.commands {
+			command.GroupID = group.id
+			root.AddCommand(command)
+		}
+	}
+	root.InitDefaultCompletionCmd()
+	for _, command := range root.Commands() {
+		if command.Name() != "completion" {
+			continue
+		}
+		command.Example = "  source <(relaypki completion bash)"
+		for _, shell := range command.Commands() {
+			shell.Example = completionExamples[shell.Name()]
+		}
+	}
 	return root
+}
+
+// completionExamples load the completion in every new shell.
+var completionExamples = map[string]string{
+	"bash":       "  relaypki completion bash > ~/.local/share/bash-completion/completions/relaypki",
+	"zsh":        `  relaypki completion zsh > "${fpath[1]}/_relaypki"`,
+	"fish":       "  relaypki completion fish > ~/.config/fish/completions/relaypki.fish",
+	"powershell": "  relaypki completion powershell | Out-String | Invoke-Expression",
 }
 
 // prepare checks the common flags and notes them for the commands that we

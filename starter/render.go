@@ -65,6 +65,10 @@ func (p paper) symbol(s procedure.State) span {
 		return at("▸", ">", cyan)
 	case procedure.Failed:
 		return at("✗", "x", red)
+	case procedure.Parked:
+		return at("‖", "!", yellow)
+	case procedure.Skipped:
+		return at("-", "-", yellow)
 	default:
 		return at("✓", "*", green)
 	}
@@ -92,6 +96,14 @@ func (p paper) line(spans ...span) string {
 	return strings.TrimRight(b.String(), " ")
 }
 
+// cut shortens a text to a width.
+func (p paper) cut(text string, width int) string {
+	if runes := []rune(text); len(runes) > width {
+		return string(runes[:max(width-1, 0)]) + p.ellipsis()
+	}
+	return text
+}
+
 func (p paper) ellipsis() string {
 	if p.ascii {
 		return "~"
@@ -103,7 +115,9 @@ func (p paper) ellipsis() string {
 func (p paper) draw(v view) []string {
 	lines := []string{p.header(v)}
 	if notice := v.notice(); notice != "" {
-		lines = append(lines, p.line(span{"  " + notice, yellow}))
+		// Not cut: it may end with what to type.
+		notices := p.wrap(2, 2, span{notice, yellow})
+		lines = append(lines, notices[:min(len(notices), max(p.height/2, 1))]...)
 	}
 	steps, clusters := p.steps(v.Progress.Steps), p.clusters(v)
 	room := p.height - 1 - len(lines) // the last line is the cursor's
@@ -129,10 +143,15 @@ func (v view) notice() string {
 	if v.Notice != "" {
 		return v.Notice
 	}
-	if v.Progress.Awaiting != "" {
-		return "waiting: " + tidy(v.Progress.Awaiting)
+	awaiting := tidy(v.Progress.Awaiting)
+	switch {
+	case v.Progress.Ended || awaiting == "":
+		return ""
+	case v.Progress.Person:
+		return "waiting for you: " + awaiting
+	default:
+		return "waiting: " + awaiting
 	}
-	return ""
 }
 
 func (p paper) header(v view) string {
@@ -149,6 +168,8 @@ func (p paper) header(v view) string {
 		state = procedure.Failed
 	case v.Progress.Ended:
 		state = procedure.Done
+	case v.Progress.Person:
+		state = procedure.Parked
 	case v.Progress.Procedure == "":
 		state = procedure.Pending
 	}
@@ -168,14 +189,19 @@ func (p paper) steps(steps []procedure.Step) []string {
 	for _, s := range steps {
 		width = max(width, len([]rune(s.Name)))
 	}
+	width = min(width, p.share())
 	lines := make([]string, len(steps))
 	for i, s := range steps {
 		symbol := p.symbol(s.State)
-		lines[i] = p.line(span{"  ", plain}, symbol, span{" " + pad(tidy(s.Name), width), plain},
+		lines[i] = p.line(span{"  ", plain}, symbol, span{" " + pad(p.cut(tidy(s.Name), width), width), plain},
 			span{"  " + pad(string(s.State), stateWidth), symbol.style}, span{"  " + p.brief(s.Detail), dim})
 	}
 	return lines
 }
+
+// share is how much of a line a name may take, so that something is left for
+// what there is to say of it.
+func (p paper) share() int { return max(p.width/3, 8) }
 
 // stateWidth fits every state.
 const stateWidth = len(procedure.UpToDate)
@@ -231,25 +257,28 @@ func (p paper) clusters(v view) []string {
 	for _, r := range rows {
 		name, step = max(name, len([]rune(r.Cluster))), max(step, len([]rune(r.step)))
 	}
+	name, step = min(name, p.share()), min(step, p.share())
 	lines := []string{p.line(span{"    " + pad("CLUSTER", name) + "  " + pad("STATE", stateWidth) + "  " + pad("STEP", step) + "  DETAIL", dim})}
 	for _, r := range rows {
 		symbol := p.symbol(r.State)
-		lines = append(lines, p.line(span{"  ", plain}, symbol, span{" " + pad(tidy(r.Cluster), name), plain},
-			span{"  " + pad(string(r.State), stateWidth), symbol.style}, span{"  " + pad(tidy(r.step), step), plain}, span{"  " + p.brief(r.Detail), dim}))
+		lines = append(lines, p.line(span{"  ", plain}, symbol, span{" " + pad(p.cut(tidy(r.Cluster), name), name), plain},
+			span{"  " + pad(string(r.State), stateWidth), symbol.style}, span{"  " + pad(p.cut(tidy(r.step), step), step), plain}, span{"  " + p.brief(r.Detail), dim}))
 	}
 	return lines
 }
 
 func urgency(s procedure.State) int {
 	switch s {
-	case procedure.Failed:
+	case procedure.Failed, procedure.Parked:
 		return 0
 	case procedure.Running:
 		return 1
-	case procedure.Pending:
+	case procedure.Skipped:
 		return 2
-	default:
+	case procedure.Pending:
 		return 3
+	default:
+		return 4
 	}
 }
 

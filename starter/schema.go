@@ -45,7 +45,9 @@ func (c *cli) schemaCommand() *cobra.Command {
 		Long: `Print the JSON Schema of a mesh file, with every field's meaning and default.
 Editors complete and check YAML by it; with the YAML language server, begin the
 file with "# yaml-language-server: $schema=mesh.schema.json".`,
-		Args: cobra.NoArgs,
+		Example:           `  relaypki schema > mesh.schema.json`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(*cobra.Command, []string) error {
 			document, err := schema()
 			if err != nil {

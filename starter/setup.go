@@ -37,8 +37,18 @@ agent can connect. What is there already is compared and left alone, so the
 same command again is safe at any time: it is also how to go on after a failure.
 
 The file is checked here first, all of it; then workflow setup-<mesh> is started
-with its content as you wrote it. If that runs already, it is shown instead.`,
-		Args: cobra.NoArgs,
+with its content as you wrote it. If that runs already, it is shown instead.
+
+A cluster that fails is parked and the others go on. When only parked clusters
+are left the command ends with exit code 5 and says what to type; the procedure
+goes on waiting.`,
+		Example: `  relaypki setup -f mesh.yaml
+  # Start it and come back later:
+  relaypki setup -f mesh.yaml --detach
+  # From a script:
+  relaypki setup -f mesh.yaml -o json --timeout 1h | jq .status`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			in, problems, err := readInput(file, cmd.InOrStdin())
 			if err != nil {
@@ -62,6 +72,7 @@ with its content as you wrote it. If that runs already, it is shown instead.`,
 	cmd.Flags().StringVarP(&file, "file", "f", "", "the mesh, YAML or JSON; - for standard input")
 	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker")
 	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
+	completeMeshFile(cmd)
 	_ = cmd.MarkFlagRequired("file") // fails only if there is no such flag
 	return cmd
 }
@@ -70,12 +81,16 @@ func (c *cli) verifyCommand() *cobra.Command {
 	var file, taskQueue string
 	var detach bool
 	cmd := &cobra.Command{
-		Use:   "verify [mesh | -f mesh.yaml]",
+		Use:   "verify [MESH | -f mesh.yaml]",
 		Short: "Prove that the relay of a mesh works; changes nothing",
 		Long: `Look at a mesh that has been set up: certificates, issuers, trust, what the
 server has loaded, the connected streams, and a fresh full handshake with each
 cluster's own certificate. It changes nothing. Exit code 4 if something fails.`,
-		Args: cobra.MaximumNArgs(1),
+		Example: `  relaypki verify demo
+  # What fails, for a script:
+  relaypki verify demo -o json | jq '.result.findings[] | select(.status == "fail")'`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.completeMesh,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in, err := c.verifyInput(cmd, args, file)
 			if err != nil {
@@ -94,6 +109,7 @@ cluster's own certificate. It changes nothing. Exit code 4 if something fails.`,
 	cmd.Flags().StringVarP(&file, "file", "f", "", "the mesh's file, in place of its name")
 	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker")
 	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
+	completeMeshFile(cmd)
 	return cmd
 }
 
@@ -175,18 +191,28 @@ func (t *server) start(ctx context.Context, l launch) (runID string, running boo
 
 // sameInput compares what we would have sent with what that run was given.
 func (t *server) sameInput(ctx context.Context, l launch, runID string) bool {
+	input, err := t.input(ctx, l.id, runID)
+	return err == nil && sameJSON(input, l.input)
+}
+
+// input is what a run was given, as JSON. What a continued run has besides is
+// its own affair.
+func (t *server) input(ctx context.Context, id, runID string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	events := t.GetWorkflowHistory(ctx, l.id, runID, false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
+	events := t.GetWorkflowHistory(ctx, id, runID, false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT)
 	if !events.HasNext() {
-		return false
+		return nil, fmt.Errorf("workflow %s has no history", id)
 	}
 	first, err := events.Next()
 	if err != nil {
-		return false
+		return nil, err
 	}
 	payloads := first.GetWorkflowExecutionStartedEventAttributes().GetInput().GetPayloads()
-	return len(payloads) == 1 && sameJSON(payloads[0].GetData(), l.input)
+	if len(payloads) == 0 {
+		return nil, fmt.Errorf("workflow %s has no input", id)
+	}
+	return payloads[0].GetData(), nil
 }
 
 // sameJSON compares meaning, not spelling.

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,6 +16,7 @@ import (
 	workflowpb "go.temporal.io/api/workflow/v1"
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/converter"
+	"golang.org/x/sync/errgroup"
 
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/internal/check"
@@ -25,8 +26,12 @@ import (
 // meshName is what a mesh may be called. Only such a name goes into a query.
 var meshName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
-// recent bounds how many executions are listed.
-const recent = 50
+// recent bounds how many executions are listed of what changes something, and
+// as many of the routine, which is started every few minutes.
+const recent = 200
+
+// routineShown is how many runs of each routine procedure are shown of a mesh.
+const routineShown = 3
 
 // execution is one run of a procedure.
 type execution struct {
@@ -37,8 +42,16 @@ type execution struct {
 	State      string     `json:"state"`
 	Started    time.Time  `json:"started"`
 	Ended      *time.Time `json:"ended,omitempty"`
+	// Awaiting is what a running procedure waits for, if it told in time.
+	Awaiting string `json:"awaiting,omitempty"`
+	// Person says that it waits for a person, who is to act on Parked or Paused.
+	Person bool                        `json:"person,omitempty"`
+	Paused string                      `json:"paused,omitempty"`
+	Parked []procedure.ClusterProgress `json:"parked,omitempty"`
 	// child: started by another procedure.
 	child bool
+	// first is the id of the first run of a chain of continued ones.
+	first, taskQueue string
 }
 
 // meshStatus is what there is to say of one mesh.
@@ -69,9 +82,17 @@ type nextSchedule struct {
 
 func (c *cli) statusCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "status [mesh]",
+		Use:   "status [MESH]",
 		Short: "List the procedures of a mesh, its last verification and the next",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `List what runs and what has run, by mesh, with what waits for a person and the
+command that has it go on; the outcome of the last verification, and when the
+next is due.`,
+		Example: `  relaypki status
+  relaypki status demo
+  # Meshes in which something waits for a person:
+  relaypki status -o json | jq -r '.meshes[] | select(any(.procedures[]; .person)) | .mesh'`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.completeMesh,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			mesh := ""
 			if len(args) == 1 {
@@ -111,22 +132,18 @@ func (c *cli) statusCommand() *cobra.Command {
 func (t *server) status(ctx context.Context, mesh string) ([]meshStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, 6*callTime)
 	defer cancel()
-	all, err := t.procedures(ctx, mesh)
+	all, err := t.procedures(ctx, mesh, "")
 	if err != nil {
 		return nil, err
 	}
+	t.ask(ctx, all)
 	of := map[string][]execution{}
 	for _, e := range all {
 		of[e.Mesh] = append(of[e.Mesh], e)
 	}
 	meshes := []meshStatus{}
 	for name, executions := range of {
-		status := meshStatus{Mesh: name, Procedures: []execution{}, LastVerification: t.lastVerification(ctx, executions)}
-		for _, e := range executions {
-			if !e.child {
-				status.Procedures = append(status.Procedures, e)
-			}
-		}
+		status := meshStatus{Mesh: name, Procedures: shown(executions), LastVerification: t.lastVerification(ctx, executions)}
 		if name != "" {
 			if status.Schedule, err = t.schedule(ctx, name); err != nil {
 				return nil, err
@@ -138,36 +155,129 @@ func (t *server) status(ctx context.Context, mesh string) ([]meshStatus, error) 
 	return meshes, nil
 }
 
-// procedures lists runs, the latest first, of one mesh or of all. A run is
-// known by its search attribute; where that is not registered, or the run has
-// not come so far as to set it, by its id.
-func (t *server) procedures(ctx context.Context, mesh string) ([]execution, error) {
-	types := fmt.Sprintf("WorkflowType IN ('%s','%s')", procedure.SetupMesh, procedure.VerifyMesh)
-	if mesh == "" {
-		return t.list(ctx, types, mesh)
+// shown are the runs that a person started or a schedule; of what is routine,
+// the last few and those that run.
+func shown(executions []execution) []execution {
+	list := []execution{}
+	seen := map[string]int{}
+	for _, e := range executions {
+		if e.child {
+			continue
+		}
+		if slices.Contains(routine, e.Procedure) && e.Ended != nil {
+			if seen[e.Procedure]++; seen[e.Procedure] > routineShown {
+				continue
+			}
+		}
+		list = append(list, e)
 	}
-	byID := fmt.Sprintf("WorkflowId = 'setup-%[1]s' OR WorkflowId STARTS_WITH 'setup-%[1]s/' OR WorkflowId STARTS_WITH 'verify-%[1]s-'", mesh)
-	found, err := t.list(ctx, fmt.Sprintf("%s AND (%s = '%s' OR %s)", types, procedure.AttributeMesh, mesh, byID), mesh)
-	var invalid *serviceerror.InvalidArgument
-	if errors.As(err, &invalid) { // no such search attribute
-		return t.list(ctx, fmt.Sprintf("%s AND (%s)", types, byID), mesh)
-	}
-	return found, err
+	return list
 }
 
-func (t *server) list(ctx context.Context, query, mesh string) ([]execution, error) {
-	answer, err := t.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{PageSize: recent, Query: query})
+// changing are the procedures that are not routine.
+var changing = []string{procedure.SetupMesh, procedure.AddCluster, procedure.RemoveCluster, procedure.AdoptMesh}
+
+// procedures lists runs, the latest first, of one mesh or of all, that fulfil
+// also another condition, if one is given. A run is known by its search
+// attribute; where that is not registered, or the run has not come so far as to
+// set it, by its id or its input.
+func (t *server) procedures(ctx context.Context, mesh, condition string) ([]execution, error) {
+	var all []execution
+	// Apart, since a day of the routine would hide what somebody started yesterday.
+	for _, types := range [][]string{changing, routine} {
+		found, err := t.list(ctx, types, mesh, condition)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, found...)
+	}
+	sort.SliceStable(all, func(i, j int) bool { return all[i].Started.After(all[j].Started) })
+	return all, nil
+}
+
+func (t *server) list(ctx context.Context, types []string, mesh, condition string) ([]execution, error) {
+	query := fmt.Sprintf("WorkflowType IN ('%s')", strings.Join(types, "','"))
+	if condition != "" {
+		query += " AND " + condition
+	}
+	request := &workflowservice.ListWorkflowExecutionsRequest{PageSize: recent, Query: query}
+	if mesh != "" {
+		request.Query = fmt.Sprintf("%s AND (%s = '%s' OR %s)", query, procedure.AttributeMesh, mesh, idsOf(mesh))
+	}
+	answer, err := t.ListWorkflow(ctx, request)
+	var invalid *serviceerror.InvalidArgument
+	if errors.As(err, &invalid) && mesh != "" { // no such search attribute
+		request.Query = fmt.Sprintf("%s AND (%s)", query, idsOf(mesh))
+		answer, err = t.ListWorkflow(ctx, request)
+	}
 	if err != nil {
 		return nil, err
 	}
-	var list []execution
-	for _, info := range answer.GetExecutions() {
-		if e := executionOf(info); mesh == "" || e.Mesh == mesh {
-			list = append(list, e)
+	list := make([]execution, len(answer.GetExecutions()))
+	for i, info := range answer.GetExecutions() {
+		list[i] = executionOf(info)
+	}
+	t.attribute(ctx, list)
+	if mesh == "" {
+		return list, nil
+	}
+	return slices.DeleteFunc(list, func(e execution) bool { return e.Mesh != mesh }), nil
+}
+
+// idsOf is a condition on workflow ids that those of a mesh fulfil, and some of
+// meshes whose names begin with its name.
+func idsOf(mesh string) string {
+	var conditions []string
+	for _, id := range []string{"setup-", "adopt-"} {
+		conditions = append(conditions, fmt.Sprintf("WorkflowId = '%s%s'", id, mesh))
+	}
+	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "refresh-" + mesh + "-", "plan-"} {
+		conditions = append(conditions, fmt.Sprintf("WorkflowId STARTS_WITH '%s'", prefix))
+	}
+	return strings.Join(conditions, " OR ")
+}
+
+// asksAtOnce bounds what is asked of Temporal at the same time for a list.
+const asksAtOnce = 8
+
+// attribute finds the mesh of the runs that neither their search attribute nor
+// their id tells: in add-a-b-c, say, it may be a or a-b.
+func (t *server) attribute(ctx context.Context, list []execution) {
+	var group errgroup.Group
+	group.SetLimit(asksAtOnce)
+	for i := range list {
+		if list[i].Mesh == "" {
+			group.Go(func() error {
+				list[i].Mesh = t.meshOfInput(ctx, list[i])
+				return nil
+			})
 		}
 	}
-	return list, nil
+	_ = group.Wait() // nothing in it returns an error
 }
+
+// ask has the procedures that run tell what they wait for. One that does not
+// answer soon is listed without.
+func (t *server) ask(ctx context.Context, list []execution) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	var group errgroup.Group
+	group.SetLimit(asksAtOnce)
+	for i := range list {
+		if e := &list[i]; e.Ended == nil && !e.child {
+			group.Go(func() error {
+				if p, err := t.progress(ctx, e.WorkflowID); err == nil {
+					e.Awaiting, e.Person, e.Paused, e.Parked = p.Awaiting, p.Person, p.Paused, parkedOf(p)
+				}
+				return nil
+			})
+		}
+	}
+	_ = group.Wait() // nothing in it returns an error
+}
+
+// askTime bounds the answers of the procedures that run, all together.
+const askTime = 2 * time.Second
 
 var executionStates = map[enumspb.WorkflowExecutionStatus]string{
 	enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING:          "running",
@@ -185,6 +295,7 @@ func executionOf(info *workflowpb.WorkflowExecutionInfo) execution {
 	e := execution{
 		WorkflowID: info.GetExecution().GetWorkflowId(), RunID: info.GetExecution().GetRunId(), Procedure: info.GetType().GetName(),
 		State: executionStates[info.GetStatus()], Started: info.GetStartTime().AsTime(), child: info.GetParentExecution() != nil,
+		first: info.GetFirstRunId(), taskQueue: info.GetTaskQueue(),
 	}
 	if end := info.GetCloseTime(); end != nil {
 		closed := end.AsTime()
@@ -197,17 +308,22 @@ func executionOf(info *workflowpb.WorkflowExecutionInfo) execution {
 	return e
 }
 
-// timestamp is what a verification's id ends with: ours or a schedule's.
+// timestamp is what the id of a routine procedure ends with: ours or a schedule's.
 var timestamp = regexp.MustCompile(`-[0-9]{4}-?[0-9]{2}-?[0-9]{2}T[0-9:.]+Z$`)
 
-// meshOfID is the mesh in an id that this program or a schedule gave.
+// meshOfID is the mesh in an id that this program or a schedule gave; empty
+// where the id alone does not tell, since names may have dashes.
 func meshOfID(id string) string {
 	id, _, _ = strings.Cut(id, "/")
-	if mesh, ok := strings.CutPrefix(id, "setup-"); ok {
-		return mesh
+	for _, prefix := range []string{"setup-", "adopt-"} {
+		if mesh, ok := strings.CutPrefix(id, prefix); ok {
+			return mesh
+		}
 	}
-	if mesh, ok := strings.CutPrefix(id, "verify-"); ok {
-		return timestamp.ReplaceAllString(mesh, "")
+	for _, prefix := range []string{"verify-", "refresh-"} {
+		if mesh, ok := strings.CutPrefix(id, prefix); ok && timestamp.MatchString(mesh) {
+			return timestamp.ReplaceAllString(mesh, "")
+		}
 	}
 	return ""
 }
@@ -268,19 +384,52 @@ func (c *cli) printStatus(m meshStatus) {
 	if name == "" {
 		name = "(not known yet)"
 	}
-	c.say("Mesh %s", name)
-	table := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "  PROCEDURE\tWORKFLOW\tSTATE\tSTARTED\tTOOK")
+	p := c.paper()
+	p.print(c.out, 0, span{"Mesh " + name, bold})
+	rows := [][]span{{{"PROCEDURE", dim}, {"WORKFLOW", dim}, {"STATE", dim}, {"STARTED", dim}, {"TOOK", dim}}}
 	for _, e := range m.Procedures {
 		took := time.Since(e.Started)
 		if e.Ended != nil {
 			took = e.Ended.Sub(e.Started)
 		}
-		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\n", e.Procedure, e.WorkflowID, e.State, e.Started.UTC().Format("2006-01-02 15:04:05Z"), elapsed(took))
+		rows = append(rows, []span{{e.Procedure, plain}, {tidy(e.WorkflowID), plain}, e.standing(),
+			{e.Started.UTC().Format("2006-01-02 15:04:05Z"), plain}, {elapsed(took), plain}})
 	}
-	_ = table.Flush() // as for any print
-	c.say("  Last verification: %s", m.LastVerification.line(time.Now()))
-	c.say("  Next verification: %s\n", m.Schedule.line(time.Now()))
+	p.table(c.out, 2, rows)
+	for _, e := range m.Procedures {
+		if !e.Person && e.Paused == "" && len(e.Parked) == 0 {
+			continue
+		}
+		p.print(c.out, 2, span{tidy(e.WorkflowID) + " " + e.standing().text + ":", yellow})
+		if e.Paused != "" {
+			p.print(c.out, 4, span{"paused: " + tidy(e.Paused), plain})
+		}
+		p.parked(c.out, e.Parked)
+		for _, command := range c.remedies(m.Mesh, e.Paused, e.Parked) {
+			c.say("    %s", command)
+		}
+	}
+	p.print(c.out, 2, span{"Last verification: " + m.LastVerification.line(time.Now()), plain})
+	p.print(c.out, 2, span{"Next verification: " + m.Schedule.line(time.Now()), plain})
+	c.say("")
+}
+
+// standing is the state of a run in a few words.
+func (e execution) standing() span {
+	switch {
+	case e.Ended != nil && e.State == "completed":
+		return span{e.State, green}
+	case e.Ended != nil:
+		return span{e.State, red}
+	case e.Person:
+		return span{"waits for you", yellow}
+	case e.Paused != "":
+		return span{"paused", yellow}
+	case len(e.Parked) > 0:
+		return span{fmt.Sprintf("%s, %d parked", e.State, len(e.Parked)), yellow}
+	default:
+		return span{e.State, cyan}
+	}
 }
 
 func (v *verdict) line(now time.Time) string {

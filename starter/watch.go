@@ -29,11 +29,16 @@ const (
 
 func (c *cli) watchCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "watch [workflow-id | mesh]",
+		Use:   "watch [WORKFLOW | MESH]",
 		Short: "Follow a procedure to its end",
 		Long: `Follow a procedure, by default the latest, and show its result. Ctrl-C stops the
-watching alone: the procedure goes on.`,
-		Args: cobra.MaximumNArgs(1),
+watching alone: the procedure goes on. A procedure that waits for a person is
+followed on.`,
+		Example: `  relaypki watch
+  relaypki watch demo
+  relaypki watch setup-demo`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.completeMeshOrWorkflow,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			t, err := c.connect(ctx)
@@ -49,7 +54,9 @@ watching alone: the procedure goes on.`,
 			if err != nil {
 				return t.failed(err, "find the procedure")
 			}
-			return c.follower(t, id).follow(ctx)
+			f := c.follower(t, id)
+			f.stays = true
+			return f.follow(ctx)
 		},
 	}
 }
@@ -71,12 +78,12 @@ func (c *cli) find(ctx context.Context, t *server, what string) (string, error) 
 	var procedures []execution
 	if what == "" || meshName.MatchString(what) {
 		var err error
-		if procedures, err = t.procedures(ctx, what); err != nil {
+		if procedures, err = t.procedures(ctx, what, ""); err != nil {
 			return "", err
 		}
 	}
 	for _, p := range procedures {
-		if p.State == "running" && !p.child {
+		if p.Ended == nil && !p.child {
 			return p.WorkflowID, nil
 		}
 	}
@@ -97,6 +104,8 @@ type follower struct {
 	server    *server
 	id, runID string
 	again     string
+	// stays: it goes on while the procedure waits for a person.
+	stays     bool
 	display   display
 	taskQueue string
 	view      view
@@ -133,6 +142,10 @@ func (f *follower) follow(ctx context.Context) error {
 	for {
 		f.look(ctx)
 		f.display.show(f.view)
+		if f.view.Progress.Person && !f.view.Progress.Ended && !f.stays {
+			f.display.end()
+			return f.cli.waiting(f)
+		}
 		if time.Since(f.lastAnswer) > patience {
 			f.display.end()
 			return f.server.unreachable(fmt.Errorf("no answer for %s; the procedure is not affected", patience))

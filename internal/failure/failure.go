@@ -38,6 +38,10 @@ const (
 	NotReady Kind = "NotReady"
 	// Unhealthy: a verification found something failing.
 	Unhealthy Kind = "Unhealthy"
+	// Incomplete: all that was worked on is done, and something was left out by a person.
+	Incomplete Kind = "Incomplete"
+	// Aborted: a person ended the run.
+	Aborted Kind = "Aborted"
 )
 
 // Permanent is an error that trying again does not cure: somebody must act.

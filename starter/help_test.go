@@ -1,0 +1,119 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// commands are all commands that somebody can run, by their paths.
+func commands(root *cobra.Command) []*cobra.Command {
+	var all []*cobra.Command
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "help" && !cmd.Hidden {
+			all = append(append(all, cmd), commands(cmd)...)
+		}
+	}
+	return all
+}
+
+// Every command has examples, and every example is one that the command takes:
+// known flags, the right number of arguments.
+func TestExamples(t *testing.T) {
+	root := (&cli{}).rootCommand()
+	for _, cmd := range append(commands(root), root) {
+		t.Run(cmd.CommandPath(), func(t *testing.T) {
+			used := false
+			for _, line := range strings.Split(cmd.Example, "\n") {
+				line = strings.TrimSpace(line)
+				if line == "" || strings.HasPrefix(line, "#") {
+					continue
+				}
+				words := wordsOf(t, line)
+				if err := takes(words); err != nil {
+					t.Errorf("%s: %v", line, err)
+				}
+				used = used || strings.HasPrefix("relaypki "+strings.Join(words, " "), cmd.CommandPath())
+			}
+			if !used {
+				t.Errorf("no example uses it:\n%s", cmd.Example)
+			}
+		})
+	}
+}
+
+// wordsOf reads an example as a shell does, up to a pipe or redirection.
+func wordsOf(t *testing.T, line string) []string {
+	t.Helper()
+	line = strings.TrimSuffix(strings.TrimPrefix(line, "source <("), ")")
+	for _, end := range []string{" | ", " > "} {
+		line, _, _ = strings.Cut(line, end)
+	}
+	out, err := exec.Command("bash", "-c", `relaypki() { printf '%s\0' "$@"; }; `+line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	words := strings.Split(string(out), "\x00")
+	return words[:len(words)-1]
+}
+
+// takes parses the words as the command would, without running it.
+func takes(words []string) error {
+	cmd, rest, err := (&cli{}).rootCommand().Find(words)
+	if err != nil {
+		return err
+	}
+	if err := cmd.ParseFlags(rest); err != nil {
+		return err
+	}
+	if err := cmd.ValidateArgs(cmd.Flags().Args()); err != nil {
+		return err
+	}
+	return cmd.ValidateRequiredFlags()
+}
+
+// The test above can fail.
+func TestStaleExamplesAreFound(t *testing.T) {
+	for _, stale := range []string{"retyr demo", "retry", "retry demo --force", "pause demo now", "setup mesh.yaml"} {
+		if err := takes(strings.Fields(stale)); err == nil {
+			t.Errorf("%q is taken", stale)
+		}
+	}
+}
+
+// The README's table and the help name the same commands and exit codes.
+func TestHelp(t *testing.T) {
+	var out bytes.Buffer
+	if code := run(context.Background(), []string{"--help"}, &out, &out); code != 0 {
+		t.Fatal(code)
+	}
+	for _, want := range []string{"Steering what runs:", "set-parallelism", "completion", "5  the procedure runs, and waits for you", "NO_COLOR"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("lacks %q:\n%s", want, out.String())
+		}
+	}
+}
+
+// Whatever is proposed to a shell, Temporal being away is silent, and quick.
+func TestCompletionWithoutTemporal(t *testing.T) {
+	t.Setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+	for _, words := range []string{"status ", "watch ", "verify ", "retry ", "retry demo ", "skip demo cluster1 ", "pause demo --workflow ", "abort "} {
+		var out, errOut bytes.Buffer
+		args := append([]string{"__complete"}, strings.Split(words, " ")...)
+		code := run(context.Background(), args, &out, &errOut)
+		if code != 0 || out.String() != ":4\n" {
+			t.Errorf("%q: exit code %d, proposed %q", words, code, out.String())
+		}
+	}
+	for words, want := range map[string]string{"status -o ": "text\njson\n:4\n", "ret": "retry\tTry clusters again that are parked\n:4\n", "setup -f ": "yaml\nyml\njson\n:8\n"} {
+		var out, errOut bytes.Buffer
+		run(context.Background(), append([]string{"__complete"}, strings.Split(words, " ")...), &out, &errOut)
+		if out.String() != want {
+			t.Errorf("%q: proposed %q, want %q", words, out.String(), want)
+		}
+	}
+}
