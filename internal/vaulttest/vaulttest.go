@@ -17,6 +17,8 @@ import (
 
 // Server is a Vault in memory, served over TLS on 127.0.0.1.
 type Server struct {
+	// Program is the vault program that it runs, which is the command line too.
+	Program string
 	Address string
 	CAFile  string
 	// Root uses the root token.
@@ -51,7 +53,7 @@ func Start(t testing.TB) *Server {
 			<-ended
 		}
 	})
-	server := &Server{Address: "https://" + address, CAFile: filepath.Join(dir, "vault-ca.pem")}
+	server := &Server{Program: program, Address: "https://" + address, CAFile: filepath.Join(dir, "vault-ca.pem")}
 	server.Root = server.await(t, rootToken, ended, &log)
 	return server
 }
