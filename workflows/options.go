@@ -52,8 +52,7 @@ func budget(attempt, total time.Duration) workflow.ActivityOptions {
 	}
 }
 
-// clustersAtOnce bounds the child workflows that run together: more of them
-// would only queue in Vault and in the worker.
+// clustersAtOnce bounds how many clusters a verification looks at together.
 const clustersAtOnce = 10
 
 // on returns the options with the task queue of the worker that reaches the

@@ -54,24 +54,43 @@ func (c complaints) err(ctx workflow.Context) error {
 
 // checkEverything asks the management cluster, the workload clusters of the
 // spec and Vault whether they are fit for a setup, all at once, and reports
-// every problem; nothing has been changed by then.
-func checkEverything(ctx workflow.Context, spec mesh.Spec, queues map[string]string) (procedure.Outcome, error) {
+// every problem; nothing has been changed by then. A workload cluster that does
+// not answer is told to away; if that is nil, it is a problem like the others.
+func checkEverything(ctx workflow.Context, spec mesh.Spec, queues map[string]string, away func(cluster, why string)) (procedure.Outcome, error) {
 	var problems complaints
 	wg := workflow.NewWaitGroup(ctx)
 	var versions []string
-	check := func(spec mesh.Spec, context, queue string, management bool) {
+	gone := 0
+	check := func(in cluster.CheckClustersInput, queue, who string) {
 		wg.Add(1)
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			defer wg.Done()
-			out, err := call[cluster.CheckClusterResult](ctx, summarized(on(queue, looking), "Check cluster "+context), kubernetes.CheckCluster,
-				cluster.CheckClusterInput{Spec: spec, Context: context, Management: management})
-			versions = append(versions, out.Version)
-			problems.blame(context, out.Problems, err)
+			out, err := call[cluster.CheckClustersResult](ctx, summarized(on(queue, looking), "Check "+who), kubernetes.CheckClusters, in)
+			if err != nil {
+				problems.blame(who, nil, err)
+			}
+			for _, one := range out.Clusters {
+				switch {
+				case one.Unreachable != "" && one.Workload != "" && away != nil:
+					gone++
+					away(one.Workload, one.Unreachable)
+					continue
+				case one.Unreachable != "":
+					one.Problems = append(one.Problems, one.Unreachable)
+				default:
+					versions = append(versions, one.Version)
+				}
+				problems.blame(one.Context, one.Problems, nil)
+			}
 		})
 	}
-	check(spec.Only(""), spec.Management.Context, "", true)
+	check(cluster.CheckClustersInput{Spec: spec.Only(""), Management: true}, "", "cluster "+spec.Management.Context)
+	for _, b := range batches(spec, queues) {
+		only := spec
+		only.Workloads = b.workloads
+		check(cluster.CheckClustersInput{Spec: only}, b.queue, someOf(b.workloads))
+	}
 	for _, w := range spec.Workloads {
-		check(spec.Only(w.Name), w.Context, queues[w.Context], false)
 		problems.blame(w.Context, spec.PrivateProblems(queues[w.Context]), nil)
 	}
 	vaultVersion := "to be installed"
@@ -88,7 +107,44 @@ func checkEverything(ctx workflow.Context, spec mesh.Spec, queues map[string]str
 	if err := problems.err(ctx); err != nil {
 		return procedure.Outcome{}, err
 	}
-	return procedure.Outcome{Detail: fmt.Sprintf("%d clusters, Kubernetes %s, Vault %s", len(versions), versionRange(versions), vaultVersion)}, nil
+	detail := fmt.Sprintf("%d clusters, Kubernetes %s, Vault %s", len(versions), versionRange(versions), vaultVersion)
+	if gone > 0 {
+		detail += fmt.Sprintf("; %d more do not answer", gone)
+	}
+	return procedure.Outcome{Detail: detail}, nil
+}
+
+// batch is some workloads that one worker looks at in one activity.
+type batch struct {
+	queue     string
+	workloads []mesh.Workload
+}
+
+// batchSize bounds what one activity looks at: it is to be over in seconds.
+const batchSize = 25
+
+// batches are all workloads, in the spec's order, by the worker that reaches them.
+func batches(spec mesh.Spec, queues map[string]string) []batch {
+	var out []batch
+	open := map[string]int{} // by queue, the batch that has room
+	for _, w := range spec.Workloads {
+		queue := queues[w.Context]
+		at, ok := open[queue]
+		if !ok || len(out[at].workloads) == batchSize {
+			at = len(out)
+			out, open[queue] = append(out, batch{queue: queue}), at
+		}
+		out[at].workloads = append(out[at].workloads, w)
+	}
+	return out
+}
+
+// someOf names a few clusters.
+func someOf(workloads []mesh.Workload) string {
+	if len(workloads) == 1 {
+		return "cluster " + workloads[0].Context
+	}
+	return fmt.Sprintf("%d clusters, %s to %s", len(workloads), workloads[0].Context, workloads[len(workloads)-1].Context)
 }
 
 // versionRange is the one version of all clusters, or the lowest and highest.

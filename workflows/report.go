@@ -125,11 +125,15 @@ func markdown(p procedure.Progress) string {
 		b.WriteString(fmt.Sprintf("**%s** of mesh `%s`: %s\n\n", p.Procedure, p.Mesh, p.Phase))
 	}
 	if len(p.Clusters) > 0 {
+		shown, hidden := urgent(p.Clusters, mostRows)
 		b.WriteString("| cluster | state | detail |\n|---|---|---|\n")
-		for _, c := range p.Clusters {
+		for _, c := range shown {
 			b.WriteString(fmt.Sprintf("| %s | %s %s | %s |\n", c.Cluster, symbol(c.State), c.State, cell(c.Detail)))
 		}
 		b.WriteString("\n")
+		if hidden != "" {
+			b.WriteString("and " + hidden + "\n\n")
+		}
 	}
 	if len(p.Steps) > 0 {
 		b.WriteString("| step | state | detail |\n|---|---|---|\n")
@@ -140,6 +144,35 @@ func markdown(p procedure.Progress) string {
 	return b.String()
 }
 
+// mostRows is how many clusters the table in the UI shows.
+const mostRows = 60
+
+// urgent are the clusters to show if there is room for so many: all, or those
+// that somebody may want to look at, with a count of the others.
+func urgent(clusters []procedure.ClusterProgress, room int) (shown []procedure.ClusterProgress, hidden string) {
+	if len(clusters) <= room {
+		return clusters, ""
+	}
+	order := []procedure.State{procedure.Parked, procedure.Failed, procedure.Running, procedure.Skipped, procedure.Pending, procedure.Done, procedure.UpToDate}
+	var counts []string
+	for _, state := range order {
+		left := 0
+		for _, c := range clusters {
+			switch {
+			case c.State != state:
+			case len(shown) < room:
+				shown = append(shown, c)
+			default:
+				left++
+			}
+		}
+		if left > 0 {
+			counts = append(counts, fmt.Sprintf("%d more %s", left, state))
+		}
+	}
+	return shown, strings.Join(counts, ", ")
+}
+
 func symbol(s procedure.State) string {
 	switch s {
 	case procedure.Pending:
@@ -148,6 +181,10 @@ func symbol(s procedure.State) string {
 		return "▶"
 	case procedure.Failed:
 		return "✗"
+	case procedure.Parked:
+		return "⏸"
+	case procedure.Skipped:
+		return "–"
 	default:
 		return "✓"
 	}

@@ -33,7 +33,7 @@ type ClusterInput struct {
 // Vault, its certificate, its trust, its registration and its agent.
 func SetupCluster(ctx workflow.Context, in ClusterInput) (procedure.ClusterResult, error) {
 	in.Spec = in.Spec.WithDefaults() // a parent of an earlier release knows fewer fields
-	c := &clusterSetup{ClusterInput: in, result: procedure.ClusterResult{Cluster: in.Cluster}}
+	c := &clusterSetup{ClusterInput: in, result: procedure.ClusterResult{Cluster: in.Cluster, Workflow: workflow.GetInfo(ctx).WorkflowExecution.ID}}
 	var err error
 	if c.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.SetupCluster, Mesh: in.Spec.Mesh, Cluster: in.Cluster}); err != nil {
 		return c.result, err
@@ -45,7 +45,6 @@ func SetupCluster(ctx workflow.Context, in ClusterInput) (procedure.ClusterResul
 	}
 	c.report.attributes = in.Attributes
 	err = c.run(ctx)
-	c.result.Steps = c.report.Steps
 	return c.result, c.report.finish(ctx, err)
 }
 
@@ -130,6 +129,7 @@ func (c *clusterSetup) apply(ctx workflow.Context) error {
 }
 
 func (c *clusterSetup) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error) {
+	ctx = workflow.WithValue(ctx, retryForKey{}, c.Spec.Rollout.RetryFor.Duration)
 	outcome, changed, err := takeStep(ctx, c.report, c.Mode, name, summary, run)
 	c.result.Changed = c.result.Changed || changed
 	return outcome, err

@@ -1,12 +1,11 @@
 package workflows
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
-	"strings"
 	"time"
 
-	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/cluster"
@@ -16,6 +15,7 @@ import (
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rollout"
 	"github.com/relaypki/relaypki/internal/strict"
 )
 
@@ -27,34 +27,70 @@ const generation = 1
 // cluster, the agents' trust, the management server and the agents, and the
 // proof that the relay works. It can be started again at any time: what is as
 // described is left alone.
-func SetupMesh(ctx workflow.Context, in procedure.SetupInput) (procedure.SetupResult, error) {
+//
+// A workload cluster that fails is parked, and people steer the run by updates
+// (see fleet). Nobody types long: it is what a run hands to its continuation
+// when its history has grown long.
+func SetupMesh(ctx workflow.Context, in procedure.SetupInput, long *longSetup) (procedure.SetupResult, error) {
 	spec := in.Spec.WithDefaults()
-	r := &setup{spec: spec, result: procedure.SetupResult{Mesh: spec.Mesh}}
+	ctx, abort := workflow.WithCancel(ctx)
+	r := &setup{input: in, spec: spec, result: procedure.SetupResult{Mesh: spec.Mesh, Plan: in.Plan}}
+	progress := procedure.Progress{Procedure: procedure.SetupMesh, Mesh: spec.Mesh, Phase: "preflight", Clusters: pending(ctx, spec)}
+	if long != nil && workflow.GetInfo(ctx).ContinuedExecutionRunID != "" {
+		r.longSetup, r.resumed, progress = *long, true, long.Progress
+	}
 	var err error
-	if r.report, err = newReport(ctx, procedure.Progress{
-		Procedure: procedure.SetupMesh, Mesh: spec.Mesh, Phase: "preflight", Clusters: pending(ctx, spec),
-	}); err != nil {
+	if r.report, err = newReport(ctx, progress); err != nil {
+		return r.result, err
+	}
+	r.report.attributes = r.Attributes
+	r.fleet = newFleet(r.report, spec.Rollout, abort)
+	if err := r.fleet.steer(ctx); err != nil {
 		return r.result, err
 	}
 	if err := invalid(append(in.Problems, spec.Validate()...)); err != nil {
 		return r.result, r.report.finish(ctx, err)
 	}
 	err = r.run(ctx)
-	r.result.Steps = r.report.Steps
-	return r.result, r.report.finish(ctx, err)
+	if errors.Is(err, errLong) {
+		return r.result, workflow.NewContinueAsNewError(ctx, procedure.SetupMesh, r.input, r.handOver())
+	}
+	r.result.Steps, r.result.Clusters = r.report.Steps, r.Results
+	return r.result, r.report.finish(ctx, r.fleet.outcome(err))
 }
 
 // setup is one run of SetupMesh.
 type setup struct {
-	spec   mesh.Spec
-	report *report
-	mode   procedure.Mode
-	result procedure.SetupResult
-	// queues are the task queues of clusters in private networks, by context.
-	queues map[string]string
+	longSetup
+	// resumed: an earlier run of this setup came as far as the workload clusters.
+	resumed bool
+	input   procedure.SetupInput
+	spec    mesh.Spec
+	report  *report
+	fleet   *fleet
+	mode    procedure.Mode
+	result  procedure.SetupResult
+}
 
-	root, relay vault.CAResult
-	address     string
+// longSetup is what a setup that is continued as new goes on from.
+type longSetup struct {
+	Progress   procedure.Progress `json:"progress"`
+	Attributes bool               `json:"attributes"`
+	// Queues are the task queues of clusters in private networks, by context.
+	Queues  map[string]string         `json:"queues,omitempty"`
+	Root    vault.CAResult            `json:"root"`
+	Relay   vault.CAResult            `json:"relay"`
+	Address string                    `json:"address"`
+	Server  procedure.Leaf            `json:"server"`
+	Changed bool                      `json:"changed"`
+	Results []procedure.ClusterResult `json:"results,omitempty"`
+}
+
+func (r *setup) handOver() longSetup {
+	next := r.longSetup
+	next.Progress, next.Attributes = r.report.Progress, r.report.attributes
+	next.Server, next.Changed = r.result.Server, r.result.Changed
+	return next
 }
 
 // errWouldChange ends a look around: something is not as described.
@@ -63,6 +99,11 @@ var errWouldChange = failure.Permanent(wouldChange, "something is not as describ
 const wouldChange failure.Kind = "WouldChange"
 
 func (r *setup) run(ctx workflow.Context) error {
+	if r.resumed {
+		r.mode = procedure.Apply
+		r.result.Root, r.result.Relay, r.result.Server, r.result.Changed = r.Root.Authority, r.Relay.Authority, r.Server, r.Changed
+		return release(ctx, r.lock(ctx), r.finish(ctx))
+	}
 	if err := r.preflight(ctx); err != nil {
 		return err
 	}
@@ -70,8 +111,11 @@ func (r *setup) run(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.input.Plan {
+		return r.apply(ctx, procedure.Plan)
+	}
 	// With the defaults of today: an older release recorded fewer fields.
-	if record.Complete && reflect.DeepEqual(record.Spec.WithDefaults().Normal(), r.spec.Normal()) {
+	if record.Complete && reflect.DeepEqual(record.Spec.WithDefaults().Normal(), r.spec.Normal()) && len(r.fleet.in(procedure.Parked)) == 0 {
 		// This very setup has been done. Look around without the lock first: if
 		// all is as described, nothing at all is written.
 		err := r.apply(ctx, procedure.Observe)
@@ -92,17 +136,31 @@ func (r *setup) run(ctx workflow.Context) error {
 		if err := r.apply(ctx, procedure.Apply); err != nil {
 			return err
 		}
-		if err := r.prove(ctx, settleWithin); err != nil {
-			return err
-		}
-		_, err := r.step(ctx, "record the mesh", "Record that the mesh is complete", func(ctx workflow.Context) (procedure.Outcome, error) {
-			return call[procedure.Outcome](ctx, acting, kubernetes.RecordMesh, cluster.RecordMeshInput{Spec: r.spec, Complete: true, Mode: procedure.Apply})
-		})
-		return err
+		return r.finish(ctx)
 	})
 }
 
-// preflight asks everything outside whether it is fit for the setup.
+// finish is what comes after the management cluster, in a run that may be
+// continued as new in the midst of it.
+func (r *setup) finish(ctx workflow.Context) error {
+	if err := r.workloadClusters(ctx); err != nil {
+		return err
+	}
+	if err := r.prove(ctx, settleWithin); err != nil {
+		return err
+	}
+	if len(r.fleet.in(procedure.Skipped)) > 0 {
+		return nil // and so the mesh is not complete
+	}
+	_, err := r.step(ctx, "record the mesh", "Record that the mesh is complete", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, kubernetes.RecordMesh, cluster.RecordMeshInput{Spec: r.spec, Complete: true, Mode: procedure.Apply})
+	})
+	return err
+}
+
+// preflight asks everything outside whether it is fit for the setup. A workload
+// cluster that does not answer is parked from the start; the others need not
+// wait for it.
 func (r *setup) preflight(ctx workflow.Context) error {
 	step := r.report.begin(ctx, "preflight")
 	outcome, err := r.checkEverything(ctx)
@@ -112,10 +170,10 @@ func (r *setup) preflight(ctx workflow.Context) error {
 
 func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error) {
 	var err error
-	if r.queues, err = r.report.describe(ctx); err != nil {
+	if r.Queues, err = r.report.describe(ctx); err != nil {
 		return procedure.Outcome{}, err
 	}
-	return checkEverything(ctx, r.spec, r.queues)
+	return checkEverything(ctx, r.spec, r.Queues, func(cluster, why string) { r.fleet.park(ctx, cluster, why) })
 }
 
 // readRecord reads what is stored of this mesh and refuses a spec that lacks a
@@ -151,39 +209,39 @@ func (r *setup) locked(ctx workflow.Context, change func() error) error {
 	}); err != nil {
 		return err
 	}
-	lock := cluster.LockInput{
-		Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
-		Lease: "relaypki-" + r.spec.Mesh + "-ca", Holder: holder(ctx),
-	}
 	if _, err := r.step(ctx, "lock", "Take the lock on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)
+		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, r.lock(ctx))
 	}); err != nil {
 		return err
 	}
-	err := change()
-	return release(ctx, lock, err)
+	return release(ctx, r.lock(ctx), change())
 }
 
-// apply goes through the whole procedure: first what is done in Vault and the
-// management cluster, then every workload cluster in a workflow of its own.
+// lock is the lock on the mesh's CAs.
+func (r *setup) lock(ctx workflow.Context) cluster.LockInput {
+	return cluster.LockInput{
+		Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
+		Lease: "relaypki-" + r.spec.Mesh + "-ca", Holder: holder(ctx),
+	}
+}
+
+// apply does, or looks at, all that comes before the workload clusters; a look
+// goes on with those, each as far as it can be seen.
 func (r *setup) apply(ctx workflow.Context, mode procedure.Mode) error {
 	r.mode = mode
-	for _, phase := range []struct {
-		name string
-		run  func(workflow.Context) error
-	}{
-		{"certificate authorities", r.certificateAuthorities},
-		{"management cluster", r.managementCluster},
-		{"workload clusters", r.workloadClusters},
-	} {
-		if err := r.report.phase(ctx, phase.name); err != nil {
-			return err
-		}
-		if err := phase.run(ctx); err != nil {
-			return err
-		}
+	if err := r.report.phase(ctx, "certificate authorities"); err != nil {
+		return err
 	}
-	return nil
+	if err := r.certificateAuthorities(ctx); err != nil {
+		return err
+	}
+	if err := r.report.phase(ctx, "management cluster"); err != nil {
+		return err
+	}
+	if err := r.managementCluster(ctx); err != nil || mode == procedure.Apply {
+		return err
+	}
+	return r.lookAround(ctx)
 }
 
 // certificateAuthorities makes the root and the intermediate in Vault, while
@@ -255,20 +313,20 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 	}
 	if _, err := r.step(ctx, "root CA", "Find or generate the root CA", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var err error
-		r.root, err = call[vault.CAResult](ctx, acting, vaults.GenerateRoot,
+		r.Root, err = call[vault.CAResult](ctx, acting, vaults.GenerateRoot,
 			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: r.spec.PKI.Root, Mode: r.mode})
-		return r.root.Outcome, err
+		return r.Root.Outcome, err
 	}); err != nil {
 		return err
 	}
-	r.result.Root = r.root.Authority
+	r.result.Root = r.Root.Authority
 	if _, err := r.step(ctx, "intermediate CA", "Find or make the intermediate CA", r.intermediate); err != nil {
 		return err
 	}
-	r.result.Relay = r.relay.Authority
+	r.result.Relay = r.Relay.Authority
 	_, err := r.step(ctx, "roles", "Write the roles of the relay mount", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, vaults.ConfigureRoles,
-			vault.ConfigureRolesInput{Spec: r.spec.Only(""), IssuerID: r.relay.Authority.IssuerID, Mode: r.mode})
+			vault.ConfigureRolesInput{Spec: r.spec.Only(""), IssuerID: r.Relay.Authority.IssuerID, Mode: r.mode})
 	})
 	return err
 }
@@ -278,7 +336,7 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	in := vault.IntermediateInput{
 		Vault: r.spec.Vault.Name, RootMount: r.spec.Vault.RootMount, RelayMount: r.spec.Vault.RelayMount,
-		RootIssuerID: r.root.Authority.IssuerID, RootPEM: r.root.CertificatePEM,
+		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
 		Generation: generation, CA: r.spec.PKI.Intermediate, Mode: r.mode,
 	}
 	var total procedure.Outcome
@@ -288,7 +346,7 @@ func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	}
 	total.Add(csr.Outcome)
 	if !csr.Present {
-		if r.mode == procedure.Observe {
+		if r.mode != procedure.Apply {
 			return total, errWouldChange
 		}
 		in.CSRPEM = csr.CSRPEM
@@ -299,11 +357,11 @@ func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 		total.Add(signed.Outcome)
 		in.ChainPEM = signed.ChainPEM
 	}
-	if r.relay, err = call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in); err != nil {
+	if r.Relay, err = call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in); err != nil {
 		return total, err
 	}
-	total.Add(r.relay.Outcome)
-	total.Detail = r.relay.Detail
+	total.Add(r.Relay.Outcome)
+	total.Detail = r.Relay.Detail
 	return total, nil
 }
 
@@ -312,7 +370,7 @@ func (r *setup) managementCluster(ctx workflow.Context) error {
 	issuing := issuing{
 		spec: r.spec.Only(""), context: r.spec.Management.Context,
 		certificate: r.spec.Certificates.Server,
-		issuerID:    r.relay.Authority.IssuerID, rootPEM: r.root.CertificatePEM, intermediatePEM: r.relay.CertificatePEM, mode: r.mode,
+		issuerID:    r.Relay.Authority.IssuerID, rootPEM: r.Root.CertificatePEM, intermediatePEM: r.Relay.CertificatePEM, mode: r.mode,
 	}
 	leaf, err := issuing.run(ctx, r.step)
 	if err != nil {
@@ -338,82 +396,95 @@ func (r *setup) managementCluster(ctx workflow.Context) error {
 	}
 	_, err = r.step(ctx, "relay address", "Wait for the management server's address", func(ctx workflow.Context) (procedure.Outcome, error) {
 		out, err := call[cluster.RelayAddressResult](ctx, waiting, kubernetes.AwaitRelayAddress, cluster.RelayAddressInput{Spec: r.spec.Only("")})
-		r.address = out.Address
+		r.Address = out.Address
 		return procedure.Outcome{Detail: out.Address}, err
 	})
 	return err
 }
 
-// workloadClusters sets up every workload in a child workflow of its own, some
-// at a time. One that fails does not stop the others.
+// workloadClusters sets up every workload in a child workflow of its own, as
+// the spec's rollout says. One that fails is parked, and the others go on.
 func (r *setup) workloadClusters(ctx workflow.Context) error {
-	places := workflow.NewSemaphore(ctx, clustersAtOnce)
+	if err := r.report.phase(ctx, "workload clusters"); err != nil {
+		return err
+	}
+	return r.fleet.run(ctx, func(ctx workflow.Context, name string) (procedure.State, string, error) {
+		out, err := r.workloadCluster(ctx, name)
+		if err != nil {
+			return procedure.Failed, "", err
+		}
+		r.Results = append(r.Results, out)
+		r.result.Changed = r.result.Changed || out.Changed
+		return settled(out), expiry(out.Leaf), nil
+	})
+}
+
+// lookAround has every workload looked at, some at a time. Whether one has
+// drifted or cannot be looked at, the answer is the same: it is to be worked on.
+func (r *setup) lookAround(ctx workflow.Context) error {
+	if err := r.report.phase(ctx, "workload clusters"); err != nil {
+		return err
+	}
+	places := workflow.NewSemaphore(ctx, int64(r.spec.Rollout.Parallelism))
 	wg := workflow.NewWaitGroup(ctx)
 	results := make([]procedure.ClusterResult, len(r.spec.Workloads))
-	errs := make([]error, len(r.spec.Workloads))
+	differs := false
 	for i, w := range r.spec.Workloads {
+		if r.fleet.status[w.Name] == rollout.Parked {
+			continue // it cannot be reached, as the preflight has found
+		}
 		wg.Add(1)
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			defer wg.Done()
-			if errs[i] = places.Acquire(ctx, 1); errs[i] != nil {
+			if places.Acquire(ctx, 1) != nil {
 				return
 			}
 			defer places.Release(1)
-			results[i], errs[i] = r.workloadCluster(ctx, w)
+			r.report.cluster(ctx, w.Name, procedure.Running, "")
+			out, err := r.workloadCluster(ctx, w.Name)
+			if err != nil {
+				differs = true
+				r.report.cluster(ctx, w.Name, procedure.Failed, failure.Message(err))
+				return
+			}
+			results[i] = out
+			r.result.Changed = r.result.Changed || out.Changed
+			r.report.cluster(ctx, w.Name, settled(out), expiry(out.Leaf))
 		})
 	}
 	wg.Wait(ctx)
-	r.result.Clusters = results
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var failed []string
-	var first error
-	for i, err := range errs {
-		switch {
-		case err != nil:
-			// In a look around, one cluster's failure must not keep the others
-			// from being put right.
-			if first == nil || failure.KindOf(err) == wouldChange {
-				first = err
-			}
-			failed = append(failed, r.spec.Workloads[i].Name+": "+failure.Message(err))
-		case results[i].Changed:
-			r.result.Changed = true
-		}
+	r.Results = results
+	if differs && r.mode == procedure.Observe {
+		r.Results = nil
+		return errWouldChange
 	}
-	switch {
-	case first == nil:
-		return nil
-	case temporal.IsCanceledError(first) || failure.KindOf(first) == wouldChange:
-		return first
-	default:
-		return failure.Permanent(failure.KindOf(first), "%d of %d clusters are not set up; put this right and start again with the same input, the others are left alone:\n- %s",
-			len(failed), len(errs), strings.Join(failed, "\n- "))
-	}
+	return nil
 }
 
-func (r *setup) workloadCluster(ctx workflow.Context, w mesh.Workload) (procedure.ClusterResult, error) {
-	r.report.cluster(ctx, w.Name, procedure.Running, "")
+func (r *setup) workloadCluster(ctx workflow.Context, name string) (procedure.ClusterResult, error) {
+	w, _ := r.spec.Workload(name)
 	var out procedure.ClusterResult
 	err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-		WorkflowID:          childID(ctx, w.Name),
-		StaticSummary:       "Set up cluster " + w.Name,
+		WorkflowID:          childID(ctx, name),
+		StaticSummary:       "Set up cluster " + name,
 		WaitForCancellation: true,
 	}), SetupCluster, ClusterInput{
-		Spec: r.spec.Only(w.Name), Cluster: w.Name, TaskQueue: r.queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
-		IssuerID: r.relay.Authority.IssuerID, RootPEM: r.root.CertificatePEM, IntermediatePEM: r.relay.CertificatePEM,
-		RelayAddress: r.address,
+		Spec: r.spec.Only(name), Cluster: name, TaskQueue: r.Queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
+		IssuerID: r.Relay.Authority.IssuerID, RootPEM: r.Root.CertificatePEM, IntermediatePEM: r.Relay.CertificatePEM,
+		RelayAddress: r.Address,
 	}).Get(ctx, &out)
-	switch {
-	case err != nil:
-		r.report.cluster(ctx, w.Name, procedure.Failed, failure.Message(err))
-	case out.Changed:
-		r.report.cluster(ctx, w.Name, procedure.Done, expiry(out.Leaf))
-	default:
-		r.report.cluster(ctx, w.Name, procedure.UpToDate, expiry(out.Leaf))
-	}
 	return out, err
+}
+
+// settled is the state of a cluster that is as it should be.
+func settled(out procedure.ClusterResult) procedure.State {
+	if out.Changed {
+		return procedure.Done
+	}
+	return procedure.UpToDate
 }
 
 // settleWithin is how long agents that have just been installed get to connect.
@@ -425,6 +496,13 @@ func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 		return err
 	}
 	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Settle: settle}
+	if left := r.fleet.in(procedure.Skipped); len(left) > 0 {
+		for _, c := range r.report.Clusters {
+			if c.State != procedure.Skipped {
+				in.Clusters = append(in.Clusters, c.Cluster)
+			}
+		}
+	}
 	if _, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var verified procedure.VerifyResult
 		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
@@ -433,7 +511,7 @@ func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 			WaitForCancellation: true,
 		}), VerifyMesh, in).Get(ctx, &verified)
 		r.result.Verification = &verified
-		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", len(verified.Findings))}, err
+		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", verified.Checks)}, err
 	}); err != nil {
 		return err
 	}
@@ -448,6 +526,9 @@ func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 // step runs one step, reports it, and notes whether it changed something. In a
 // look around a step that would change something ends it.
 func (r *setup) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error) {
+	if err := r.fleet.gate(ctx); err != nil {
+		return procedure.Outcome{}, err
+	}
 	outcome, changed, err := takeStep(ctx, r.report, r.mode, name, summary, run)
 	r.result.Changed = r.result.Changed || changed
 	return outcome, err

@@ -1,8 +1,10 @@
 package workflows
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"go.temporal.io/sdk/workflow"
 
@@ -36,13 +38,26 @@ func call[Out any](ctx workflow.Context, options workflow.ActivityOptions, activ
 	if options.Summary == "" {
 		options.Summary, _ = ctx.Value(summaryKey{}).(string)
 	}
+	if longest, ok := ctx.Value(retryForKey{}).(time.Duration); ok && longest > 0 {
+		options.ScheduleToCloseTimeout = longest
+		options.StartToCloseTimeout = min(options.StartToCloseTimeout, longest)
+	}
 	options.WaitForCancellation = true
-	ctx = workflow.WithActivityOptions(ctx, options)
 	var args []any
 	if in != nil {
 		args = []any{in}
 	}
-	err := workflow.ExecuteActivity(ctx, activity, args...).Get(ctx, &out)
+	var err error
+	if looks, _ := ctx.Value(looksKey{}).(bool); looks && options.TaskQueue == "" {
+		// What only looks is done on the spot, by the worker that has the workflow
+		// task: a mesh of hundreds is looked over in seconds, with one event a look.
+		err = workflow.ExecuteLocalActivity(workflow.WithLocalActivityOptions(ctx, workflow.LocalActivityOptions{
+			StartToCloseTimeout: options.StartToCloseTimeout, ScheduleToCloseTimeout: options.ScheduleToCloseTimeout,
+			RetryPolicy: options.RetryPolicy, Summary: options.Summary,
+		}), activity, args...).Get(ctx, &out)
+	} else {
+		err = workflow.ExecuteActivity(workflow.WithActivityOptions(ctx, options), activity, args...).Get(ctx, &out)
+	}
 	if err != nil && ctx.Err() != nil {
 		// However it ended, it was canceled: a worker that was not heard of
 		// meanwhile does not make a failure of it.
@@ -51,8 +66,13 @@ func call[Out any](ctx workflow.Context, options workflow.ActivityOptions, activ
 	return out, err
 }
 
-// summaryKey carries a step's summary to the activities that it calls.
-type summaryKey struct{}
+// summaryKey carries a step's summary to the activities that it calls, looksKey
+// that they only look, retryForKey how long they may take in all.
+type (
+	summaryKey  struct{}
+	looksKey    struct{}
+	retryForKey struct{}
+)
 
 func summarized(o workflow.ActivityOptions, summary string) workflow.ActivityOptions {
 	o.Summary = summary
@@ -65,8 +85,12 @@ type stepper func(ctx workflow.Context, name, summary string, run func(workflow.
 func takeStep(ctx workflow.Context, r *report, mode procedure.Mode, name, summary string,
 	run func(workflow.Context) (procedure.Outcome, error)) (outcome procedure.Outcome, changed bool, err error) {
 	step := r.begin(ctx, name)
-	outcome, err = run(workflow.WithValue(ctx, summaryKey{}, summary))
+	ctx = workflow.WithValue(workflow.WithValue(ctx, summaryKey{}, summary), looksKey{}, mode != procedure.Apply)
+	outcome, err = run(ctx)
 	r.end(ctx, step, outcome, err)
+	if mode == procedure.Plan {
+		r.Steps[step].Changes = outcome.Changes
+	}
 	changed = len(outcome.Changes) > 0
 	if err == nil && changed && mode == procedure.Observe {
 		return outcome, false, errWouldChange
@@ -84,6 +108,9 @@ func holder(ctx workflow.Context) string {
 // do so matters only if nothing worse has happened: the lock of a run that has
 // ended is taken over anyway.
 func release(ctx workflow.Context, lock cluster.LockInput, err error) error {
+	if errors.Is(err, errLong) {
+		return err // the run that goes on from here has the same holder
+	}
 	free, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
 	if _, releaseErr := call[struct{}](free, summarized(locking, "Give back the lock "+lock.Lease), kubernetes.ReleaseLock, lock); err == nil {
@@ -123,7 +150,7 @@ func certManagerIn(ctx workflow.Context, spec mesh.Spec, context, queue string, 
 		Version: spec.CertManager.Version, Values: values,
 		AcceptDeployment: "cert-manager", Never: spec.CertManager.Install == mesh.InstallNever, Mode: mode,
 	})
-	if err != nil || (mode == procedure.Observe && len(installed.Changes) > 0) {
+	if err != nil || (mode != procedure.Apply && len(installed.Changes) > 0) {
 		return installed, err
 	}
 	ready, err := call[procedure.Outcome](ctx, on(queue, waiting), certManagers.AwaitCertManager,

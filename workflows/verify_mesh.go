@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -79,7 +80,7 @@ func unhealthy(result procedure.VerifyResult) error {
 		}
 	}
 	return failure.PermanentWithDetails(failure.Unhealthy,
-		fmt.Sprintf("%d of %d checks fail:\n- %s", len(failing), len(result.Findings), strings.Join(failing, "\n- ")), result)
+		fmt.Sprintf("%d of %d checks fail:\n- %s", len(failing), result.Checks, strings.Join(failing, "\n- ")), result)
 }
 
 type verification struct {
@@ -105,10 +106,28 @@ func (v *verification) run(ctx workflow.Context) error {
 	if !record.Found {
 		return failure.Permanent(failure.InvalidInput, "there is no mesh %q in the management cluster; set it up first: relaypki setup -f mesh.yaml", v.in.Mesh)
 	}
-	spec := record.Spec.WithDefaults()
+	spec, err := only(record.Spec.WithDefaults(), v.in.Clusters)
+	if err != nil {
+		return err
+	}
 	v.report.Clusters = pendingChecks(spec)
 	v.findings(ctx, spec, facts.TaskQueues)
 	return ctx.Err()
+}
+
+// only is the spec with the named workloads; with all if none is named.
+func only(spec mesh.Spec, names []string) (mesh.Spec, error) {
+	if len(names) == 0 {
+		return spec, nil
+	}
+	var problems []strict.Problem
+	for i, name := range names {
+		if _, ok := spec.Workload(name); !ok {
+			problems = append(problems, strict.Problem{Path: fmt.Sprintf("clusters[%d]", i), Message: fmt.Sprintf("%q is no member of mesh %s", name, spec.Mesh)})
+		}
+	}
+	spec.Workloads = slices.DeleteFunc(slices.Clone(spec.Workloads), func(w mesh.Workload) bool { return !slices.Contains(names, w.Name) })
+	return spec, invalid(problems)
 }
 
 // findings has every cluster checked, some at a time, and sorts what was found.
@@ -149,7 +168,10 @@ func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, queues map
 	sort.SliceStable(v.result.Findings, func(i, j int) bool {
 		return rank(spec, v.result.Findings[i].Cluster) < rank(spec, v.result.Findings[j].Cluster)
 	})
-	v.result.Healthy = check.Healthy(v.result.Findings)
+	v.result.Healthy, v.result.Checks = check.Healthy(v.result.Findings), len(v.result.Findings)
+	if v.result.Checks > procedure.MostFindings {
+		v.result.Findings = slices.DeleteFunc(v.result.Findings, func(f check.Finding) bool { return f.Status == check.Pass })
+	}
 }
 
 func pendingChecks(spec mesh.Spec) []procedure.ClusterProgress {

@@ -19,17 +19,26 @@ type Activities struct {
 	running func(context.Context, holder) (bool, error)
 }
 
-// CheckClusterInput asks whether a cluster is fit for a setup.
-type CheckClusterInput struct {
-	Spec    mesh.Spec `json:"spec"`
-	Context string    `json:"context"`
-	// Management says that it is the management cluster.
-	Management bool `json:"management"`
+// CheckClustersInput asks whether the spec's workload clusters are fit for a
+// setup and, with Management, the management cluster.
+type CheckClustersInput struct {
+	Spec       mesh.Spec `json:"spec"`
+	Management bool      `json:"management,omitempty"`
+}
+
+// CheckClustersResult has one entry for each cluster, in the order asked for.
+type CheckClustersResult struct {
+	Clusters []CheckClusterResult `json:"clusters"`
 }
 
 // CheckClusterResult lists everything that is in the way; nothing was changed.
 type CheckClusterResult struct {
-	Version string `json:"version"`
+	Context string `json:"context"`
+	// Workload is the registered name; empty for the management cluster.
+	Workload string `json:"workload,omitempty"`
+	Version  string `json:"version,omitempty"`
+	// Unreachable says why the API server does not answer, if it does not.
+	Unreachable string `json:"unreachable,omitempty"`
 	// CertManager is the version found; empty if there is none.
 	CertManager string   `json:"certManager,omitempty"`
 	Problems    []string `json:"problems,omitempty"`

@@ -27,38 +27,81 @@ var minimalKubernetes = version.MajorMinor(1, 27)
 // reachWithin is how long an API server may take to say its version.
 const reachWithin = 10 * time.Second
 
-// CheckCluster looks at reachability, version and, by
-// SelfSubjectAccessReview, every permission that the setup will use there.
-func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (CheckClusterResult, error) {
-	var result CheckClusterResult
-	bad := func(format string, args ...any) {
-		result.Problems = append(result.Problems, fmt.Sprintf("cluster %q: ", in.Context)+fmt.Sprintf(format, args...))
+// CheckClusters looks at every cluster's reachability, version and, by
+// SelfSubjectAccessReview, every permission that the setup will use there. One
+// that does not answer is no error: its answer says so.
+func (a *Activities) CheckClusters(ctx context.Context, in CheckClustersInput) (CheckClustersResult, error) {
+	var asked []checkInput
+	if in.Management {
+		asked = append(asked, checkInput{spec: in.Spec.Only(""), context: in.Spec.Management.Context, management: true})
 	}
-	c, err := a.Clients.Cluster(in.Context)
+	for _, w := range in.Spec.Workloads {
+		asked = append(asked, checkInput{spec: in.Spec.Only(w.Name), context: w.Context, workload: w.Name})
+	}
+	out := CheckClustersResult{Clusters: make([]CheckClusterResult, len(asked))}
+	var group errgroup.Group
+	for i, one := range asked {
+		group.Go(func() error {
+			var err error
+			out.Clusters[i], err = a.checkWithPatience(ctx, one)
+			return err
+		})
+	}
+	return out, group.Wait()
+}
+
+// checkInput is one cluster to check.
+type checkInput struct {
+	spec       mesh.Spec
+	context    string
+	workload   string // its registered name; empty for the management cluster
+	management bool
+}
+
+// checkWithPatience rides out the blink of an API server.
+func (a *Activities) checkWithPatience(ctx context.Context, in checkInput) (CheckClusterResult, error) {
+	end := time.Now().Add(reachWithin)
+	for {
+		result, err := a.checkCluster(ctx, in)
+		if ctx.Err() == nil && err != nil && !failure.IsPermanent(err) {
+			result.Unreachable, err = failure.Message(err), nil
+		}
+		if err != nil || result.Unreachable == "" || time.Now().After(end) {
+			return result, err
+		}
+		select {
+		case <-ctx.Done():
+			return result, ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (a *Activities) checkCluster(ctx context.Context, in checkInput) (CheckClusterResult, error) {
+	result := CheckClusterResult{Context: in.context, Workload: in.workload}
+	bad := func(format string, args ...any) {
+		result.Problems = append(result.Problems, fmt.Sprintf("cluster %q: ", in.context)+fmt.Sprintf(format, args...))
+	}
+	c, err := a.Clients.Cluster(in.context)
 	if err != nil {
 		result.Problems = append(result.Problems, failure.Message(err))
 		return result, nil
 	}
-	problem, err := reach(ctx, c, &result)
-	if err != nil {
+	if err := reach(ctx, c, &result); err != nil || result.Unreachable != "" || len(result.Problems) > 0 {
 		return result, err
 	}
-	if problem != "" {
-		bad("%s", problem)
-		return result, nil
+	if live, err := kube.Get(ctx, c, "Namespace", "", in.spec.Namespace); err == nil && live != nil && live.GetDeletionTimestamp() != nil {
+		bad("namespace %s is being deleted; wait until it is gone", in.spec.Namespace)
 	}
-	if live, err := kube.Get(ctx, c, "Namespace", "", in.Spec.Namespace); err == nil && live != nil && live.GetDeletionTimestamp() != nil {
-		bad("namespace %s is being deleted; wait until it is gone", in.Spec.Namespace)
-	}
-	if issuer, err := kube.Get(ctx, c, "Issuer", in.Spec.Namespace, mesh.IssuerName); err == nil && issuer != nil {
-		if owner := kube.OtherMesh(issuer.GetLabels(), in.Spec.Mesh); owner != "" {
-			bad("namespace %s is the mesh %q's already, and two meshes cannot share one; give this mesh another namespace", in.Spec.Namespace, owner)
+	if issuer, err := kube.Get(ctx, c, "Issuer", in.spec.Namespace, mesh.IssuerName); err == nil && issuer != nil {
+		if owner := kube.OtherMesh(issuer.GetLabels(), in.spec.Mesh); owner != "" {
+			bad("namespace %s is the mesh %q's already, and two meshes cannot share one; give this mesh another namespace", in.spec.Namespace, owner)
 		}
 	}
-	if token := in.Spec.Gloo.IdentityToken; in.Management && token.Mode == mesh.TokenExisting {
-		if value, err := readToken(ctx, c, in.Spec.Namespace, token); err == nil && len(value) == 0 {
+	if token := in.spec.Gloo.IdentityToken; in.management && token.Mode == mesh.TokenExisting {
+		if value, err := readToken(ctx, c, in.spec.Namespace, token); err == nil && len(value) == 0 {
 			bad("%s with key %q is missing, which gloo.identityToken names; create it, or set gloo.identityToken.mode to %q or %q",
-				kube.Name("Secret", in.Spec.Namespace, token.SecretName), token.Key, mesh.TokenGenerate, mesh.TokenNone)
+				kube.Name("Secret", in.spec.Namespace, token.SecretName), token.Key, mesh.TokenGenerate, mesh.TokenNone)
 		}
 	}
 	found, err := kube.FindCertManager(ctx, c)
@@ -73,7 +116,7 @@ func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (Ch
 		if kube.TooOld(result.CertManager) {
 			bad("cert-manager %s is too old: Issuers log in with a ServiceAccount from %s on; upgrade it", result.CertManager, kube.MinimalCertManager)
 		}
-	case in.Spec.CertManager.Install == mesh.InstallNever:
+	case in.spec.CertManager.Install == mesh.InstallNever:
 		bad("there is no cert-manager and certManager.install is %q; install it, or set %q", mesh.InstallNever, mesh.InstallAuto)
 	}
 	result.Problems = append(result.Problems, a.notConfigured(in, result.CertManager == "")...)
@@ -88,7 +131,7 @@ func (a *Activities) CheckCluster(ctx context.Context, in CheckClusterInput) (Ch
 }
 
 // notConfigured is what the worker's site file lacks for what it is to install.
-func (a *Activities) notConfigured(in CheckClusterInput, withoutCertManager bool) []string {
+func (a *Activities) notConfigured(in checkInput, withoutCertManager bool) []string {
 	var problems []string
 	need := func(err error) {
 		if err != nil {
@@ -105,16 +148,16 @@ func (a *Activities) notConfigured(in CheckClusterInput, withoutCertManager bool
 			}
 		}
 	}
-	if withoutCertManager && in.Spec.CertManager.Install != mesh.InstallNever {
+	if withoutCertManager && in.spec.CertManager.Install != mesh.InstallNever {
 		chart("cert-manager")
 	}
-	if in.Spec.Gloo.Install == nil || *in.Spec.Gloo.Install {
+	if in.spec.Gloo.Install == nil || *in.spec.Gloo.Install {
 		chart("gloo-platform-crds")
 		chart("gloo-platform")
 	}
-	if in.Management && in.Spec.Vault.Install != mesh.VaultExisting {
+	if in.management && in.spec.Vault.Install != mesh.VaultExisting {
 		chart("vault")
-		config, err := a.Clients.Config.Vault(in.Spec.Vault.Name)
+		config, err := a.Clients.Config.Vault(in.spec.Vault.Name)
 		need(err)
 		for _, identity := range []site.Identity{site.Onboard, site.Operate, site.Refresh} {
 			if _, ok := config.Identities[identity]; err == nil && !ok {
@@ -125,8 +168,9 @@ func (a *Activities) notConfigured(in CheckClusterInput, withoutCertManager bool
 	return problems
 }
 
-// reach asks for the version; what is wrong is in the returned text.
-func reach(ctx context.Context, c *site.Cluster, result *CheckClusterResult) (problem string, err error) {
+// reach asks for the version. That there is no answer, and what is wrong with
+// the one that came, is in the result.
+func reach(ctx context.Context, c *site.Cluster, result *CheckClusterResult) error {
 	reachCtx, cancel := context.WithTimeout(ctx, reachWithin)
 	defer cancel()
 	type answer struct {
@@ -146,20 +190,26 @@ func reach(ctx context.Context, c *site.Cluster, result *CheckClusterResult) (pr
 	select {
 	case <-reachCtx.Done():
 		if ctx.Err() != nil {
-			return "", ctx.Err()
+			return ctx.Err()
 		}
-		return fmt.Sprintf("the API server does not answer within %s; check the context's address and the network from the worker", reachWithin), nil
+		result.Unreachable = fmt.Sprintf("cluster %q: the API server does not answer within %s; check the context's address and the network from the worker", c.Name, reachWithin)
 	case got := <-answered:
 		if got.err != nil {
-			return fmt.Sprintf("cannot be reached: %s; check the context's address, its credential and the network from the worker",
-				failure.Message(kube.Error(ctx, c, "ask its version", got.err))), nil
+			err := kube.Error(ctx, c, "ask its version", got.err)
+			text := fmt.Sprintf("cluster %q: cannot be reached: %s; check the context's address, its credential and the network from the worker", c.Name, failure.Message(err))
+			if failure.KindOf(err) == failure.Unavailable {
+				result.Unreachable = text
+			} else {
+				result.Problems = append(result.Problems, text)
+			}
+			return nil
 		}
 		result.Version = got.version
 		if v, err := version.ParseGeneric(got.version); err == nil && !v.AtLeast(minimalKubernetes) {
-			return fmt.Sprintf("runs Kubernetes %s; at least %s is needed", got.version, minimalKubernetes), nil
+			result.Problems = append(result.Problems, fmt.Sprintf("cluster %q: runs Kubernetes %s; at least %s is needed", c.Name, got.version, minimalKubernetes))
 		}
-		return "", nil
 	}
+	return nil
 }
 
 // permission is a set of verbs on one resource, by name where names is not empty.
@@ -174,15 +224,15 @@ type permission struct {
 
 // permissions are those that a setup uses in a cluster, with what Helm needs
 // where charts are ours to install.
-func permissions(in CheckClusterInput, withoutCertManager bool) []permission {
+func permissions(in checkInput, withoutCertManager bool) []permission {
 	const (
 		rbac = "rbac.authorization.k8s.io"
 		cm   = "cert-manager.io"
 	)
-	s := in.Spec
+	s := in.spec
 	ns := s.Namespace
 	certificate := s.Certificates.Client
-	if in.Management {
+	if in.management {
 		certificate = s.Certificates.Server
 	}
 	all := []permission{
@@ -209,7 +259,7 @@ func permissions(in CheckClusterInput, withoutCertManager bool) []permission {
 			permission{verbs: "create", resource: "serviceaccounts/token", namespace: ns, names: []string{mesh.IssuerServiceAccount}},
 		)
 	}
-	if in.Management {
+	if in.management {
 		all = append(all,
 			permission{verbs: "get create patch", resource: "configmaps", namespace: ns, names: []string{recordName(s.Mesh)}},
 			permission{verbs: "get create update delete", group: "coordination.k8s.io", resource: "leases", namespace: ns},
@@ -231,7 +281,7 @@ func permissions(in CheckClusterInput, withoutCertManager bool) []permission {
 			permission{verbs: "create patch", group: "admissionregistration.k8s.io", resource: "validatingwebhookconfigurations", names: []string{"cert-manager-webhook"}},
 		)
 	}
-	if in.Management && s.Vault.Install != mesh.VaultExisting {
+	if in.management && s.Vault.Install != mesh.VaultExisting {
 		const vault = "vault"
 		all = append(all,
 			permission{verbs: "get list create update", resource: "secrets", namespace: vault}, // Helm's releases

@@ -62,23 +62,28 @@ func must[R any](t *testing.T, env *testsuite.TestActivityEnvironment, activity,
 	return result
 }
 
-func TestLabCheckCluster(t *testing.T) {
+func TestLabCheckClusters(t *testing.T) {
 	a, env, spec := lab(t)
-	for context, management := range map[string]bool{"mgmt": true, "cluster1": false} {
-		result := must[CheckClusterResult](t, env, a.CheckCluster, CheckClusterInput{Spec: spec, Context: context, Management: management})
-		if len(result.Problems) > 0 || !strings.HasPrefix(result.Version, "v1.") {
-			t.Errorf("%s: %s, %d problems:\n%s", context, result.Version, len(result.Problems), strings.Join(result.Problems, "\n"))
+	result := must[CheckClustersResult](t, env, a.CheckClusters, CheckClustersInput{Spec: spec, Management: true})
+	if len(result.Clusters) != 1+len(spec.Workloads) {
+		t.Fatalf("%d answers: %+v", len(result.Clusters), result)
+	}
+	for _, one := range result.Clusters {
+		if len(one.Problems) > 0 || one.Unreachable != "" || !strings.HasPrefix(one.Version, "v1.") {
+			t.Errorf("%s: %s, %s, %d problems:\n%s", one.Context, one.Version, one.Unreachable, len(one.Problems), strings.Join(one.Problems, "\n"))
 		}
 	}
-	elsewhere := spec
-	elsewhere.Namespace = "default"
-	result := must[CheckClusterResult](t, env, a.CheckCluster, CheckClusterInput{Spec: elsewhere, Context: "cluster1"})
-	if all := strings.Join(result.Problems, "\n"); !strings.Contains(all, "patch secrets relay-root-tls-secret in namespace default") {
+	elsewhere := spec.Only("cluster1")
+	elsewhere.Workloads[0].Namespace = "default"
+	result = must[CheckClustersResult](t, env, a.CheckClusters, CheckClustersInput{Spec: elsewhere})
+	if all := strings.Join(result.Clusters[0].Problems, "\n"); !strings.Contains(all, "patch secrets relay-root-tls-secret in namespace default") {
 		t.Errorf("in a namespace without rights:\n%s", all)
 	}
-	result = must[CheckClusterResult](t, env, a.CheckCluster, CheckClusterInput{Spec: spec, Context: "nowhere"})
-	if len(result.Problems) != 1 || !strings.Contains(result.Problems[0], "nowhere") {
-		t.Errorf("unknown cluster: %v", result.Problems)
+	nowhere := spec.Only("cluster1")
+	nowhere.Workloads[0].Context = "nowhere"
+	result = must[CheckClustersResult](t, env, a.CheckClusters, CheckClustersInput{Spec: nowhere})
+	if one := result.Clusters[0]; len(one.Problems) != 1 || !strings.Contains(one.Problems[0], "nowhere") {
+		t.Errorf("unknown cluster: %+v", one)
 	}
 }
 

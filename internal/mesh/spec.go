@@ -238,8 +238,8 @@ type Rollout struct {
 	// FailureBudget is how many clusters may be parked before no other is begun;
 	// none if it is 0. A canary that is parked always holds the rest.
 	FailureBudget *int `json:"failureBudget,omitempty"`
-	// RetryFor is how long one step is tried again, through outages of whatever
-	// it needs, before its cluster is parked.
+	// RetryFor is how long one step of a cluster may take, with all its tries and
+	// waits, before the cluster is parked.
 	RetryFor Duration `json:"retryFor,omitempty"`
 }
 
@@ -298,7 +298,7 @@ func (s Spec) WithDefaults() Spec {
 		budget := 10
 		s.Rollout.FailureBudget = &budget
 	}
-	set(&s.Rollout.RetryFor, Minutes(10))
+	set(&s.Rollout.RetryFor, Minutes(15))
 	return s
 }
 

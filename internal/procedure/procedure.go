@@ -82,12 +82,14 @@ type SetupResult struct {
 	Verification *VerifyResult `json:"verification,omitempty"`
 }
 
-// ClusterResult is the result of SetupCluster.
+// ClusterResult is the result of SetupCluster. Its steps are not in it, or a
+// thousand clusters would not fit into one result: Workflow answers them to
+// ProgressQuery.
 type ClusterResult struct {
-	Cluster string `json:"cluster"`
-	Changed bool   `json:"changed"`
-	Leaf    Leaf   `json:"leaf"`
-	Steps   []Step `json:"steps"`
+	Cluster  string `json:"cluster"`
+	Workflow string `json:"workflow"`
+	Changed  bool   `json:"changed"`
+	Leaf     Leaf   `json:"leaf"`
 }
 
 // Authority is a CA certificate in public terms.
@@ -115,6 +117,9 @@ type VerifyInput struct {
 	// default: the site's management cluster, gloo-mesh.
 	Management string `json:"management,omitempty"`
 	Namespace  string `json:"namespace,omitempty"`
+	// Clusters are the workload clusters to look at, besides the management
+	// cluster; all if it is empty.
+	Clusters []string `json:"clusters,omitempty"`
 	// Settle is how long to wait for agents that have just been installed to
 	// connect; without it, one look decides.
 	Settle   mesh.Duration    `json:"settle,omitzero"`
@@ -134,10 +139,16 @@ func (in *VerifyInput) UnmarshalJSON(data []byte) error {
 
 // VerifyResult is the result of VerifyMesh.
 type VerifyResult struct {
-	Mesh     string          `json:"mesh"`
-	Healthy  bool            `json:"healthy"`
+	Mesh    string `json:"mesh"`
+	Healthy bool   `json:"healthy"`
+	// Checks is how many were made. Of more than MostFindings of them, Findings
+	// has those that do not pass alone: a result of Temporal has its limit.
+	Checks   int             `json:"checks"`
 	Findings []check.Finding `json:"findings"`
 }
+
+// MostFindings is how many findings a result has with those that pass.
+const MostFindings = 2000
 
 // State is how far a step or a cluster is.
 type State string

@@ -68,8 +68,8 @@ func TestCanceledSetup(t *testing.T) {
 	w.loseHistory(t, c)
 	result := w.setup(t, example)
 	takenOver := 0
-	for _, steps := range append([][]procedure.Step{result.Steps}, result.Clusters[0].Steps, result.Clusters[1].Steps) {
-		for _, s := range steps {
+	for _, taken := range append([][]procedure.Step{result.Steps}, steps(t, c, result.Clusters[0]), steps(t, c, result.Clusters[1])) {
+		for _, s := range taken {
 			if s.Name == "lock" && strings.Contains(s.Detail, "taken over from workflow setup-demo") {
 				takenOver++
 			}

@@ -49,7 +49,7 @@ func TestVerifySeesAndSetupHeals(t *testing.T) {
 	before := w.objects(t, "cluster2")
 	result := w.setup(t, example)
 	for _, cluster := range result.Clusters {
-		for _, s := range cluster.Steps {
+		for _, s := range steps(t, w.temporal(t), cluster) {
 			want := procedure.UpToDate
 			if healed, ok := map[string]procedure.State{"agent trust": procedure.Created, "agent": procedure.Changed}[s.Name]; ok && cluster.Cluster == "cluster1" {
 				want = healed

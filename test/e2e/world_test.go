@@ -216,6 +216,20 @@ func resultOf[Result any](t *testing.T, out string) Result {
 	return *printed.Result
 }
 
+// steps are those of one cluster's setup.
+func steps(t *testing.T, c client.Client, of procedure.ClusterResult) []procedure.Step {
+	t.Helper()
+	var p procedure.Progress
+	answer, err := c.QueryWorkflow(t.Context(), of.Workflow, "", procedure.ProgressQuery)
+	if err == nil {
+		err = answer.Get(&p)
+	}
+	if err != nil || len(p.Steps) == 0 {
+		t.Fatalf("the steps of %q: %v, %d of them", of.Workflow, err, len(p.Steps))
+	}
+	return p.Steps
+}
+
 func (w *world) all() []string { return append([]string{management}, w.clusters...) }
 
 // clients are an administrator's, not the worker's.

@@ -1,0 +1,381 @@
+package workflows
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rollout"
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// fleet is the workload clusters of a run: how far each is, and what people
+// have said to the run since. Package rollout decides what is begun next.
+type fleet struct {
+	report   *report
+	strategy rollout.Strategy
+	status   map[string]rollout.Status
+	running  int
+	// closed: the clusters have had their turn.
+	closed bool
+	// aborted is why somebody aborted the run; abort cancels it.
+	aborted string
+	abort   workflow.CancelFunc
+	// news counts what has happened, to wake the run.
+	news int
+}
+
+// newFleet is the fleet of the report's clusters. What it is told by updates is
+// in the report: that is what a person sees, and what a continued run starts from.
+func newFleet(r *report, how mesh.Rollout, abort workflow.CancelFunc) *fleet {
+	f := &fleet{report: r, abort: abort, status: map[string]rollout.Status{}, strategy: rollout.Strategy{
+		Canary: how.Canary, WaveSize: how.WaveSize, Parallelism: how.Parallelism, FailureBudget: *how.FailureBudget,
+	}}
+	if r.Parallelism == 0 {
+		r.Parallelism = how.Parallelism
+	}
+	for _, c := range r.Clusters {
+		switch c.State {
+		case procedure.Parked:
+			f.status[c.Cluster] = rollout.Parked
+		case procedure.Skipped:
+			f.status[c.Cluster] = rollout.Skipped
+		case procedure.Done, procedure.UpToDate:
+			f.status[c.Cluster] = rollout.Done
+		}
+	}
+	return f
+}
+
+// names are the clusters in the spec's order.
+func (f *fleet) names() []string {
+	names := make([]string, len(f.report.Clusters))
+	for i, c := range f.report.Clusters {
+		names[i] = c.Cluster
+	}
+	return names
+}
+
+// errLong ends a rollout between two clusters: the history has grown long, and
+// the run is to be continued as new.
+var errLong = errors.New("the history has grown long")
+
+// work is what is done for one cluster: its end, and a few words on it.
+type work func(ctx workflow.Context, cluster string) (procedure.State, string, error)
+
+// run has the work done for every cluster, as the strategy says. A cluster that
+// fails is parked and the others go on; then the run waits for people to have
+// it tried again or skipped. It returns when every cluster is done or skipped,
+// when the run is canceled and nothing is at work any more, or with errLong.
+func (f *fleet) run(ctx workflow.Context, do work) error {
+	for ctx.Err() == nil {
+		f.strategy.Parallelism = f.report.Parallelism
+		next := f.strategy.Next(f.names(), f.status)
+		if next.Over {
+			f.closed = true
+			f.await(ctx, "", false)
+			return nil
+		}
+		long := workflow.GetInfo(ctx).GetContinueAsNewSuggested()
+		if long && f.running == 0 {
+			return errLong
+		}
+		if f.report.Paused == "" && !long {
+			for _, cluster := range next.Begin {
+				f.begin(ctx, cluster, do)
+			}
+		}
+		f.awaitPeople(ctx, next)
+		seen := f.news
+		_ = workflow.Await(ctx, func() bool { return f.news != seen }) // ends early only if canceled
+	}
+	// Children end by themselves once canceled; no lock is given back before.
+	settle, cancel := workflow.NewDisconnectedContext(ctx)
+	defer cancel()
+	if err := workflow.Await(settle, func() bool { return f.running == 0 }); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+func (f *fleet) begin(ctx workflow.Context, cluster string, do work) {
+	f.status[cluster] = rollout.Running
+	f.running++
+	f.report.cluster(ctx, cluster, procedure.Running, "")
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		state, detail, err := do(ctx, cluster)
+		f.running--
+		f.news++
+		switch {
+		case err == nil:
+			f.status[cluster] = rollout.Done
+			f.report.cluster(ctx, cluster, state, detail)
+		case temporal.IsCanceledError(err):
+			f.status[cluster] = rollout.Waiting
+			f.report.cluster(ctx, cluster, procedure.Failed, "canceled")
+		default:
+			f.park(ctx, cluster, failure.Message(err))
+		}
+	})
+}
+
+// park notes that a cluster waits for a person, and why.
+func (f *fleet) park(ctx workflow.Context, cluster, problem string) {
+	f.status[cluster] = rollout.Parked
+	f.report.cluster(ctx, cluster, procedure.Parked, problem)
+}
+
+// in are the clusters in that state.
+func (f *fleet) in(state procedure.State) []procedure.ClusterProgress {
+	return slices.DeleteFunc(slices.Clone(f.report.Clusters), func(c procedure.ClusterProgress) bool { return c.State != state })
+}
+
+func namesOf(clusters []procedure.ClusterProgress) []string {
+	names := make([]string, len(clusters))
+	for i, c := range clusters {
+		names[i] = c.Cluster
+	}
+	return names
+}
+
+// await says what the run waits for, and whether for a person.
+func (f *fleet) await(ctx workflow.Context, what string, person bool) {
+	f.report.Person = person
+	f.report.await(ctx, what)
+}
+
+// awaitPeople says what only a person can have go on, and with which command.
+func (f *fleet) awaitPeople(ctx workflow.Context, next rollout.Decision) {
+	name := f.report.Mesh
+	idle := f.running == 0
+	parked := namesOf(f.in(procedure.Parked))
+	switch {
+	case f.report.Paused != "":
+		f.await(ctx, fmt.Sprintf("paused (%s), %d clusters at work. Go on: relaypki resume %s", f.report.Paused, f.running, name), idle)
+	case len(parked) == 0 || !idle && next.Held == "":
+		f.await(ctx, "", false)
+	default:
+		why := strings.Join(parked, ", ") + " parked"
+		if next.Held != "" {
+			why = "no other cluster is begun: " + next.Held
+		}
+		f.await(ctx, fmt.Sprintf("%s. Put it right, then: relaypki retry %[2]s; or leave it out: relaypki skip %[2]s %[3]s --reason ...; or end the run: relaypki abort %[2]s --reason ...",
+			why, name, strings.Join(parked, " ")), idle)
+	}
+}
+
+// gate holds a run that is paused between two steps.
+func (f *fleet) gate(ctx workflow.Context) error {
+	if f.report.Paused == "" {
+		return nil
+	}
+	f.await(ctx, fmt.Sprintf("paused (%s). Go on: relaypki resume %s", f.report.Paused, f.report.Mesh), true)
+	err := workflow.Await(ctx, func() bool { return f.report.Paused == "" })
+	f.await(ctx, "", false)
+	return err
+}
+
+// outcome is the error of a run that ended with err, seen from the whole: who
+// aborted it, or what was left out although all else went well.
+func (f *fleet) outcome(err error) error {
+	var left []string
+	for _, c := range f.report.Clusters {
+		if c.State == procedure.Skipped || c.State == procedure.Parked {
+			left = append(left, fmt.Sprintf("%s %s: %s", c.Cluster, c.State, c.Detail))
+		}
+	}
+	also := ""
+	if len(left) > 0 {
+		also = ":\n- " + strings.Join(left, "\n- ")
+	}
+	again := "What is done stays; start again with the same input for the rest"
+	switch {
+	case f.aborted != "":
+		return failure.Permanent(failure.Aborted, "aborted by request (%s). %s%s", f.aborted, again, also)
+	case err == nil && len(left) > 0:
+		return failure.Permanent(failure.Incomplete, "%d of %d clusters were left out. %s%s", len(left), len(f.report.Clusters), again, also)
+	}
+	return err
+}
+
+// standing is the answer to every update.
+func (f *fleet) standing() (procedure.Standing, error) {
+	s := procedure.Standing{
+		Procedure: f.report.Procedure, Mesh: f.report.Mesh, Phase: f.report.Phase, Awaiting: f.report.Awaiting,
+		Paused: f.report.Paused, Aborting: f.aborted != "", Parallelism: f.report.Parallelism,
+		Count: map[procedure.State]int{}, Parked: f.in(procedure.Parked),
+	}
+	for _, c := range f.report.Clusters {
+		s.Count[c.State]++
+	}
+	return s, nil
+}
+
+// steer takes the updates by which people steer the run.
+func (f *fleet) steer(ctx workflow.Context) error {
+	for _, u := range []struct {
+		name, description  string
+		handler, validator any
+	}{
+		{procedure.RetryUpdate, `Try parked or skipped clusters again. {"clusters":["cluster2"]}, or {} for all that are parked.`, f.retry, f.mayRetry},
+		{procedure.SkipUpdate, `Leave clusters out that are parked or not begun; the run then ends as failed, with them in its report. {"clusters":["cluster2"],"reason":"..."}`, f.skip, f.maySkip},
+		{procedure.PauseUpdate, `Begin nothing new; what runs is finished. {"reason":"..."}`, f.pause, f.mayPause},
+		{procedure.ResumeUpdate, `Go on after a pause. {}`, f.resume, f.mayResume},
+		{procedure.SetParallelismUpdate, fmt.Sprintf(`Work on so many clusters at once, 1 to %d. {"parallelism":20}`, mesh.MaxParallelism), f.setParallelism, f.maySetParallelism},
+		{procedure.AbortUpdate, `End the run: what is at work is canceled and waited for, what is done stays. {"reason":"..."}`, f.abortRun, f.mayAbort},
+	} {
+		if err := workflow.SetUpdateHandlerWithOptions(ctx, u.name, u.handler, workflow.UpdateHandlerOptions{Validator: u.validator, Description: u.description}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuse is a validator's answer: every problem of what was typed.
+func refuse(problems []strict.Problem) error {
+	if len(problems) == 0 {
+		return nil
+	}
+	texts := make([]string, len(problems))
+	for i, p := range problems {
+		texts[i] = p.String()
+	}
+	return errors.New(strings.Join(texts, "; "))
+}
+
+func problem(path, format string, args ...any) strict.Problem {
+	return strict.Problem{Path: path, Message: fmt.Sprintf(format, args...)}
+}
+
+// unusable are the problems with named clusters: unknown ones, and any of which
+// not says why it is not for that.
+func (f *fleet) unusable(names []string, not func(procedure.ClusterProgress) string) []strict.Problem {
+	var problems []strict.Problem
+	if f.closed {
+		return []strict.Problem{problem("", "the clusters have had their turn, the run is at %q; when it has ended, start it again", f.report.Phase)}
+	}
+	for i, name := range names {
+		at := fmt.Sprintf("clusters[%d]", i)
+		index := slices.IndexFunc(f.report.Clusters, func(c procedure.ClusterProgress) bool { return c.Cluster == name })
+		if index < 0 {
+			parked := strings.Join(namesOf(f.in(procedure.Parked)), ", ")
+			if parked == "" {
+				parked = "none"
+			}
+			problems = append(problems, problem(at, "%q is no cluster of this procedure (parked: %s)", name, parked))
+		} else if why := not(f.report.Clusters[index]); why != "" {
+			problems = append(problems, problem(at, "%q %s", name, why))
+		}
+	}
+	return problems
+}
+
+func (f *fleet) mayRetry(in procedure.Typed[procedure.RetryInput]) error {
+	return refuse(append(in.Problems, f.unusable(in.In.Clusters, func(procedure.ClusterProgress) string { return "" })...))
+}
+
+// retry leaves alone what is not parked or skipped: a call that is repeated
+// finds it at work, or done.
+func (f *fleet) retry(ctx workflow.Context, in procedure.Typed[procedure.RetryInput]) (procedure.Standing, error) {
+	names := in.In.Clusters
+	if len(names) == 0 {
+		names = namesOf(f.in(procedure.Parked))
+	}
+	for _, name := range names {
+		if at := f.status[name]; at == rollout.Parked || at == rollout.Skipped {
+			f.status[name] = rollout.Waiting
+			f.report.cluster(ctx, name, procedure.Pending, "to be tried again")
+		}
+	}
+	f.news++
+	return f.standing()
+}
+
+func (f *fleet) maySkip(in procedure.Typed[procedure.SkipInput]) error {
+	problems := in.Problems
+	if len(in.In.Clusters) == 0 {
+		problems = append(problems, problem("clusters", "is empty; name those to leave out"))
+	}
+	problems = append(problems, missingReason(in.In.Reason)...)
+	return refuse(append(problems, f.unusable(in.In.Clusters, func(c procedure.ClusterProgress) string {
+		switch f.status[c.Cluster] {
+		case rollout.Running:
+			return "is being worked on; wait until it is done or parked, or abort the run"
+		case rollout.Done:
+			return "is done"
+		}
+		return ""
+	})...))
+}
+
+func missingReason(reason string) []strict.Problem {
+	if strings.TrimSpace(reason) == "" {
+		return []strict.Problem{problem("reason", "is missing; say why, for whoever looks at this run later")}
+	}
+	return nil
+}
+
+func (f *fleet) skip(ctx workflow.Context, in procedure.Typed[procedure.SkipInput]) (procedure.Standing, error) {
+	for _, name := range in.In.Clusters {
+		f.status[name] = rollout.Skipped
+		f.report.cluster(ctx, name, procedure.Skipped, in.In.Reason)
+	}
+	f.news++
+	return f.standing()
+}
+
+func (f *fleet) mayPause(in procedure.Typed[procedure.PauseInput]) error {
+	return refuse(append(in.Problems, missingReason(in.In.Reason)...))
+}
+
+func (f *fleet) pause(ctx workflow.Context, in procedure.Typed[procedure.PauseInput]) (procedure.Standing, error) {
+	f.report.Paused = in.In.Reason
+	f.report.show(ctx)
+	f.news++
+	return f.standing()
+}
+
+func (f *fleet) mayResume(in procedure.Typed[procedure.ResumeInput]) error {
+	return refuse(in.Problems)
+}
+
+func (f *fleet) resume(ctx workflow.Context, _ procedure.Typed[procedure.ResumeInput]) (procedure.Standing, error) {
+	f.report.Paused = ""
+	f.report.show(ctx)
+	f.news++
+	return f.standing()
+}
+
+func (f *fleet) maySetParallelism(in procedure.Typed[procedure.ParallelismInput]) error {
+	problems := in.Problems
+	if n := in.In.Parallelism; n < 1 || n > mesh.MaxParallelism {
+		problems = append(problems, problem("parallelism", "%d is not between 1 and %d", n, mesh.MaxParallelism))
+	}
+	return refuse(problems)
+}
+
+func (f *fleet) setParallelism(ctx workflow.Context, in procedure.Typed[procedure.ParallelismInput]) (procedure.Standing, error) {
+	f.report.Parallelism = in.In.Parallelism
+	f.report.show(ctx)
+	f.news++
+	return f.standing()
+}
+
+func (f *fleet) mayAbort(in procedure.Typed[procedure.AbortInput]) error {
+	return refuse(append(in.Problems, missingReason(in.In.Reason)...))
+}
+
+func (f *fleet) abortRun(_ workflow.Context, in procedure.Typed[procedure.AbortInput]) (procedure.Standing, error) {
+	if f.aborted == "" {
+		f.aborted = in.In.Reason
+		f.abort()
+	}
+	return f.standing()
+}
