@@ -162,12 +162,17 @@ func TestEndings(t *testing.T) {
 
 func TestMeshOfID(t *testing.T) {
 	for id, want := range map[string]string{
-		"setup-demo":                         "demo",
-		"setup-demo/cluster1":                "demo",
-		"verify-demo-20260301T120000.123Z":   "demo",
-		"verify-demo-2-20260301T120000.123Z": "demo-2",
-		"verify-demo-2026-03-01T12:00:00Z":   "demo",
-		"tuesday":                            "",
+		"setup-demo":                          "demo",
+		"setup-demo/cluster1":                 "demo",
+		"verify-demo-20260301T120000.123Z":    "demo",
+		"verify-demo-2-20260301T120000.123Z":  "demo-2",
+		"verify-demo-2026-03-01T12:00:00Z":    "demo",
+		"adopt-demo":                          "demo",
+		"refresh-demo-2-2026-03-01T12:00:00Z": "demo-2",
+		"add-a-b-c":                           "", // of a, or of a-b
+		"remove-demo-cluster1":                "",
+		"plan-setup-demo":                     "",
+		"tuesday":                             "",
 	} {
 		if got := meshOfID(id); got != want {
 			t.Errorf("meshOfID(%q) = %q, want %q", id, got, want)

@@ -34,12 +34,15 @@ func terminal(w io.Writer) (*os.File, bool) {
 	return file, ok && term.IsTerminal(int(file.Fd())) && os.Getenv("TERM") != "dumb"
 }
 
+// narrowestTerminal is the least width that anything is laid out for.
+const narrowestTerminal = 20
+
 // paperFor is how to draw on a terminal: its size, and colour unless NO_COLOR
 // is set (no-color.org).
 func paperFor(file *os.File) paper {
 	p := paper{width: 80, height: 24, colour: os.Getenv("NO_COLOR") == "", ascii: asciiOnly(os.Getenv)}
 	if width, height, err := term.GetSize(int(file.Fd())); err == nil && width > 0 && height > 0 {
-		p.width, p.height = width, height
+		p.width, p.height = max(width, narrowestTerminal), height
 	}
 	return p
 }

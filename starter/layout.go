@@ -152,8 +152,12 @@ func (p paper) list(w io.Writer, indent int, rows [][]span) {
 			if cell.text == "" {
 				continue
 			}
-			name := span{pad(rows[0][i].text, names+gap), dim}
-			for _, line := range p.wrap(indent, indent+names+gap, name, cell) {
+			at := indent + names + gap
+			lines := p.wrap(at, at, cell)
+			// Those spaces are plain: the name takes their place.
+			name := p.line(span{strings.Repeat(" ", indent), plain}, span{rows[0][i].text, dim})
+			lines[0] = name + lines[0][indent+len([]rune(rows[0][i].text)):]
+			for _, line := range lines {
 				fmt.Fprintln(w, line)
 			}
 		}

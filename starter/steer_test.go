@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/mock"
 	commonpb "go.temporal.io/api/common/v1"
 	enumspb "go.temporal.io/api/enums/v1"
+	historypb "go.temporal.io/api/history/v1"
 	"go.temporal.io/api/serviceerror"
 	workflowpb "go.temporal.io/api/workflow/v1"
 	"go.temporal.io/api/workflowservice/v1"
@@ -264,5 +265,45 @@ func TestRemedies(t *testing.T) {
 	many := make([]procedure.ClusterProgress, manyParked)
 	if got := c.remedies("demo", "", many); got[0] != "relaypki retry demo" || got[1] != "relaypki skip demo CLUSTER... --reason WHY" {
 		t.Errorf("with many clusters: %q", got)
+	}
+}
+
+// What neither a search attribute nor an id tells is in the input.
+func TestMeshOfInput(t *testing.T) {
+	temporal, m := listing(listed(t, "add-a-b-c", procedure.AddCluster, "", false), listed(t, "tuesday", procedure.SetupMesh, "", false), listed(t, "setup-x", procedure.SetupMesh, "", false))
+	for id, input := range map[string]string{"add-a-b-c": `{"mesh":"a-b","name":"c"}`, "tuesday": `{"mesh":"a"}`} {
+		events := &mocks.HistoryEventIterator{}
+		events.On("HasNext").Return(true)
+		events.On("Next").Return(&historypb.HistoryEvent{Attributes: &historypb.HistoryEvent_WorkflowExecutionStartedEventAttributes{
+			WorkflowExecutionStartedEventAttributes: &historypb.WorkflowExecutionStartedEventAttributes{
+				Input: &commonpb.Payloads{Payloads: []*commonpb.Payload{{Data: []byte(input)}}},
+			}}}, nil)
+		m.On("GetWorkflowHistory", mock.Anything, id, mock.Anything, mock.Anything, mock.Anything).Return(events)
+	}
+	all, err := temporal.procedures(t.Context(), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		if want := map[string]string{"add-a-b-c": "a-b", "tuesday": "a", "setup-x": "x"}[e.WorkflowID]; e.Mesh != want {
+			t.Errorf("%s is of mesh %q, want %q", e.WorkflowID, e.Mesh, want)
+		}
+	}
+	of, err := temporal.procedures(t.Context(), "a", "")
+	if err != nil || len(of) != 1 || of[0].WorkflowID != "tuesday" {
+		t.Errorf("of mesh a: %+v, %v", of, err)
+	}
+}
+
+// The routine does not push out of the list what a person is to look at.
+func TestRoutineIsShort(t *testing.T) {
+	ended := noon
+	var all []execution
+	for range 10 {
+		all = append(all, execution{Procedure: procedure.VerifyMesh, Ended: &ended})
+	}
+	all = append(all, execution{Procedure: procedure.SetupMesh, Ended: &ended}, execution{Procedure: procedure.VerifyMesh}, execution{Procedure: procedure.VerifyMesh, child: true})
+	if list := shown(all); len(list) != routineShown+2 {
+		t.Errorf("%d are shown: %+v", len(list), list)
 	}
 }
