@@ -40,15 +40,16 @@ const (
 
 func (s settings) workerOptions(fatal chan<- error) worker.Options {
 	options := worker.Options{
-		MaxConcurrentActivityExecutionSize:     concurrentActivities,
-		MaxConcurrentWorkflowTaskExecutionSize: concurrentWorkflowTasks,
-		MaxHeartbeatThrottleInterval:           heartbeatThrottle,
-		DefaultHeartbeatThrottleInterval:       heartbeatThrottle,
-		DeadlockDetectionTimeout:               deadlockTime,
-		WorkerStopTimeout:                      drainTime,
-		DisableRegistrationAliasing:            true,
-		Interceptors:                           []interceptor.WorkerInterceptor{&topErrors{}, &heartbeats{every: heartbeatEvery}},
-		OnFatalError:                           func(err error) { fatal <- err },
+		MaxConcurrentActivityExecutionSize:      concurrentActivities,
+		MaxConcurrentLocalActivityExecutionSize: concurrentActivities,
+		MaxConcurrentWorkflowTaskExecutionSize:  concurrentWorkflowTasks,
+		MaxHeartbeatThrottleInterval:            heartbeatThrottle,
+		DefaultHeartbeatThrottleInterval:        heartbeatThrottle,
+		DeadlockDetectionTimeout:                deadlockTime,
+		WorkerStopTimeout:                       drainTime,
+		DisableRegistrationAliasing:             true,
+		Interceptors:                            []interceptor.WorkerInterceptor{&topErrors{}, &heartbeats{every: heartbeatEvery}},
+		OnFatalError:                            func(err error) { fatal <- err },
 	}
 	if s.deployment != "" {
 		options.DeploymentOptions = worker.DeploymentOptions{

@@ -94,13 +94,29 @@ func IsPermanent(err error) bool {
 func Message(err error) string {
 	var app *temporal.ApplicationError
 	if !errors.As(err, &app) {
-		return err.Error()
+		return silence(err)
 	}
 	var inner *temporal.ApplicationError
 	for cause := app.Unwrap(); errors.As(cause, &inner); cause = inner.Unwrap() {
 		app = inner
 	}
 	return app.Message()
+}
+
+// silence is what there is to say of an activity that gave no answer in its
+// time: what it last said that it waits for, or that no worker has taken it.
+func silence(err error) string {
+	var timeout *temporal.TimeoutError
+	var failed *temporal.ActivityError
+	if !errors.As(err, &timeout) || !errors.As(err, &failed) {
+		return err.Error()
+	}
+	name := failed.ActivityType().GetName()
+	var last string
+	if timeout.HasLastHeartbeatDetails() && timeout.LastHeartbeatDetails(&last) == nil && last != "" {
+		return fmt.Sprintf("%s did not end in its time; it last waited for: %s", name, last)
+	}
+	return fmt.Sprintf("%s gave no answer in its time. Is a worker running on its task queue, and does it reach what it works on? Its log says more", name)
 }
 
 // Top makes sure that an activity's error is an ApplicationError at top level:

@@ -6,8 +6,14 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/mock"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/secret/secrettest"
@@ -46,5 +52,33 @@ func TestTop(t *testing.T) {
 	}
 	if !failure.IsPermanent(err) || failure.IsPermanent(failure.Transient(failure.Unavailable, "x")) || failure.IsPermanent(errors.New("x")) {
 		t.Error("IsPermanent does not tell them apart")
+	}
+}
+
+// An activity that nobody took, and one that hung, in a run of their own.
+func TestSilenceSaysWhatWasAwaited(t *testing.T) {
+	for want, heartbeat := range map[string]string{
+		"Hang gave no answer in its time. Is a worker running":              "",
+		"Hang did not end in its time; it last waited for: the certificate": "the certificate",
+	} {
+		var suite testsuite.WorkflowTestSuite
+		env := suite.NewTestWorkflowEnvironment()
+		env.RegisterActivityWithOptions(func(ctx context.Context) error { return nil }, activity.RegisterOptions{Name: "Hang"})
+		details := []any{}
+		if heartbeat != "" {
+			details = append(details, heartbeat)
+		}
+		env.OnActivity("Hang", mock.Anything).Return(temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_CLOSE, nil, details...))
+		env.ExecuteWorkflow(func(ctx workflow.Context) (string, error) {
+			ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{ScheduleToCloseTimeout: time.Minute, RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 1}})
+			return failure.Message(workflow.ExecuteActivity(ctx, "Hang").Get(ctx, nil)), nil
+		})
+		var got string
+		if err := env.GetWorkflowResult(&got); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
