@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -28,7 +29,9 @@ import (
 //
 // With LBHostname the address is the host name localhost, and Services listen
 // on 127.0.0.1. Then only one cluster of a machine can have the port: a Service
-// that cannot listen gets no address, and the log says why.
+// that cannot listen gets no address, and the log says why. As with the load
+// balancers of clouds, an annotation of one Service may ask for another kind of
+// address than the others have.
 func (h *host) balance(ctx context.Context, services cache.Store) error {
 	b := &balancer{h: h, listening: map[string]*listener{}, complained: map[string]bool{}}
 	defer b.close()
@@ -48,6 +51,36 @@ func (h *host) balance(ctx context.Context, services cache.Store) error {
 		case <-due:
 		}
 	}
+}
+
+// kindAnnotation is an annotation of a Service: which kind of address its load
+// balancer has.
+const kindAnnotation = "relaypki-lab/load-balancer"
+
+const (
+	kindPending  = "pending"  // none, and one that it had is taken away
+	kindHostname = "hostname" // localhost, as with LBHostname
+	kindIPv6     = "ipv6"     // ::1, which too one cluster of a machine can have
+)
+
+// place is where a Service listens, and what its status says of that.
+type place struct {
+	host    string
+	ingress []corev1.LoadBalancerIngress
+	shared  bool // with other clusters of this machine
+}
+
+func (h *host) placeOf(s *corev1.Service) place {
+	kind := s.Annotations[kindAnnotation]
+	switch {
+	case kind == kindPending:
+		return place{}
+	case kind == kindIPv6:
+		return place{host: "::1", ingress: []corev1.LoadBalancerIngress{{IP: "::1"}}, shared: true}
+	case kind == kindHostname, h.LBHostname:
+		return place{host: "127.0.0.1", ingress: []corev1.LoadBalancerIngress{{Hostname: "localhost"}}, shared: true}
+	}
+	return place{host: h.Address, ingress: []corev1.LoadBalancerIngress{{IP: h.Address}}}
 }
 
 type balancer struct {
@@ -72,16 +105,19 @@ func (b *balancer) reconcile(ctx context.Context, services []any) (next time.Dur
 			}
 			continue
 		}
-		canListen := true
+		at, canListen := b.h.placeOf(s), true
 		for _, port := range s.Spec.Ports {
-			address := net.JoinHostPort(b.h.serviceAddress(), strconv.Itoa(int(port.Port)))
+			if at.host == "" {
+				break
+			}
+			address := net.JoinHostPort(at.host, strconv.Itoa(int(port.Port)))
 			wanted[address] = func() []string { return b.h.backends(s, port) }
-			if b.h.LBHostname && b.listening[address] == nil && !b.free(address) {
+			if at.shared && b.listening[address] == nil && !b.free(address) {
 				canListen = false
 			}
 		}
 		if canListen {
-			b.h.assign(ctx, s)
+			b.h.assign(ctx, s, at.ingress)
 		}
 	}
 	for address, l := range b.listening {
@@ -133,25 +169,14 @@ func (b *balancer) close() {
 	}
 }
 
-// serviceAddress is where LoadBalancer Services listen.
-func (h *host) serviceAddress() string {
-	if h.LBHostname {
-		return "127.0.0.1"
-	}
-	return h.Address
-}
-
-// assign writes the Service's address unless it is there.
-func (h *host) assign(ctx context.Context, s *corev1.Service) {
-	ingress := corev1.LoadBalancerIngress{IP: h.Address}
-	if h.LBHostname {
-		ingress = corev1.LoadBalancerIngress{Hostname: "localhost"}
-	}
-	if now := s.Status.LoadBalancer.Ingress; len(now) == 1 && now[0].IP == ingress.IP && now[0].Hostname == ingress.Hostname {
+// assign writes the Service's address unless it is there; no ingress takes it away.
+func (h *host) assign(ctx context.Context, s *corev1.Service, ingress []corev1.LoadBalancerIngress) {
+	same := func(a, b corev1.LoadBalancerIngress) bool { return a.IP == b.IP && a.Hostname == b.Hostname }
+	if slices.EqualFunc(s.Status.LoadBalancer.Ingress, ingress, same) {
 		return
 	}
 	patch, err := json.Marshal(map[string]any{"status": map[string]any{
-		"loadBalancer": corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{ingress}},
+		"loadBalancer": map[string]any{"ingress": ingress},
 	}})
 	if err == nil {
 		_, err = h.k.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
