@@ -49,7 +49,7 @@ func (c complaints) err(ctx workflow.Context) error {
 		return nil
 	}
 	sort.Strings(c)
-	return failure.Permanent(failure.Preflight, "nothing was changed; put this right and start again:\n- %s", strings.Join(c, "\n- "))
+	return failure.Permanent(failure.Preflight, "nothing was changed; put this right and start again:\n- %s", strings.Join(slices.Compact(c), "\n- "))
 }
 
 // checkEverything asks the management cluster, the workload clusters of the

@@ -293,6 +293,7 @@ func (r *setup) vault(ctx workflow.Context) error {
 		"write the policies and logins of deploy/vault; this run then goes on by itself", r.spec.Vault.Name))
 	defer r.report.await(ctx, "")
 	_, err := r.step(ctx, "Vault", "Wait for Vault to be ready for use", func(ctx workflow.Context) (procedure.Outcome, error) {
+		ctx = workflow.WithValue(ctx, retryForKey{}, time.Duration(0)) // for as long as it takes a person
 		out, err := call[vault.CheckVaultResult](ctx, parked, vaults.AwaitVault, vault.CheckVaultInput{Spec: r.spec.Only("")})
 		return procedure.Outcome{Detail: out.Version + " at " + out.Address}, err
 	})
@@ -529,6 +530,7 @@ func (r *setup) step(ctx workflow.Context, name, summary string, run func(workfl
 	if err := r.fleet.gate(ctx); err != nil {
 		return procedure.Outcome{}, err
 	}
+	ctx = workflow.WithValue(ctx, retryForKey{}, r.spec.Rollout.RetryFor.Duration)
 	outcome, changed, err := takeStep(ctx, r.report, r.mode, name, summary, run)
 	r.result.Changed = r.result.Changed || changed
 	return outcome, err

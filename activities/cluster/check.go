@@ -196,11 +196,10 @@ func reach(ctx context.Context, c *site.Cluster, result *CheckClusterResult) err
 	case got := <-answered:
 		if got.err != nil {
 			err := kube.Error(ctx, c, "ask its version", got.err)
-			text := fmt.Sprintf("cluster %q: cannot be reached: %s; check the context's address, its credential and the network from the worker", c.Name, failure.Message(err))
 			if failure.KindOf(err) == failure.Unavailable {
-				result.Unreachable = text
+				result.Unreachable = failure.Message(err) + "; check the context's address and the network from the worker"
 			} else {
-				result.Problems = append(result.Problems, text)
+				result.Problems = append(result.Problems, failure.Message(err))
 			}
 			return nil
 		}

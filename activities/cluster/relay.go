@@ -78,7 +78,7 @@ func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput
 			return false, "", failure.Permanent(failure.Preflight, "cluster %q: %s %s; give the address in gloo.relayAddress", c.Name, kube.Name("Service", service.Namespace, service.Name), problem)
 		}
 		result.Address = address
-		return address != "", fmt.Sprintf("cluster %q: %s has no address yet; its load balancer is still being made", c.Name, kube.Name("Service", service.Namespace, service.Name)), nil
+		return address != "", fmt.Sprintf("cluster %q: %s has no address yet; its load balancer is still being made (kubectl describe it for why), or give the address in gloo.relayAddress", c.Name, kube.Name("Service", service.Namespace, service.Name)), nil
 	}
 	if in.Mode == procedure.Plan {
 		_, _, err = look(ctx)

@@ -239,7 +239,8 @@ type Rollout struct {
 	// none if it is 0. A canary that is parked always holds the rest.
 	FailureBudget *int `json:"failureBudget,omitempty"`
 	// RetryFor is how long one step of a cluster may take, with all its tries and
-	// waits, before the cluster is parked.
+	// waits, before the cluster is parked, or, if it is the management cluster,
+	// the run fails.
 	RetryFor Duration `json:"retryFor,omitempty"`
 }
 
