@@ -78,6 +78,8 @@ func (c *clusterSetup) run(ctx workflow.Context) error {
 	return release(ctx, lock, c.apply(ctx))
 }
 
+// apply does side by side what does not need one another; the agent comes last,
+// when all that it reads is there.
 func (c *clusterSetup) apply(ctx workflow.Context) error {
 	if _, err := c.step(ctx, "namespace", "Create the namespace", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.EnsureNamespace,
@@ -85,45 +87,61 @@ func (c *clusterSetup) apply(ctx workflow.Context) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := c.step(ctx, "cert-manager", "Install cert-manager", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return certManagerIn(ctx, c.Spec, c.workload.Context, c.TaskQueue, c.Mode)
-	}); err != nil {
+	certManager := beside(ctx, c.certManager)
+	err := wait(ctx, certManager,
+		beside(ctx, func(ctx workflow.Context) error { return c.certificate(ctx, certManager) }),
+		beside(ctx, c.agentTrust),
+		beside(ctx, c.identityToken),
+		beside(ctx, c.registration))
+	if err != nil || !*c.Spec.Gloo.Install {
 		return err
-	}
-	leaf, err := issuing{
-		spec: c.Spec, context: c.workload.Context, queue: c.TaskQueue, workload: c.Cluster,
-		certificate: c.Spec.ClientCertificate(c.workload),
-		issuerID:    c.IssuerID, rootPEM: c.RootPEM, intermediatePEM: c.IntermediatePEM, mode: c.Mode,
-	}.run(ctx, c.step)
-	if err != nil {
-		return err
-	}
-	c.result.Leaf = leaf
-	if _, err := c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.CopyRootSecret,
-			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, Mode: c.Mode})
-	}); err != nil {
-		return err
-	}
-	if c.Spec.Gloo.IdentityToken.Mode != mesh.TokenNone {
-		if _, err := c.step(ctx, "identity token", "Copy the relay identity token", func(ctx workflow.Context) (procedure.Outcome, error) {
-			return call[procedure.Outcome](ctx, acting, kubernetes.CopyIdentityToken,
-				cluster.IdentityTokenInput{Spec: c.Spec, Context: c.workload.Context, Mode: c.Mode})
-		}); err != nil {
-			return err
-		}
-	}
-	if _, err := c.step(ctx, "registration", "Register the cluster with the management server", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, acting, kubernetes.RegisterCluster,
-			cluster.RegisterClusterInput{Spec: c.Spec, Cluster: c.Cluster, Mode: c.Mode})
-	}); err != nil {
-		return err
-	}
-	if !*c.Spec.Gloo.Install {
-		return nil
 	}
 	_, err = c.step(ctx, "agent", "Install the Gloo agent", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return glooIn(ctx, c.Spec, c.workload.Context, c.TaskQueue, agentValues(c.Spec, c.workload, c.RelayAddress), c.Mode)
+	})
+	return err
+}
+
+func (c *clusterSetup) certManager(ctx workflow.Context) error {
+	_, err := c.step(ctx, "cert-manager", "Install cert-manager", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return certManagerIn(ctx, c.Spec, c.workload.Context, c.TaskQueue, c.Mode)
+	})
+	return err
+}
+
+func (c *clusterSetup) certificate(ctx workflow.Context, certManager workflow.Future) error {
+	var err error
+	c.result.Leaf, err = issuing{
+		spec: c.Spec, context: c.workload.Context, queue: c.TaskQueue, workload: c.Cluster,
+		certificate: c.Spec.ClientCertificate(c.workload), certManager: certManager,
+		issuerID: c.IssuerID, rootPEM: c.RootPEM, intermediatePEM: c.IntermediatePEM, mode: c.Mode,
+	}.run(ctx, c.step)
+	return err
+}
+
+func (c *clusterSetup) agentTrust(ctx workflow.Context) error {
+	_, err := c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.CopyRootSecret,
+			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, Mode: c.Mode})
+	})
+	return err
+}
+
+func (c *clusterSetup) identityToken(ctx workflow.Context) error {
+	if c.Spec.Gloo.IdentityToken.Mode == mesh.TokenNone {
+		return nil
+	}
+	_, err := c.step(ctx, "identity token", "Copy the relay identity token", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, kubernetes.CopyIdentityToken,
+			cluster.IdentityTokenInput{Spec: c.Spec, Context: c.workload.Context, Mode: c.Mode})
+	})
+	return err
+}
+
+func (c *clusterSetup) registration(ctx workflow.Context) error {
+	_, err := c.step(ctx, "registration", "Register the cluster with the management server", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, kubernetes.RegisterCluster,
+			cluster.RegisterClusterInput{Spec: c.Spec, Cluster: c.Cluster, Mode: c.Mode})
 	})
 	return err
 }

@@ -254,18 +254,13 @@ func (r *setup) certificateAuthorities(ctx workflow.Context) error {
 			return err
 		}
 	}
-	certManager, settle := workflow.NewFuture(ctx)
-	workflow.Go(ctx, func(ctx workflow.Context) {
-		settle.SetError(r.certManager(ctx))
-	})
-	err := r.vault(ctx)
-	if err == nil {
-		err = r.vaultPKI(ctx)
-	}
-	if certManagerErr := certManager.Get(ctx, nil); err == nil {
-		err = certManagerErr
-	}
-	return err
+	certManager := beside(ctx, r.certManager)
+	return wait(ctx, beside(ctx, func(ctx workflow.Context) error {
+		if err := r.vault(ctx); err != nil {
+			return err
+		}
+		return r.vaultPKI(ctx)
+	}), certManager)
 }
 
 func (r *setup) certManager(ctx workflow.Context) error {

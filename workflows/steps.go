@@ -98,6 +98,24 @@ func takeStep(ctx workflow.Context, r *report, mode procedure.Mode, name, summar
 	return outcome, changed, err
 }
 
+// beside runs something beside what follows; its end is in the future.
+func beside(ctx workflow.Context, run func(workflow.Context) error) workflow.Future {
+	future, settle := workflow.NewFuture(ctx)
+	workflow.Go(ctx, func(ctx workflow.Context) { settle.SetError(run(ctx)) })
+	return future
+}
+
+// wait returns when all have ended, with the first error in the given order.
+func wait(ctx workflow.Context, all ...workflow.Future) error {
+	var first error
+	for _, one := range all {
+		if err := one.Get(ctx, nil); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
 // holder names this run as the holder of a lock.
 func holder(ctx workflow.Context) string {
 	info := workflow.GetInfo(ctx)
@@ -225,8 +243,10 @@ type issuing struct {
 	spec mesh.Spec
 	// context is the cluster; workload its registered name and queue its
 	// worker's, both empty for the management cluster.
-	context, queue, workload           string
-	certificate                        mesh.Certificate
+	context, queue, workload string
+	certificate              mesh.Certificate
+	// certManager ends when cert-manager is there; nil if it is there already.
+	certManager                        workflow.Future
 	issuerID, rootPEM, intermediatePEM string
 	mode                               procedure.Mode
 }
@@ -282,6 +302,11 @@ func (i issuing) credential(ctx workflow.Context) (vault.ClusterAccessResult, pr
 			return access, total, err
 		}
 		total.Add(token)
+	}
+	if i.certManager != nil {
+		if err := i.certManager.Get(ctx, nil); err != nil {
+			return access, total, err
+		}
 	}
 	applied, err := call[procedure.Outcome](ctx, on(i.queue, acting), certManagers.ApplyIssuerCredential, i.issuer(access))
 	total.Add(applied)
