@@ -60,6 +60,8 @@ type meshStatus struct {
 	Procedures       []execution   `json:"procedures"`
 	LastVerification *verdict      `json:"lastVerification,omitempty"`
 	Schedule         *nextSchedule `json:"schedule,omitempty"`
+	// Refresh is the schedule that keeps the credentials current; none if none expires.
+	Refresh *nextSchedule `json:"refreshSchedule,omitempty"`
 }
 
 // verdict is the outcome of a verification in short.
@@ -73,7 +75,7 @@ type verdict struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-// nextSchedule is the schedule of the verification.
+// nextSchedule is what is done again and again.
 type nextSchedule struct {
 	ID     string     `json:"id"`
 	Paused bool       `json:"paused"`
@@ -145,7 +147,10 @@ func (t *server) status(ctx context.Context, mesh string) ([]meshStatus, error) 
 	for name, executions := range of {
 		status := meshStatus{Mesh: name, Procedures: shown(executions), LastVerification: t.lastVerification(ctx, executions)}
 		if name != "" {
-			if status.Schedule, err = t.schedule(ctx, name); err != nil {
+			if status.Schedule, err = t.schedule(ctx, temporalactivities.VerifyScheduleID(name)); err != nil {
+				return nil, err
+			}
+			if status.Refresh, err = t.schedule(ctx, temporalactivities.RefreshScheduleID(name)); err != nil {
 				return nil, err
 			}
 		}
@@ -362,9 +367,8 @@ func verdictOf(end ending, at time.Time) *verdict {
 	return v
 }
 
-// schedule is nil if the mesh has none.
-func (t *server) schedule(ctx context.Context, mesh string) (*nextSchedule, error) {
-	id := temporalactivities.VerifyScheduleID(mesh)
+// schedule is nil if there is none of that id.
+func (t *server) schedule(ctx context.Context, id string) (*nextSchedule, error) {
 	d, err := t.ScheduleClient().GetHandle(ctx, id).Describe(ctx)
 	if isNotFound(err) {
 		return nil, nil
@@ -411,6 +415,7 @@ func (c *cli) printStatus(m meshStatus) {
 	}
 	p.print(c.out, 2, span{"Last verification: " + m.LastVerification.line(time.Now()), plain})
 	p.print(c.out, 2, span{"Next verification: " + m.Schedule.line(time.Now()), plain})
+	p.print(c.out, 2, span{"Next refresh of the credentials: " + m.Refresh.line(time.Now()), plain})
 	c.say("")
 }
 

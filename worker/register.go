@@ -11,6 +11,7 @@ import (
 	"github.com/relaypki/relaypki/activities/certmanager"
 	"github.com/relaypki/relaypki/activities/cluster"
 	"github.com/relaypki/relaypki/activities/helm"
+	"github.com/relaypki/relaypki/activities/notify"
 	"github.com/relaypki/relaypki/activities/relay"
 	"github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/activities/vault"
@@ -71,6 +72,7 @@ func register(w worker.Registry, clients *site.Clients) {
 	w.RegisterActivity(&certmanager.Activities{Clients: clients})
 	w.RegisterActivity(&helm.Activities{Clients: clients})
 	w.RegisterActivity(&relay.Activities{Clients: clients})
+	w.RegisterActivity(&notify.Activities{Webhooks: clients.Config.Notify})
 	w.RegisterActivity(&temporal.Activities{TaskQueues: clients.Config.TaskQueues()})
 }
 

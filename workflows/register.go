@@ -14,5 +14,6 @@ import (
 func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(SetupMesh, workflow.RegisterOptions{Name: procedure.SetupMesh})
 	r.RegisterWorkflowWithOptions(SetupCluster, workflow.RegisterOptions{Name: procedure.SetupCluster})
+	r.RegisterWorkflowWithOptions(RefreshCredentials, workflow.RegisterOptions{Name: procedure.RefreshCredentials})
 	r.RegisterWorkflowWithOptions(VerifyMesh, workflow.RegisterOptions{Name: procedure.VerifyMesh})
 }

@@ -1,8 +1,6 @@
 package workflows
 
 import (
-	"fmt"
-
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/cluster"
@@ -68,7 +66,7 @@ func (c *clusterSetup) run(ctx workflow.Context) error {
 	}
 	lock := cluster.LockInput{
 		Context: c.Spec.Management.Context, Namespace: c.Spec.Management.Namespace,
-		Lease: fmt.Sprintf("relaypki-%s-cluster-%s", c.Spec.Mesh, c.Cluster), Holder: holder(ctx),
+		Lease: c.Spec.ClusterLease(c.Cluster), Holder: holder(ctx),
 	}
 	if _, err := c.step(ctx, "lock", "Take the lock on cluster "+c.Cluster, func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)

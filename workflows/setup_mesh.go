@@ -10,7 +10,6 @@ import (
 
 	"github.com/relaypki/relaypki/activities/cluster"
 	"github.com/relaypki/relaypki/activities/helm"
-	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
@@ -511,12 +510,7 @@ func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 	}); err != nil {
 		return err
 	}
-	_, err := r.step(ctx, "schedule", "Verify on a schedule", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, acting, temporals.EnsureVerifySchedule, temporalactivities.EnsureScheduleInput{
-			Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Every: *r.spec.Verify.Every, Mode: procedure.Apply,
-		})
-	})
-	return err
+	return ensureSchedules(ctx, r.spec, r.step)
 }
 
 // step runs one step, reports it, and notes whether it changed something. In a

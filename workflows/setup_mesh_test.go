@@ -88,8 +88,8 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 		})
 	})
 	env.OnActivity(temporals.DescribeTemporal, mock.Anything).Return(temporalactivities.Facts{}, nil)
-	env.OnActivity(temporals.EnsureVerifySchedule, mock.Anything, mock.Anything).Return(func(context.Context, temporalactivities.EnsureScheduleInput) (procedure.Outcome, error) {
-		return outcome("EnsureVerifySchedule", "", "")
+	env.OnActivity(temporals.EnsureSchedule, mock.Anything, mock.Anything).Return(func(context.Context, temporalactivities.EnsureScheduleInput) (procedure.Outcome, error) {
+		return outcome("EnsureSchedule", "", "")
 	})
 	env.OnActivity(kubernetes.CheckClusters, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.CheckClustersInput) (cluster.CheckClustersResult, error) {
 		var out cluster.CheckClustersResult
@@ -127,7 +127,9 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	env.OnActivity(kubernetes.EnsureNamespace, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.NamespaceInput) (procedure.Outcome, error) {
 		return outcome("EnsureNamespace", in.Context, in.Mode)
 	})
-	env.OnActivity(kubernetes.ReadServiceAccountKeys, mock.Anything, mock.Anything).Return(cluster.ServiceAccountKeys{}, nil)
+	env.OnActivity(kubernetes.ReadServiceAccountKeys, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.ServiceAccountKeysInput) (cluster.ServiceAccountKeys, error) {
+		return cluster.ServiceAccountKeys{Issuer: "https://" + in.Context, KeysPEM: []string{"key of " + in.Context}}, o.fails["ReadServiceAccountKeys "+in.Context]
+	})
 	env.OnActivity(kubernetes.CopyRootSecret, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
 	env.OnActivity(kubernetes.CopyIdentityToken, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
 	env.OnActivity(kubernetes.RegisterCluster, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
@@ -187,7 +189,7 @@ func TestSetupOfWhatIsThereWritesNothing(t *testing.T) {
 	if err := env.GetWorkflowError(); err != nil {
 		t.Fatal(err)
 	}
-	writes := slices.DeleteFunc(o.writes(), func(c string) bool { return strings.HasPrefix(c, "EnsureVerifySchedule") })
+	writes := slices.DeleteFunc(o.writes(), func(c string) bool { return strings.HasPrefix(c, "EnsureSchedule") })
 	if len(writes) > 0 {
 		t.Errorf("a setup of what is there called %q", writes)
 	}
@@ -235,7 +237,7 @@ func TestOneClustersFailureHidesNoDrift(t *testing.T) {
 
 // Only the schedule is gone: it is made again, and the run ends well.
 func TestSetupRestoresTheSchedule(t *testing.T) {
-	o := &outside{record: complete(), differs: map[string]bool{"EnsureVerifySchedule": true}}
+	o := &outside{record: complete(), differs: map[string]bool{"EnsureSchedule": true}}
 	env := newRun(t, o)
 	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec}, nil)
 	var result procedure.SetupResult

@@ -49,10 +49,12 @@ func VerifyMesh(ctx workflow.Context, in procedure.VerifyInput) (procedure.Verif
 		return v.result, v.report.finish(ctx, err)
 	}
 	if err := v.run(ctx); err != nil {
+		tell(ctx, v.report, err)
 		return v.result, v.report.finish(ctx, err)
 	}
 	if !v.result.Healthy {
 		err := unhealthy(v.result)
+		tell(ctx, v.report, err)
 		_ = v.report.finish(ctx, err)
 		return v.result, err
 	}
@@ -63,8 +65,13 @@ var scheduledBy = temporal.NewSearchAttributeKeyKeyword("TemporalScheduledById")
 
 // typed says that a person has started the run.
 func typed(ctx workflow.Context) bool {
-	_, scheduled := workflow.GetTypedSearchAttributes(ctx).GetKeyword(scheduledBy)
-	return !scheduled && workflow.GetInfo(ctx).ParentWorkflowExecution == nil
+	return !scheduled(ctx) && workflow.GetInfo(ctx).ParentWorkflowExecution == nil
+}
+
+// scheduled says that a schedule has started the run.
+func scheduled(ctx workflow.Context) bool {
+	_, is := workflow.GetTypedSearchAttributes(ctx).GetKeyword(scheduledBy)
+	return is
 }
 
 // unhealthy is the error of a mesh with failing checks: the findings are its details.

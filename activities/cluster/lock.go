@@ -120,6 +120,39 @@ func (a *Activities) AcquireLock(ctx context.Context, in LockInput) (procedure.O
 	return out, nil
 }
 
+// LockHolder is the workflow, still running, that holds the lock; empty if it
+// is free. Nothing is changed.
+func (a *Activities) LockHolder(ctx context.Context, in LockInput) (string, error) {
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return "", err
+	}
+	name := kube.Name("Lease", in.Namespace, in.Lease)
+	live, err := c.Kube.CoordinationV1().Leases(in.Namespace).Get(ctx, in.Lease, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", kube.Error(ctx, c, "read "+name, err)
+	}
+	current := ""
+	if live.Spec.HolderIdentity != nil {
+		current = *live.Spec.HolderIdentity
+	}
+	other, ok := parseHolder(current)
+	if !ok {
+		return current, nil // free, or held by what is no run of ours
+	}
+	running, err := a.isRunning(ctx, other)
+	switch {
+	case err != nil:
+		return "", failure.Transient(failure.Unavailable, "cannot ask Temporal whether workflow %q, which holds %s, is still running: %v", other.workflow, name, err)
+	case !running:
+		return "", nil
+	}
+	return other.workflow, nil
+}
+
 func take(lease *coordination.Lease, by string) {
 	now := metav1.NewMicroTime(time.Now())
 	transitions := int32(0)

@@ -22,20 +22,25 @@ import (
 )
 
 const (
-	// catchupWindow is how late a verification may still start after Temporal
-	// was down. An older one would say nothing that the next does not.
+	// catchupWindow is how late a run may still start after Temporal was down.
+	// An older one would do nothing that the next does not.
 	catchupWindow = 10 * time.Minute
-	// scheduleJitter keeps the verifications of many meshes, all due on the
-	// hour, from starting in the same second.
+	// scheduleJitter keeps the runs of many meshes, all due on the hour, from
+	// starting in the same second.
 	scheduleJitter = time.Minute
 )
 
 // VerifyScheduleID is the id of the schedule that verifies a mesh.
 func VerifyScheduleID(mesh string) string { return "relaypki-verify-" + mesh }
 
-// EnsureScheduleInput describes the recurring verification of one mesh.
+// RefreshScheduleID is the id of the schedule that keeps a mesh's credentials current.
+func RefreshScheduleID(mesh string) string { return "relaypki-refresh-" + mesh }
+
+// EnsureScheduleInput describes what is done for one mesh again and again.
 type EnsureScheduleInput struct {
-	Mesh string `json:"mesh"`
+	// Procedure is VerifyMesh or RefreshCredentials.
+	Procedure string `json:"procedure"`
+	Mesh      string `json:"mesh"`
 	// Management and Namespace say where the mesh's membership is stored.
 	Management string `json:"management"`
 	Namespace  string `json:"namespace"`
@@ -44,16 +49,19 @@ type EnsureScheduleInput struct {
 	Mode  procedure.Mode `json:"mode"`
 }
 
-// EnsureVerifySchedule makes the Temporal Schedule of a mesh's verification
-// what the input says: created, updated where it differs, or deleted. One that
-// an operator has paused stays paused.
-func (*Activities) EnsureVerifySchedule(ctx context.Context, in EnsureScheduleInput) (procedure.Outcome, error) {
+// EnsureSchedule makes the Temporal Schedule of a procedure of a mesh what the
+// input says: created, updated where it differs, or deleted. One that an
+// operator has paused stays paused.
+func (*Activities) EnsureSchedule(ctx context.Context, in EnsureScheduleInput) (procedure.Outcome, error) {
 	info, c := activity.GetInfo(ctx), activity.GetClient(ctx)
 	lacking, err := missingAttributes(ctx, c, info.Namespace)
 	if err != nil && !mayNot(err) {
 		return procedure.Outcome{}, temporalError(err, "list the search attributes")
 	}
-	wanted := verifySchedule(in, info.TaskQueue, err == nil && len(lacking) == 0)
+	wanted, err := schedule(in, info.TaskQueue, err == nil && len(lacking) == 0)
+	if err != nil {
+		return procedure.Outcome{}, err
+	}
 	handle := c.ScheduleClient().GetHandle(ctx, wanted.ID)
 	have, err := handle.Describe(ctx)
 	var absent *serviceerror.NotFound
@@ -68,9 +76,9 @@ func (*Activities) EnsureVerifySchedule(ctx context.Context, in EnsureScheduleIn
 	outcome := procedure.Outcome{Detail: "every " + in.Every.String()}
 	switch {
 	case in.Every.Duration == 0 && have == nil:
-		return procedure.Outcome{Detail: "none asked for"}, nil
+		return procedure.Outcome{Detail: "none needed"}, nil
 	case in.Every.Duration == 0:
-		outcome.Detail = "none asked for"
+		outcome.Detail = "none needed"
 		outcome.Changed(procedure.Delete, object, "")
 		if in.Mode == procedure.Apply {
 			err = handle.Delete(ctx)
@@ -101,25 +109,33 @@ func (*Activities) EnsureVerifySchedule(ctx context.Context, in EnsureScheduleIn
 	return outcome, nil
 }
 
-func verifySchedule(in EnsureScheduleInput, taskQueue string, attributes bool) client.ScheduleOptions {
-	action := &client.ScheduleWorkflowAction{
-		ID:            "verify-" + in.Mesh, // Temporal appends the time
-		Workflow:      procedure.VerifyMesh,
-		Args:          []any{procedure.VerifyInput{Mesh: in.Mesh, Management: in.Management, Namespace: in.Namespace}},
-		TaskQueue:     taskQueue,
-		StaticSummary: fmt.Sprintf("Verify mesh %s, every %s", in.Mesh, in.Every),
+// schedule is the schedule that the input describes.
+func schedule(in EnsureScheduleInput, taskQueue string, attributes bool) (client.ScheduleOptions, error) {
+	id := ""
+	action := &client.ScheduleWorkflowAction{Workflow: in.Procedure, TaskQueue: taskQueue}
+	switch in.Procedure { // Temporal appends the time to the workflow's id
+	case procedure.VerifyMesh:
+		id, action.ID = VerifyScheduleID(in.Mesh), "verify-"+in.Mesh
+		action.Args = []any{procedure.VerifyInput{Mesh: in.Mesh, Management: in.Management, Namespace: in.Namespace}}
+		action.StaticSummary = fmt.Sprintf("Verify mesh %s, every %s", in.Mesh, in.Every)
+	case procedure.RefreshCredentials:
+		id, action.ID = RefreshScheduleID(in.Mesh), "refresh-"+in.Mesh
+		action.Args = []any{procedure.RefreshInput{Mesh: in.Mesh, Management: in.Management, Namespace: in.Namespace}}
+		action.StaticSummary = fmt.Sprintf("Refresh the credentials of mesh %s, every %s", in.Mesh, in.Every)
+	default:
+		return client.ScheduleOptions{}, failure.Permanent(failure.InvalidInput, "procedure %q has no schedule", in.Procedure)
 	}
 	if attributes {
 		action.TypedSearchAttributes = sdk.NewSearchAttributes(sdk.NewSearchAttributeKeyKeyword(procedure.AttributeMesh).ValueSet(in.Mesh))
 	}
 	return client.ScheduleOptions{
-		ID:                    VerifyScheduleID(in.Mesh),
+		ID:                    id,
 		Spec:                  client.ScheduleSpec{Intervals: []client.ScheduleIntervalSpec{{Every: in.Every.Duration}}, Jitter: min(scheduleJitter, in.Every.Duration/10)},
 		Action:                action,
 		Overlap:               enumspb.SCHEDULE_OVERLAP_POLICY_SKIP,
 		CatchupWindow:         catchupWindow,
 		TypedSearchAttributes: action.TypedSearchAttributes,
-	}
+	}, nil
 }
 
 // differences names what of a schedule is not as wanted.

@@ -30,9 +30,18 @@ func described(t *testing.T, o client.ScheduleOptions) client.Schedule {
 	}
 }
 
+func scheduled(t *testing.T, in EnsureScheduleInput, attributes bool) client.ScheduleOptions {
+	t.Helper()
+	o, err := schedule(in, "relaypki", attributes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
 func TestDifferences(t *testing.T) {
-	in := EnsureScheduleInput{Mesh: "demo", Management: "mgmt", Namespace: "gloo-mesh", Every: mesh.Hours(1)}
-	wanted := verifySchedule(in, "relaypki", true)
+	in := EnsureScheduleInput{Procedure: procedure.VerifyMesh, Mesh: "demo", Management: "mgmt", Namespace: "gloo-mesh", Every: mesh.Hours(1)}
+	wanted := scheduled(t, in, true)
 	tests := []struct {
 		name   string
 		change func(*client.Schedule, *client.ScheduleWorkflowAction)
@@ -48,13 +57,19 @@ func TestDifferences(t *testing.T) {
 		{"another input", func(_ *client.Schedule, a *client.ScheduleWorkflowAction) {
 			a.Args = []any{&commonpb.Payload{Data: []byte(`{"mesh":"other"}`)}}
 		}, []string{"input"}},
+		{"another procedure", func(s *client.Schedule, a *client.ScheduleWorkflowAction) {
+			other := in
+			other.Procedure = procedure.RefreshCredentials
+			*a = *scheduled(t, other, true).Action.(*client.ScheduleWorkflowAction)
+			s.Action = described(t, scheduled(t, other, true)).Action
+		}, []string{"workflow", "workflow id", "summary"}},
 		{"no search attribute", func(_ *client.Schedule, a *client.ScheduleWorkflowAction) {
-			a.TypedSearchAttributes = verifySchedule(in, "relaypki", false).TypedSearchAttributes
+			a.TypedSearchAttributes = scheduled(t, in, false).TypedSearchAttributes
 		}, []string{"search attribute"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			have := described(t, verifySchedule(in, "relaypki", true))
+			have := described(t, scheduled(t, in, true))
 			test.change(&have, have.Action.(*client.ScheduleWorkflowAction))
 			if got := differences(wanted, have); !reflect.DeepEqual(got, test.want) {
 				t.Errorf("differences = %q, want %q", got, test.want)
@@ -64,7 +79,7 @@ func TestDifferences(t *testing.T) {
 }
 
 func TestUpdatedKeepsThePause(t *testing.T) {
-	wanted := verifySchedule(EnsureScheduleInput{Mesh: "demo", Every: mesh.Hours(1)}, "relaypki", false)
+	wanted := scheduled(t, EnsureScheduleInput{Procedure: procedure.RefreshCredentials, Mesh: "demo", Every: mesh.Hours(1)}, false)
 	have := described(t, wanted)
 	have.State = &client.ScheduleState{Paused: true, Note: "incident 12"}
 	if got := updated(wanted, have).Schedule.State; !got.Paused || got.Note != "incident 12" {

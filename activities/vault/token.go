@@ -82,6 +82,10 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 		WithLabels(kube.Labels(in.Spec.Mesh)).
 		WithType(corev1.SecretTypeOpaque).
 		WithData(map[string][]byte{mesh.TokenSecretKey: []byte(minted.Token())})
+	if have != nil {
+		// Of one that somebody else has written meanwhile nothing is taken away.
+		apply.WithResourceVersion(have.ResourceVersion)
+	}
 	if _, err := secrets.Apply(ctx, apply, metav1.ApplyOptions{FieldManager: site.FieldManager, Force: true}); err != nil {
 		t.revoke(ctx, minted)
 		return out, kube.Error(ctx, cluster, "write "+object, err)

@@ -244,3 +244,23 @@ func TestPrivateProblems(t *testing.T) {
 		t.Errorf("a cluster that is not private: %q", got)
 	}
 }
+
+func TestRefreshEvery(t *testing.T) {
+	for name, test := range map[string]struct {
+		credential Credential
+		want       Duration
+	}{
+		"pinned keys":     {Credential{}, Hours(1)},
+		"discovered keys": {Credential{Keys: KeysDiscovery}, Duration{}},
+		"token":           {Credential{Method: CredentialToken}, Hours(1)},
+		"short token":     {Credential{Method: CredentialToken, TokenPeriod: Hours(2)}, Minutes(15)},
+	} {
+		s := Spec{Credential: test.credential}.WithDefaults()
+		if got := s.RefreshEvery(); got != test.want {
+			t.Errorf("%s: every %s, want %s", name, got, test.want)
+		}
+		if period := s.Credential.TokenPeriod.Duration; s.Credential.Method == CredentialToken && s.RefreshEvery().Duration > period/4 {
+			t.Errorf("%s: fewer than 4 times in %s", name, period)
+		}
+	}
+}

@@ -7,6 +7,7 @@ package mesh
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 )
 
 // Spec describes one mesh. Everything but Mesh and Workloads has a default.
@@ -159,6 +160,24 @@ type Credential struct {
 	Keys string `json:"keys,omitempty"`
 	// TokenPeriod is the renewal period of the token method's tokens.
 	TokenPeriod Duration `json:"tokenPeriod,omitempty"`
+}
+
+// refreshEvery is how often what expires of the credentials is looked at. Keys
+// of a cluster change without notice, and what they sign is refused until they
+// are pinned; a leaf is renewed every day.
+const refreshEvery = time.Hour
+
+// RefreshEvery is the interval of the schedule that keeps the clusters'
+// credentials current, zero if nothing of them expires. What lives for a period
+// is renewed when half of it is over: four tries are left then.
+func (s Spec) RefreshEvery() Duration {
+	switch {
+	case s.Credential.Method == CredentialToken:
+		return Duration{min(refreshEvery, s.Credential.TokenPeriod.Duration/8)}
+	case s.Credential.Method == CredentialJWT && s.Credential.Keys == KeysPinned:
+		return Duration{refreshEvery}
+	}
+	return Duration{}
 }
 
 // Values of Credential.Method and Credential.Keys.
@@ -353,6 +372,11 @@ func (s Spec) ProbeRole() string { return "relaypki-probe" }
 // context ("relaypki-<mesh>-<context>").
 func (s Spec) AuthMount(context string) string {
 	return fmt.Sprintf("relaypki-%s-%s", s.Mesh, context)
+}
+
+// ClusterLease is the name of the lock on one workload cluster.
+func (s Spec) ClusterLease(workload string) string {
+	return fmt.Sprintf("relaypki-%s-cluster-%s", s.Mesh, workload)
 }
 
 // Names of objects that the procedures make in every cluster.

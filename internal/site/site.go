@@ -6,6 +6,7 @@ package site
 
 import (
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sort"
@@ -31,6 +32,17 @@ type Config struct {
 	Clusters   []ClusterConfig `json:"clusters"`
 	Vaults     []VaultConfig   `json:"vaults"`
 	Charts     []ChartConfig   `json:"charts"`
+	// Notify is who is told when a run that a schedule has started fails.
+	Notify []Webhook `json:"notify,omitempty"`
+}
+
+// Webhook takes messages as {"text": "..."}, as Slack's incoming webhooks do.
+// Whoever has its address can write to it, so a file is the better place.
+type Webhook struct {
+	Name string `json:"name"`
+	// URL or URLFile, one of them. The file is read at each message.
+	URL     string `json:"url,omitempty"`
+	URLFile string `json:"urlFile,omitempty"`
 }
 
 // ClusterConfig is a cluster that inputs may name.
@@ -253,6 +265,25 @@ func (c *Config) complete(dir string) []strict.Problem {
 			ch.Chart = ch.Name
 		}
 		absolute(&ch.Path)
+	}
+	for i := range c.Notify {
+		w := &c.Notify[i]
+		at := fmt.Sprintf("notify[%d]", i)
+		if w.Name == "" {
+			bad(at+".name", "is missing")
+		}
+		if seen["webhook "+w.Name] {
+			bad(at+".name", "%q is there twice", w.Name)
+		}
+		seen["webhook "+w.Name] = true
+		if (w.URL == "") == (w.URLFile == "") {
+			bad(at, "needs a url or a urlFile, one of them")
+		}
+		// Without its text: whoever has it can write there.
+		if u, err := url.Parse(w.URL); w.URL != "" && (err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http") {
+			bad(at+".url", "is no http or https address")
+		}
+		absolute(&w.URLFile)
 	}
 	return problems
 }

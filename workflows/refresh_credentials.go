@@ -1,0 +1,278 @@
+package workflows
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/cluster"
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// RefreshCredentials keeps current what expires of the clusters' credentials
+// for Vault: keys pinned in auth mounts, tokens. What is current is left alone,
+// and a credential is made anew only if it is lost. One cluster's failure hides
+// no other's; any makes the run end as failed.
+func RefreshCredentials(ctx workflow.Context, in procedure.RefreshInput) (procedure.RefreshResult, error) {
+	r := &refresh{in: in, result: procedure.RefreshResult{Mesh: in.Mesh}}
+	var err error
+	if r.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.RefreshCredentials, Mesh: in.Mesh, Phase: "credentials"}); err != nil {
+		return r.result, err
+	}
+	// Strict for what people type; a schedule's stored input may be of another release.
+	var problems []strict.Problem
+	if typed(ctx) {
+		problems = in.Problems
+	}
+	if in.Mesh == "" {
+		problems = append(problems, strict.Problem{Path: "mesh", Message: "is missing"})
+	}
+	if err := invalid(problems); err != nil {
+		return r.result, r.report.finish(ctx, err)
+	}
+	if err := r.run(ctx); err != nil {
+		tell(ctx, r.report, err)
+		return r.result, r.report.finish(ctx, err)
+	}
+	if err := r.failures(); err != nil {
+		tell(ctx, r.report, err)
+		_ = r.report.finish(ctx, err) // whose details would be the progress
+		return r.result, err
+	}
+	return r.result, r.report.finish(ctx, nil)
+}
+
+type refresh struct {
+	in     procedure.RefreshInput
+	report *report
+	result procedure.RefreshResult
+
+	spec     mesh.Spec
+	clusters []refreshed
+}
+
+// refreshed is one cluster and what became of it.
+type refreshed struct {
+	// name is the registered name, or the management cluster's context.
+	name, context, queue string
+	// workload is empty for the management cluster.
+	workload string
+
+	outcome procedure.Outcome
+	// skipped is why it was left alone.
+	skipped string
+	err     error
+}
+
+func (c refreshed) state() procedure.State {
+	switch {
+	case c.err != nil:
+		return procedure.Failed
+	case c.skipped != "":
+		return procedure.Skipped
+	}
+	return c.outcome.State()
+}
+
+func (c refreshed) detail() string {
+	switch {
+	case c.err != nil:
+		return failure.Message(c.err)
+	case c.skipped != "":
+		return c.skipped
+	case len(c.outcome.Changes) == 0:
+		return c.outcome.Detail
+	}
+	details := []string{}
+	for _, change := range c.outcome.Changes {
+		details = append(details, change.Object+": "+change.Detail)
+	}
+	return c.outcome.Detail + " (" + strings.Join(details, "; ") + ")"
+}
+
+func (r *refresh) run(ctx workflow.Context) error {
+	facts, err := call[temporalactivities.Facts](ctx, summarized(looking, "Ask Temporal and the site file what there is"), temporals.DescribeTemporal, nil)
+	if err != nil {
+		return err
+	}
+	r.report.attributes = facts.SearchAttributes
+	if err := r.report.phase(ctx, "credentials"); err != nil {
+		return err
+	}
+	record, err := r.readMesh(ctx)
+	if err != nil {
+		return err
+	}
+	if !record.Found {
+		return failure.Permanent(failure.InvalidInput, "there is no mesh %q in the management cluster; set it up first: relaypki setup -f mesh.yaml", r.in.Mesh)
+	}
+	r.spec = record.Spec.WithDefaults()
+	r.result.Method = r.spec.Credential.Method
+	r.clusters = []refreshed{{name: r.spec.Management.Context, context: r.spec.Management.Context}}
+	for _, w := range r.spec.Workloads {
+		r.clusters = append(r.clusters, refreshed{name: w.Name, context: w.Context, workload: w.Name, queue: facts.TaskQueues[w.Context]})
+	}
+	r.report.Clusters = pendingChecks(r.spec)
+	r.all(ctx)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := r.left(ctx); err != nil {
+		return err
+	}
+	r.sum()
+	return nil
+}
+
+func (r *refresh) readMesh(ctx workflow.Context) (cluster.MeshRecord, error) {
+	return call[cluster.MeshRecord](ctx, summarized(acting, "Read the mesh's record"), kubernetes.ReadMesh,
+		cluster.ReadMeshInput{Mesh: r.in.Mesh, Management: r.in.Management, Namespace: r.in.Namespace})
+}
+
+// all goes through the clusters, some at a time.
+func (r *refresh) all(ctx workflow.Context) {
+	places := workflow.NewSemaphore(ctx, int64(r.spec.Rollout.Parallelism))
+	wg := workflow.NewWaitGroup(ctx)
+	for i := range r.clusters {
+		wg.Add(1)
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer wg.Done()
+			c := &r.clusters[i]
+			if c.err = places.Acquire(ctx, 1); c.err != nil {
+				return
+			}
+			defer places.Release(1)
+			r.report.cluster(ctx, c.name, procedure.Running, "")
+			r.one(ctx, c)
+			r.report.cluster(ctx, c.name, c.state(), c.detail())
+		})
+	}
+	wg.Wait(ctx)
+}
+
+// one keeps one cluster's credential current.
+func (r *refresh) one(ctx workflow.Context, c *refreshed) {
+	in := vault.RefreshCredentialInput{Spec: r.spec.Only(c.workload), Context: c.context, Workload: c.workload}
+	if r.spec.Credential.Method == mesh.CredentialJWT && r.spec.Credential.Keys == mesh.KeysPinned {
+		keys, err := call[cluster.ServiceAccountKeys](ctx, summarized(on(c.queue, acting), "Read the keys of cluster "+c.name), kubernetes.ReadServiceAccountKeys,
+			cluster.ServiceAccountKeysInput{Context: c.context})
+		if err != nil {
+			c.err = err
+			return
+		}
+		in.Issuer, in.KeysPEM = keys.Issuer, keys.KeysPEM
+	}
+	do := func(summary string) (out vault.RefreshCredentialResult) {
+		out, c.err = call[vault.RefreshCredentialResult](ctx, summarized(acting, summary+c.name), vaults.RefreshCredential, in)
+		c.outcome = out.Outcome
+		return out
+	}
+	out := do("Refresh the credential of cluster ")
+	if c.err != nil || out.Lost == "" {
+		return
+	}
+	by := r.atWork(ctx, c)
+	if c.err != nil {
+		return
+	}
+	if by != "" {
+		c.skipped = fmt.Sprintf("%s; %s is at work on the cluster, so it is left alone until the next run", out.Lost, by)
+		return
+	}
+	in.Mint = true
+	do("Make the lost credential anew of cluster ")
+}
+
+// atWork is the workflow that works on a workload cluster. A credential that is
+// gone may be on its way out with the cluster, and must then not be made anew.
+// The management cluster never leaves; its lock is that of the whole mesh, which
+// a setup may hold for days while it waits for a person.
+func (r *refresh) atWork(ctx workflow.Context, c *refreshed) (by string) {
+	if c.workload == "" {
+		return ""
+	}
+	by, c.err = call[string](ctx, summarized(acting, "Ask who is at work on cluster "+c.name), kubernetes.LockHolder,
+		cluster.LockInput{Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Lease: r.spec.ClusterLease(c.workload)})
+	return by
+}
+
+// left looks again at the record if anything failed: a cluster that has left the
+// mesh meanwhile has no credential any more.
+func (r *refresh) left(ctx workflow.Context) error {
+	if !slices.ContainsFunc(r.clusters, func(c refreshed) bool { return c.err != nil && c.workload != "" }) {
+		return nil
+	}
+	record, err := r.readMesh(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range r.clusters {
+		c := &r.clusters[i]
+		if _, member := record.Spec.Workload(c.workload); c.err != nil && c.workload != "" && record.Found && !member {
+			c.err, c.skipped = nil, "it has left the mesh meanwhile"
+			r.report.cluster(ctx, c.name, c.state(), c.detail())
+		}
+	}
+	return nil
+}
+
+// mostClusters is how many clusters a result names. Details of failures are kept
+// in Temporal's histories, and nobody reads further.
+const mostClusters = 50
+
+// sum makes the result of what became of the clusters.
+func (r *refresh) sum() {
+	r.result.Count = map[procedure.State]int{}
+	for _, c := range r.clusters {
+		r.result.Count[c.state()]++
+		r.result.Changed = r.result.Changed || len(c.outcome.Changes) > 0
+	}
+	for _, state := range []procedure.State{procedure.Failed, procedure.Created, procedure.Changed, procedure.Skipped} {
+		for _, c := range r.clusters {
+			if c.state() == state && len(r.result.Clusters) < mostClusters {
+				r.result.Clusters = append(r.result.Clusters, procedure.ClusterProgress{Cluster: c.name, State: state, Detail: brief(c.detail())})
+			}
+		}
+	}
+}
+
+// failures is the error of a run in which anything failed: the first cause's
+// kind, the first causes, and the result as details.
+func (r *refresh) failures() error {
+	failed := r.result.Count[procedure.Failed]
+	if failed == 0 {
+		return nil
+	}
+	var kind failure.Kind
+	var lines []string
+	for _, c := range r.clusters {
+		if c.err == nil {
+			continue
+		}
+		if temporal.IsCanceledError(c.err) {
+			return c.err
+		}
+		if kind == "" {
+			kind = failure.KindOf(c.err)
+		}
+		if len(lines) < mostLines {
+			lines = append(lines, c.name+": "+brief(failure.Message(c.err)))
+		}
+	}
+	if more := failed - len(lines); more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	if kind == "" {
+		kind = failure.Unavailable
+	}
+	return failure.PermanentWithDetails(kind, fmt.Sprintf("the credentials of %d of %d clusters could not be refreshed; they work until they end. Put this right and refresh again:\n- %s",
+		failed, len(r.clusters), strings.Join(lines, "\n- ")), r.result)
+}

@@ -1,0 +1,31 @@
+package workflows
+
+import (
+	"go.temporal.io/sdk/workflow"
+
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// ensureSchedules has the mesh verified, and its credentials kept current, from
+// now on; what has become needless is no longer done.
+func ensureSchedules(ctx workflow.Context, spec mesh.Spec, step stepper) error {
+	for _, s := range []struct {
+		step, summary, procedure string
+		every                    mesh.Duration
+	}{
+		{"schedule", "Verify on a schedule", procedure.VerifyMesh, *spec.Verify.Every},
+		{"refresh schedule", "Keep the credentials current on a schedule", procedure.RefreshCredentials, spec.RefreshEvery()},
+	} {
+		if _, err := step(ctx, s.step, s.summary, func(ctx workflow.Context) (procedure.Outcome, error) {
+			return call[procedure.Outcome](ctx, acting, temporals.EnsureSchedule, temporalactivities.EnsureScheduleInput{
+				Procedure: s.procedure, Mesh: spec.Mesh, Management: spec.Management.Context, Namespace: spec.Management.Namespace,
+				Every: s.every, Mode: procedure.Apply,
+			})
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
