@@ -55,7 +55,10 @@ func SetupMesh(ctx workflow.Context, in procedure.SetupInput, long *longSetup) (
 		return r.result, workflow.NewContinueAsNewError(ctx, procedure.SetupMesh, r.input, r.handOver())
 	}
 	r.result.Steps, r.result.Clusters = r.report.Steps, r.Results
-	return r.result, r.report.finish(ctx, r.fleet.outcome(err))
+	if err != nil || !in.Plan { // what a plan could not see is in its report
+		err = r.fleet.outcome(err)
+	}
+	return r.result, r.report.finish(ctx, err)
 }
 
 // setup is one run of SetupMesh.
