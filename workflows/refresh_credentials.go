@@ -118,7 +118,9 @@ func (r *refresh) run(ctx workflow.Context) error {
 	r.result.Method = r.spec.Credential.Method
 	r.clusters = []refreshed{{name: r.spec.Management.Context, context: r.spec.Management.Context}}
 	for _, w := range r.spec.Workloads {
-		r.clusters = append(r.clusters, refreshed{name: w.Name, context: w.Context, workload: w.Name, queue: facts.TaskQueues[w.Context]})
+		// What is just coming or going has a credential not yet, or no longer.
+		moving, _ := record.Moving(w.Name)
+		r.clusters = append(r.clusters, refreshed{name: w.Name, context: w.Context, workload: w.Name, queue: facts.TaskQueues[w.Context], skipped: moving})
 	}
 	r.report.Clusters = pendingChecks(r.spec)
 	r.all(ctx)
@@ -146,6 +148,10 @@ func (r *refresh) all(ctx workflow.Context) {
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			defer wg.Done()
 			c := &r.clusters[i]
+			if c.skipped != "" {
+				r.report.cluster(ctx, c.name, c.state(), c.detail())
+				return
+			}
 			if c.err = places.Acquire(ctx, 1); c.err != nil {
 				return
 			}

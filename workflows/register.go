@@ -15,5 +15,7 @@ func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(SetupMesh, workflow.RegisterOptions{Name: procedure.SetupMesh})
 	r.RegisterWorkflowWithOptions(SetupCluster, workflow.RegisterOptions{Name: procedure.SetupCluster})
 	r.RegisterWorkflowWithOptions(RefreshCredentials, workflow.RegisterOptions{Name: procedure.RefreshCredentials})
+	r.RegisterWorkflowWithOptions(AddCluster, workflow.RegisterOptions{Name: procedure.AddCluster})
+	r.RegisterWorkflowWithOptions(RemoveCluster, workflow.RegisterOptions{Name: procedure.RemoveCluster})
 	r.RegisterWorkflowWithOptions(VerifyMesh, workflow.RegisterOptions{Name: procedure.VerifyMesh})
 }

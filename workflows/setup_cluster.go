@@ -61,7 +61,7 @@ func (c *clusterSetup) run(ctx workflow.Context) error {
 	if err := c.report.phase(ctx, "workload cluster"); err != nil {
 		return err
 	}
-	if c.Mode == procedure.Observe {
+	if !c.Mode.Writes() {
 		return c.apply(ctx)
 	}
 	lock := cluster.LockInput{

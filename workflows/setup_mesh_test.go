@@ -136,13 +136,17 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	env.OnActivity(kubernetes.AwaitRelayAddress, mock.Anything, mock.Anything).Return(cluster.RelayAddressResult{Address: "127.0.0.1:9900"}, nil)
 	env.OnActivity(vaults.CheckVault, mock.Anything, mock.Anything).Return(vault.CheckVaultResult{Version: "1.21.1"}, nil)
 	env.OnActivity(vaults.EnablePKI, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
-	env.OnActivity(vaults.GenerateRoot, mock.Anything, mock.Anything).Return(vault.CAResult{}, nil)
+	env.OnActivity(vaults.GenerateRoot, mock.Anything, mock.Anything).Return(func(context.Context, vault.GenerateRootInput) (vault.CAResult, error) {
+		return o.authority("GenerateRoot"), nil
+	})
 	env.OnActivity(vaults.GenerateIntermediateCSR, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CSRResult, error) {
 		out, err := outcome("GenerateIntermediateCSR", "", in.Mode)
 		return vault.CSRResult{Outcome: out, Present: !o.differs["GenerateIntermediateCSR"]}, err
 	})
 	env.OnActivity(vaults.SignIntermediate, mock.Anything, mock.Anything).Return(vault.SignedResult{}, nil)
-	env.OnActivity(vaults.SetSignedIntermediate, mock.Anything, mock.Anything).Return(vault.CAResult{}, nil)
+	env.OnActivity(vaults.SetSignedIntermediate, mock.Anything, mock.Anything).Return(func(context.Context, vault.IntermediateInput) (vault.CAResult, error) {
+		return o.authority("SetSignedIntermediate"), nil
+	})
 	env.OnActivity(vaults.ConfigureRoles, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
 	env.OnActivity(vaults.EnableClusterAccess, mock.Anything, mock.Anything).Return(vault.ClusterAccessResult{}, nil)
 	env.OnActivity(certManagers.AwaitCertManager, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
@@ -155,6 +159,7 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	env.OnActivity(charts.InstallChart, mock.Anything, mock.Anything).Return(func(_ context.Context, in helm.ChartInput) (procedure.Outcome, error) {
 		return outcome("InstallChart", in.Context, in.Mode)
 	})
+	o.members(env, outcome)
 	env.OnActivity(relays.VerifyManagement, mock.Anything, mock.Anything).Return(relay.VerifyManagementResult{
 		Findings: []check.Finding{{Check: "gauges", Cluster: "mgmt", Status: check.Pass}}}, nil)
 	env.OnActivity(relays.VerifyCluster, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.VerifyClusterInput) (relay.VerifyClusterResult, error) {

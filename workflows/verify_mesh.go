@@ -117,8 +117,11 @@ func (v *verification) run(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(v.in.Clusters) == 0 {
+		spec = v.settled(spec, record)
+	}
 	v.report.Clusters = pendingChecks(spec)
-	v.findings(ctx, spec, facts.TaskQueues)
+	v.findings(ctx, spec, others(record.Spec, spec), facts.TaskQueues)
 	return ctx.Err()
 }
 
@@ -137,8 +140,37 @@ func only(spec mesh.Spec, names []string) (mesh.Spec, error) {
 	return spec, invalid(problems)
 }
 
+// settled is the spec without the members that are just being added or removed:
+// that they do not work is no news, and who is at it proves what has to be
+// proved. That they are not checked is said.
+func (v *verification) settled(spec mesh.Spec, record cluster.MeshRecord) mesh.Spec {
+	all := spec.Workloads
+	spec.Workloads = nil
+	for _, w := range all {
+		what, finish := record.Moving(w.Name)
+		if what == "" {
+			spec.Workloads = append(spec.Workloads, w)
+			continue
+		}
+		v.result.Findings = append(v.result.Findings, check.Finding{Check: check.Membership, Cluster: w.Name, Status: check.Warn,
+			Message: "not checked: " + what, Remedy: "if nothing is at it any more, go on: " + finish})
+	}
+	return spec
+}
+
+// others are the members of a mesh that a spec of it leaves out.
+func others(all, spec mesh.Spec) []string {
+	var names []string
+	for _, w := range all.Workloads {
+		if _, ok := spec.Workload(w.Name); !ok {
+			names = append(names, w.Name)
+		}
+	}
+	return names
+}
+
 // findings has every cluster checked, some at a time, and sorts what was found.
-func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, queues map[string]string) {
+func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []string, queues map[string]string) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
 	look := func(name, queue string, run func(workflow.Context, workflow.ActivityOptions) ([]check.Finding, error)) {
@@ -162,7 +194,7 @@ func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, queues map
 		})
 	}
 	look(spec.Management.Context, "", func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Settle: v.in.Settle})
+		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Others: others, Settle: v.in.Settle})
 		return out.Findings, err
 	})
 	for _, w := range spec.Workloads {

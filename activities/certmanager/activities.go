@@ -3,6 +3,8 @@
 package certmanager
 
 import (
+	"time"
+
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/site"
@@ -51,6 +53,24 @@ type CertificateInput struct {
 	RootPEM         string         `json:"rootPEM"`
 	IntermediatePEM string         `json:"intermediatePEM"`
 	Mode            procedure.Mode `json:"mode"`
+}
+
+// RemovalInput names a workload cluster to take the mesh's objects out of.
+type RemovalInput struct {
+	// Spec has this one workload.
+	Spec mesh.Spec      `json:"spec"`
+	Mode procedure.Mode `json:"mode"`
+}
+
+// Expiry is until when a certificate stays valid; zero if there is none.
+type Expiry struct {
+	NotAfter time.Time `json:"notAfter,omitzero"`
+}
+
+// Users are the objects that a cert-manager is used for.
+type Users struct {
+	Count    int      `json:"count"`
+	Examples []string `json:"examples,omitempty"`
 }
 
 // CertificateResult is the certificate as issued.

@@ -4,6 +4,9 @@ package cluster
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"time"
 
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
@@ -66,10 +69,29 @@ type LockInput struct {
 // the management cluster.
 type MeshRecord struct {
 	Spec mesh.Spec `json:"spec"`
-	// Complete is set once a setup of exactly this spec has ended well.
+	// Complete is set once a setup of exactly this spec has ended well and nobody
+	// is being added or removed.
 	Complete bool `json:"complete"`
+	// Joining are members that are being added; each is in Spec from before its
+	// first certificate is issued.
+	Joining []string `json:"joining,omitempty"`
+	// Leaving are members that are being removed, and some that were, by name.
+	Leaving map[string]Departure `json:"leaving,omitempty"`
 	// Found is false when there is no such record.
 	Found bool `json:"found"`
+}
+
+// Moving says that a member is just being added or removed, and what finishes
+// that if nothing is at it any more; both are empty for a settled one.
+func (r MeshRecord) Moving(name string) (what, finish string) {
+	departure, leaving := r.Leaving[name]
+	switch {
+	case leaving && departure.Left.IsZero():
+		return "it is being removed since " + departure.Since.UTC().Format(time.DateTime) + "Z", fmt.Sprintf("relaypki remove-cluster %s %s", r.Spec.Mesh, name)
+	case slices.Contains(r.Joining, name):
+		return "it is being added", fmt.Sprintf("relaypki add-cluster %s %s", r.Spec.Mesh, name)
+	}
+	return "", ""
 }
 
 // RecordMeshInput stores a record.
@@ -77,6 +99,58 @@ type RecordMeshInput struct {
 	Spec     mesh.Spec      `json:"spec"`
 	Complete bool           `json:"complete"`
 	Mode     procedure.Mode `json:"mode"`
+}
+
+// RecordMemberInput records one member.
+type RecordMemberInput struct {
+	Mesh string `json:"mesh"`
+	// Management and Namespace are as in ReadMeshInput.
+	Management string        `json:"management,omitempty"`
+	Namespace  string        `json:"namespace,omitempty"`
+	Workload   mesh.Workload `json:"workload"`
+	// Joined: it is set up.
+	Joined bool           `json:"joined"`
+	Mode   procedure.Mode `json:"mode"`
+}
+
+// RecordDepartureInput records that a member is being removed, or was.
+type RecordDepartureInput struct {
+	Mesh string `json:"mesh"`
+	// Management and Namespace are as in ReadMeshInput.
+	Management string `json:"management,omitempty"`
+	Namespace  string `json:"namespace,omitempty"`
+	Cluster    string `json:"cluster"`
+	// ValidUntil is until when its certificate stays valid, if that is known.
+	ValidUntil time.Time `json:"validUntil,omitzero"`
+	// Left: nothing of it is left.
+	Left bool           `json:"left"`
+	Mode procedure.Mode `json:"mode"`
+}
+
+// RecordMemberResult has the record as it then is.
+type RecordMemberResult struct {
+	procedure.Outcome
+	Record MeshRecord `json:"record"`
+}
+
+// RemovalInput names a workload cluster to take the mesh's objects out of.
+type RemovalInput struct {
+	// Spec has this one workload.
+	Spec mesh.Spec      `json:"spec"`
+	Mode procedure.Mode `json:"mode"`
+}
+
+// CheckRemovalInput asks whether a workload can be taken out of its cluster or,
+// with Management, out of the management cluster.
+type CheckRemovalInput struct {
+	// Spec has this one workload.
+	Spec       mesh.Spec `json:"spec"`
+	Management bool      `json:"management"`
+}
+
+// CheckRemovalResult lists everything that is in the way; nothing was changed.
+type CheckRemovalResult struct {
+	Problems []string `json:"problems,omitempty"`
 }
 
 // ReadMeshInput names a mesh; empty Management and Namespace mean the site's

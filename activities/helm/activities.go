@@ -1,4 +1,4 @@
-// Package helm has the activity that installs charts.
+// Package helm has the activities that install and uninstall charts.
 package helm
 
 import (
@@ -16,6 +16,19 @@ type Activities struct {
 	// interrupted: an attempt that was given up may still be at it, and the next
 	// one waits for it.
 	busy sync.Map
+}
+
+// UninstallInput names a release to uninstall.
+type UninstallInput struct {
+	// Mesh is whose release it must be.
+	Mesh      string `json:"mesh"`
+	Context   string `json:"context"`
+	Release   string `json:"release"`
+	Namespace string `json:"namespace"`
+	// Secrets are those that the release's own programs make beside it: the value
+	// of each one's label app.kubernetes.io/managed-by, by name.
+	Secrets map[string]string `json:"secrets,omitempty"`
+	Mode    procedure.Mode    `json:"mode"`
 }
 
 // ChartInput describes a release.

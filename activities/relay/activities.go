@@ -20,7 +20,10 @@ type Activities struct{ Clients *site.Clients }
 
 // VerifyManagementInput asks for the checks of the management cluster.
 type VerifyManagementInput struct {
-	Spec mesh.Spec `json:"spec"`
+	// Spec has the workloads that are looked at; Others are the rest of the
+	// mesh's, which may be registered too.
+	Spec   mesh.Spec `json:"spec"`
+	Others []string  `json:"others,omitempty"`
 	// Settle is how long to wait for the server's Pods to be ready and for its
 	// gauges to count every cluster, which takes a moment after an
 	// installation; 0 looks once.
@@ -47,6 +50,7 @@ func (a *Activities) VerifyManagement(ctx context.Context, in VerifyManagementIn
 	if err != nil {
 		return VerifyManagementResult{}, err
 	}
+	seen.Others = in.Others
 	if ctx.Err() != nil {
 		return VerifyManagementResult{}, ctx.Err()
 	}

@@ -123,3 +123,12 @@ type IssueClusterTokenInput struct {
 	Workload string         `json:"workload,omitempty"`
 	Mode     procedure.Mode `json:"mode"`
 }
+
+// RemoveAccessInput names a workload to close Vault to.
+type RemoveAccessInput struct {
+	Spec mesh.Spec `json:"spec"`
+	// Context is the cluster's; Workload its registered name.
+	Context  string         `json:"context"`
+	Workload string         `json:"workload"`
+	Mode     procedure.Mode `json:"mode"`
+}

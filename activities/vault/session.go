@@ -124,6 +124,18 @@ func (s session) patch(ctx context.Context, path string, data map[string]any) er
 	return s.failed(err, "patch "+path)
 }
 
+// delete deletes what is at path, which the caller has read and found to be
+// ours, and records the change.
+func (s session) delete(ctx context.Context, mode procedure.Mode, out *procedure.Removal, object, path string) error {
+	out.Changed(procedure.Delete, object, "")
+	if !mode.Writes() {
+		out.By(mode, s.command("delete", path))
+		return nil
+	}
+	_, err := s.client.Logical().DeleteWithContext(ctx, path)
+	return s.failed(err, "delete "+path)
+}
+
 func (s session) decode(data map[string]any, path string, into any) error {
 	text, err := json.Marshal(data)
 	if err == nil {

@@ -270,6 +270,9 @@ func TestManagement(t *testing.T) {
 		{"not registered", func(_ *testing.T, w *world) { w.Registered = nil }, []expectation{{check.Registrations, "fail", "cluster1"}}},
 		{"registered under another name", func(_ *testing.T, w *world) { w.Registered = []string{"cluster1", "cluster_1"} },
 			[]expectation{{check.Registrations, "warn", "cluster_1"}}},
+		{"registered, and a member that is not looked at", func(_ *testing.T, w *world) {
+			w.Registered, w.Others = []string{"cluster1", "cluster9"}, []string{"cluster9"}
+		}, nil},
 		{"no registrations in this cluster", func(_ *testing.T, w *world) { w.Management.RegisteredGap = check.Gap{Reason: check.NotFound} },
 			[]expectation{{check.Registrations, "fail", "gloo-platform-crds"}}},
 	} {

@@ -30,6 +30,7 @@
 //	served-certificate     M      each replica serves the certificate in the Secret
 //	acceptable-cas         M      each replica asks for client certificates under the root
 //	stand-in               M      says whether the server is the lab's stand-in
+//	membership             W      nobody is just adding or removing the cluster (if so, nothing else is checked of it)
 //	registrations          M      the KubernetesClusters are those of the mesh
 //	agents-connected       M      the server's gauges count one pull and one push stream per cluster
 //	registered-name        W      the client certificate's name is registered
@@ -61,6 +62,7 @@ const (
 	ServedCertificate   = "served-certificate"
 	AcceptableCAs       = "acceptable-cas"
 	StandIn             = "stand-in"
+	Membership          = "membership"
 	Registrations       = "registrations"
 	AgentsConnected     = "agents-connected"
 	RegisteredName      = "registered-name"

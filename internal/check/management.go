@@ -15,6 +15,8 @@ import (
 // Management is what was seen of the management cluster and of Vault.
 type Management struct {
 	Spec mesh.Spec
+	// Others are members of the mesh that are not looked at.
+	Others []string
 	// Unreachable is why the API server did not answer; nothing of the cluster
 	// was then looked at, but Vault was.
 	Unreachable string
@@ -57,7 +59,7 @@ func (m Management) Findings(now time.Time) []Finding {
 	for _, replica := range m.Replicas {
 		r.loaded(spec, replica, m.Secret.Chain, root, now)
 	}
-	r.registrations(spec, m.Registered, m.RegisteredGap)
+	r.registrations(spec, m.Others, m.Registered, m.RegisteredGap)
 	r.connected(spec, m.Replicas)
 	return r.findings
 }
@@ -115,7 +117,7 @@ func servable(served []*x509.Certificate, root *x509.Certificate, authority stri
 	return pki.Peer{Trust: []*x509.Certificate{root}, Name: authority, Usage: x509.ExtKeyUsageServerAuth, At: now}.Verify(served)
 }
 
-func (r *report) registrations(spec mesh.Spec, registered []string, gap Gap) {
+func (r *report) registrations(spec mesh.Spec, others, registered []string, gap Gap) {
 	if gap.report(r, Registrations, "the list of KubernetesClusters", "install the gloo-platform-crds chart, or let SetupMesh do so") {
 		return
 	}
@@ -126,7 +128,7 @@ func (r *report) registrations(spec mesh.Spec, registered []string, gap Gap) {
 		}
 	}
 	for _, name := range registered {
-		if !slices.ContainsFunc(spec.Workloads, func(w mesh.Workload) bool { return w.Name == name }) {
+		if _, ok := spec.Workload(name); !ok && !slices.Contains(others, name) {
 			extra = append(extra, name)
 		}
 	}

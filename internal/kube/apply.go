@@ -64,6 +64,7 @@ var resources = map[string]schema.GroupVersionResource{
 	"Role":              {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
 	"RoleBinding":       {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
 	"Issuer":            {Group: "cert-manager.io", Version: "v1", Resource: "issuers"},
+	"ClusterIssuer":     {Group: "cert-manager.io", Version: "v1", Resource: "clusterissuers"},
 	"Certificate":       {Group: "cert-manager.io", Version: "v1", Resource: "certificates"},
 	"KubernetesCluster": {Group: "admin.gloo.solo.io", Version: "v2", Resource: "kubernetesclusters"},
 }

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/relaypki/relaypki/internal/strict"
 )
 
 // Spec describes one mesh. Everything but Mesh and Workloads has a default.
@@ -430,6 +432,41 @@ func (s Spec) Only(name string) Spec {
 		}
 	}
 	return s
+}
+
+// With is the spec with a new workload, or with a member's settings replaced,
+// and its defaults.
+func (s Spec) With(w Workload) Spec {
+	s.Workloads = append([]Workload(nil), s.Workloads...)
+	for i := range s.Workloads {
+		if s.Workloads[i].Name == w.Name {
+			s.Workloads[i] = w
+			return s.WithDefaults()
+		}
+	}
+	s.Workloads = append(s.Workloads, w)
+	return s.WithDefaults()
+}
+
+// MoveProblems are what keeps a member of this mesh from being the given
+// workload: it is another cluster, or in another place of the same. What was
+// made where it is now would be left behind there.
+func (s Spec) MoveProblems(w Workload) []strict.Problem {
+	var problems []strict.Problem
+	s = s.WithDefaults()
+	have, ok := s.Workload(w.Name)
+	if !ok {
+		return nil
+	}
+	now, _ := s.With(w).Workload(w.Name)
+	if have.Context != now.Context {
+		problems = append(problems, strict.Problem{Path: "workload.context", Message: fmt.Sprintf("%q is the cluster %q in the mesh and %q in this input; the first would keep its credential for that name, so give the other a name of its own",
+			w.Name, have.Context, now.Context)})
+	}
+	if have.Namespace != now.Namespace {
+		problems = append(problems, strict.Problem{Path: "workload.namespace", Message: fmt.Sprintf("%q is in the namespace %q in the mesh and %q in this input; remove it first", w.Name, have.Namespace, now.Namespace)})
+	}
+	return problems
 }
 
 // PrivateProblems are what keeps a cluster of this mesh from being served by

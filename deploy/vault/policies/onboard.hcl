@@ -82,10 +82,14 @@ path "pki_relay/issuers/import/cert" {
 path "pki_relay/roles/+" {
   capabilities = ["read", "create", "update"]
 }
+# A removal deletes the role of that one cluster; the shared ones stay.
+path "pki_relay/roles/relay-client-*" {
+  capabilities = ["read", "create", "update", "delete"]
+}
 
 # What each cluster's cert-manager may do, and how it logs in.
 path "sys/policies/acl/relaypki-*" {
-  capabilities = ["read", "create", "update"]
+  capabilities = ["read", "create", "update", "delete"]
 }
 # The worker's own policies are not among them.
 path "sys/policies/acl/relaypki-onboard" {
@@ -98,13 +102,13 @@ path "sys/policies/acl/relaypki-refresh" {
   capabilities = ["deny"]
 }
 path "sys/auth/relaypki-*" {
-  capabilities = ["read", "create", "update", "sudo"]
+  capabilities = ["read", "create", "update", "delete", "sudo"]
 }
 path "auth/relaypki-*" {
   capabilities = ["read", "create", "update"]
 }
 path "auth/token/roles/relaypki-*" {
-  capabilities = ["read", "create", "update"]
+  capabilities = ["read", "create", "update", "delete"]
 }
 
 # Itself.

@@ -1,0 +1,226 @@
+package workflows
+
+import (
+	"fmt"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// AddCluster makes a cluster a member of a mesh that is set up, and touches no
+// other member: it takes the lock on this one cluster alone (SetupCluster does),
+// so that it works while another procedure is at work on the mesh, or is parked.
+// The CAs are read and never made. It can be started again at any time, also
+// after it failed half-way or with other settings of a member.
+//
+// The member is recorded before its first certificate is issued: whoever asks
+// who is in the mesh hears of it, and so does a removal.
+func AddCluster(ctx workflow.Context, in procedure.Typed[procedure.AddClusterInput]) (procedure.AddClusterResult, error) {
+	a := &addition{in: in.In, mode: procedure.Apply}
+	a.result = procedure.AddClusterResult{Mesh: a.in.Mesh, Cluster: a.in.Workload.Name, Plan: a.in.Plan}
+	if a.in.Plan {
+		a.mode = procedure.Plan
+	}
+	var err error
+	if a.report, err = newReport(ctx, procedure.Progress{
+		Procedure: procedure.AddCluster, Mesh: a.in.Mesh, Cluster: a.in.Workload.Name, Phase: "preflight",
+		Clusters: pending(ctx, mesh.Spec{Workloads: []mesh.Workload{a.in.Workload}}),
+	}); err != nil {
+		return a.result, err
+	}
+	if err := invalid(append(in.Problems, a.in.Validate()...)); err != nil {
+		return a.result, a.report.finish(ctx, err)
+	}
+	err = a.run(ctx)
+	a.result.Steps = a.report.Steps
+	return a.result, a.report.finish(ctx, err)
+}
+
+// addition is one run of AddCluster.
+type addition struct {
+	in     procedure.AddClusterInput
+	mode   procedure.Mode
+	report *report
+	result procedure.AddClusterResult
+
+	// spec is the mesh's, with the new member; queues are as in preflight.
+	spec   mesh.Spec
+	queues map[string]string
+
+	root, relay vault.CAResult
+	address     string
+}
+
+func (a *addition) run(ctx workflow.Context) error {
+	preflight := a.report.begin(ctx, "preflight")
+	outcome, err := a.preflight(ctx)
+	a.report.end(ctx, preflight, outcome, err)
+	if err != nil {
+		return err
+	}
+	if _, err := a.step(ctx, "certificate authorities", "Read the CAs in Vault", a.authorities); err != nil {
+		return err
+	}
+	if err := a.report.phase(ctx, "membership"); err != nil {
+		return err
+	}
+	if _, err := a.step(ctx, "record the member", "Record the new member", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return a.record(ctx, false)
+	}); err != nil {
+		return err
+	}
+	if _, err := a.step(ctx, "relay address", "Read the management server's address", func(ctx workflow.Context) (procedure.Outcome, error) {
+		out, err := call[cluster.RelayAddressResult](ctx, waiting, kubernetes.AwaitRelayAddress, cluster.RelayAddressInput{Spec: a.spec.Only("")})
+		a.address = out.Address
+		return procedure.Outcome{Detail: out.Address}, err
+	}); err != nil {
+		return err
+	}
+	if err := a.setUp(ctx); err != nil || a.mode != procedure.Apply {
+		return err
+	}
+	if err := a.prove(ctx); err != nil {
+		return err
+	}
+	_, err = a.step(ctx, "record the member", "Record that the member is set up", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return a.record(ctx, true)
+	})
+	return err
+}
+
+// preflight asks only those that the new member concerns; nothing has been
+// changed by its end.
+func (a *addition) preflight(ctx workflow.Context) (procedure.Outcome, error) {
+	var err error
+	if a.queues, err = a.report.describe(ctx); err != nil {
+		return procedure.Outcome{}, err
+	}
+	record, err := readMesh(ctx, a.in.Mesh, a.in.Management, a.in.Namespace)
+	if err != nil {
+		return procedure.Outcome{}, err
+	}
+	a.spec = record.Spec.With(a.in.Workload)
+	if err := invalid(append(record.Spec.MoveProblems(a.in.Workload), a.spec.Validate()...)); err != nil {
+		return procedure.Outcome{}, err
+	}
+	return checkEverything(ctx, a.spec.Only(a.in.Workload.Name), a.queues, nil)
+}
+
+// readMesh reads a mesh's record, which has to be there.
+func readMesh(ctx workflow.Context, name, management, namespace string) (cluster.MeshRecord, error) {
+	record, err := call[cluster.MeshRecord](ctx, summarized(looking, "Read the mesh's record"), kubernetes.ReadMesh,
+		cluster.ReadMeshInput{Mesh: name, Management: management, Namespace: namespace})
+	if err == nil && !record.Found {
+		err = failure.Permanent(failure.InvalidInput, "there is no mesh %q in the management cluster. relaypki status lists the meshes; set it up first: relaypki setup -f mesh.yaml", name)
+	}
+	return record, err
+}
+
+// authorities reads the CAs that the mesh was set up with.
+func (a *addition) authorities(ctx workflow.Context) (procedure.Outcome, error) {
+	v := a.spec.Vault
+	missing := func(what string) error {
+		return failure.Permanent(failure.Preflight, "nothing was changed; the mesh %q has no %s in Vault that is as its description says: its setup was not finished, or somebody has changed it since. Run the setup, then this again", a.spec.Mesh, what)
+	}
+	var err error
+	if a.root, err = call[vault.CAResult](ctx, looking, vaults.GenerateRoot,
+		vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: a.spec.PKI.Root, Mode: procedure.Observe}); err != nil {
+		return procedure.Outcome{}, err
+	}
+	if a.root.CertificatePEM == "" {
+		return procedure.Outcome{}, missing("root CA")
+	}
+	in := vault.IntermediateInput{
+		Vault: v.Name, RootMount: v.RootMount, RelayMount: v.RelayMount,
+		RootIssuerID: a.root.Authority.IssuerID, RootPEM: a.root.CertificatePEM,
+		Generation: generation, CA: a.spec.PKI.Intermediate, Mode: procedure.Observe,
+	}
+	csr, err := call[vault.CSRResult](ctx, looking, vaults.GenerateIntermediateCSR, in)
+	if err != nil {
+		return procedure.Outcome{}, err
+	}
+	if !csr.Present {
+		return procedure.Outcome{}, missing("intermediate CA")
+	}
+	if a.relay, err = call[vault.CAResult](ctx, looking, vaults.SetSignedIntermediate, in); err != nil {
+		return procedure.Outcome{}, err
+	}
+	if a.relay.CertificatePEM == "" || a.relay.Authority.IssuerID == "" {
+		return procedure.Outcome{}, missing("intermediate CA")
+	}
+	return procedure.Outcome{Detail: fmt.Sprintf("%s, %s", a.root.Authority.Name, a.relay.Authority.Name)}, nil
+}
+
+// record notes that the member is joining, or that it has joined. Others may
+// have changed the mesh meanwhile: what is recorded counts.
+func (a *addition) record(ctx workflow.Context, joined bool) (procedure.Outcome, error) {
+	out, err := call[cluster.RecordMemberResult](ctx, acting, kubernetes.RecordMember, cluster.RecordMemberInput{
+		Mesh: a.spec.Mesh, Management: a.spec.Management.Context, Namespace: a.spec.Management.Namespace,
+		Workload: a.in.Workload, Joined: joined, Mode: a.mode,
+	})
+	if err == nil {
+		a.spec = out.Record.Spec.WithDefaults()
+	}
+	return out.Outcome, err
+}
+
+func (a *addition) setUp(ctx workflow.Context) error {
+	if err := a.report.phase(ctx, "workload cluster"); err != nil {
+		return err
+	}
+	name := a.in.Workload.Name
+	w, _ := a.spec.Workload(name)
+	a.report.cluster(ctx, name, procedure.Running, "")
+	err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+		WorkflowID:          childID(ctx, name),
+		StaticSummary:       "Set up cluster " + name,
+		WaitForCancellation: true,
+	}), SetupCluster, ClusterInput{
+		Spec: a.spec.Only(name), Cluster: name, TaskQueue: a.queues[w.Context], Mode: a.mode, Attributes: a.report.attributes,
+		IssuerID: a.relay.Authority.IssuerID, RootPEM: a.root.CertificatePEM, IntermediatePEM: a.relay.CertificatePEM,
+		RelayAddress: a.address,
+	}).Get(ctx, &a.result.Setup)
+	if err != nil {
+		a.report.cluster(ctx, name, procedure.Failed, failure.Message(err))
+		return err
+	}
+	a.result.Changed = a.result.Changed || a.result.Setup.Changed
+	detail := expiry(a.result.Setup.Leaf)
+	if a.mode == procedure.Plan {
+		detail = ""
+	}
+	a.report.cluster(ctx, name, settled(a.result.Setup), detail)
+	return nil
+}
+
+// prove verifies the new member and the management cluster, and no other.
+func (a *addition) prove(ctx workflow.Context) error {
+	if err := a.report.phase(ctx, "verification"); err != nil {
+		return err
+	}
+	_, err := a.step(ctx, "verification", "Prove that the new member works", func(ctx workflow.Context) (procedure.Outcome, error) {
+		var verified procedure.VerifyResult
+		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+			WorkflowID:          childID(ctx, "verify"),
+			StaticSummary:       "Verify cluster " + a.in.Workload.Name,
+			WaitForCancellation: true,
+		}), VerifyMesh, procedure.VerifyInput{
+			Mesh: a.spec.Mesh, Management: a.spec.Management.Context, Namespace: a.spec.Management.Namespace,
+			Clusters: []string{a.in.Workload.Name}, Settle: settleWithin,
+		}).Get(ctx, &verified)
+		a.result.Verification = &verified
+		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", verified.Checks)}, err
+	})
+	return err
+}
+
+func (a *addition) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error) {
+	outcome, changed, err := takeStep(ctx, a.report, a.mode, name, summary, run)
+	a.result.Changed = a.result.Changed || changed
+	return outcome, err
+}
