@@ -205,6 +205,15 @@ func (f *fleet) outcome(err error) error {
 	return err
 }
 
+// wake has the run look again what is next. What it waited for a person for, a
+// person has just said: the answer must not ask for it once more.
+func (f *fleet) wake(ctx workflow.Context) {
+	if f.report.Person && f.report.Paused == "" {
+		f.await(ctx, "", false)
+	}
+	f.news++
+}
+
 // standing is the answer to every update.
 func (f *fleet) standing() (procedure.Standing, error) {
 	s := procedure.Standing{
@@ -294,7 +303,7 @@ func (f *fleet) retry(ctx workflow.Context, in procedure.Typed[procedure.RetryIn
 			f.report.cluster(ctx, name, procedure.Pending, "to be tried again")
 		}
 	}
-	f.news++
+	f.wake(ctx)
 	return f.standing()
 }
 
@@ -327,7 +336,7 @@ func (f *fleet) skip(ctx workflow.Context, in procedure.Typed[procedure.SkipInpu
 		f.status[name] = rollout.Skipped
 		f.report.cluster(ctx, name, procedure.Skipped, in.In.Reason)
 	}
-	f.news++
+	f.wake(ctx)
 	return f.standing()
 }
 
@@ -349,7 +358,7 @@ func (f *fleet) mayResume(in procedure.Typed[procedure.ResumeInput]) error {
 func (f *fleet) resume(ctx workflow.Context, _ procedure.Typed[procedure.ResumeInput]) (procedure.Standing, error) {
 	f.report.Paused = ""
 	f.report.show(ctx)
-	f.news++
+	f.wake(ctx)
 	return f.standing()
 }
 

@@ -93,7 +93,7 @@ func TestParkedClusterIsRetried(t *testing.T) {
 	if err := env.GetWorkflowResult(&result); err != nil {
 		t.Fatal(err)
 	}
-	if len(retried.standings) != 1 || retried.standings[0].Count[procedure.Pending] != 1 {
+	if len(retried.standings) != 1 || retried.standings[0].Count[procedure.Pending] != 1 || retried.standings[0].Awaiting != "" {
 		t.Errorf("retry answered %+v", retried)
 	}
 	if len(result.Clusters) != 2 || !o.record.Complete {
@@ -164,6 +164,9 @@ func TestPauseHoldsWhatIsNotBegun(t *testing.T) {
 	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec}, nil)
 	if err := env.GetWorkflowError(); err != nil || len(said.standings) != 2 {
 		t.Fatalf("%v, answers %+v", err, said)
+	}
+	if said.standings[1].Awaiting != "" {
+		t.Errorf("resume answers that it awaits %q", said.standings[1].Awaiting)
 	}
 }
 
