@@ -16,6 +16,8 @@ type Activities struct {
 	// interrupted: an attempt that was given up may still be at it, and the next
 	// one waits for it.
 	busy sync.Map
+	// charts are those that were loaded last.
+	charts shelf
 }
 
 // UninstallInput names a release to uninstall.

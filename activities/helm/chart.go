@@ -2,10 +2,17 @@ package helm
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
 	"go.uber.org/zap"
 	"helm.sh/helm/v4/pkg/action"
@@ -29,22 +36,87 @@ import (
 
 type commonFile = common.File
 
+// shelf keeps charts that were loaded, since a mesh takes the same few for each
+// of its clusters.
+type shelf struct{ places sync.Map } // of shelved, by source and version
+
+type shelved struct {
+	mu      sync.Mutex
+	chart   *chart.Chart
+	stamp   string
+	path    string
+	fetched time.Time
+}
+
+// fetchedFor is how long a repository is not asked again whether it has another
+// chart for a version: about as long as a procedure takes for its clusters.
+const fetchedFor = time.Minute
+
 // load gets the chart from where the site file says; version, if it is not
-// empty, overrides the site's.
-func load(ctx context.Context, source site.ChartConfig, version string) (*chart.Chart, error) {
+// empty, overrides the site's. What is returned is for reading alone: Helm
+// changes a chart when it installs it.
+func (s *shelf) load(ctx context.Context, source site.ChartConfig, version string) (*chart.Chart, error) {
+	kept, _, err := s.find(ctx, source, version)
+	return kept, err
+}
+
+// fresh is the chart for Helm to install.
+func (s *shelf) fresh(ctx context.Context, source site.ChartConfig, version string) (*chart.Chart, error) {
+	_, path, err := s.find(ctx, source, version)
+	if err != nil {
+		return nil, err
+	}
+	return load(source, version, path)
+}
+
+func (s *shelf) find(ctx context.Context, source site.ChartConfig, version string) (kept *chart.Chart, path string, err error) {
 	if version == "" {
 		version = source.Version
 	}
-	path := source.Path
-	if path == "" {
-		var err error
+	key := strings.Join([]string{source.Name, source.Path, source.OCI, source.Repo, source.Chart, version}, "\x00")
+	made, _ := s.places.LoadOrStore(key, &shelved{})
+	place := made.(*shelved)
+	place.mu.Lock()
+	defer place.mu.Unlock()
+	switch path = source.Path; {
+	case path != "":
+	case place.path != "" && time.Since(place.fetched) < fetchedFor:
+		path = place.path
+	default:
 		if path, err = download(source, version); err != nil {
 			if ctx.Err() != nil {
-				return nil, ctx.Err()
+				return nil, "", ctx.Err()
 			}
-			return nil, fetchError(source, version, err)
+			return nil, "", fetchError(source, version, err)
 		}
+		place.fetched = time.Now()
 	}
+	stamp := stampOf(path)
+	if place.chart == nil || place.path != path || place.stamp != stamp {
+		if place.chart, err = load(source, version, path); err != nil {
+			return nil, "", err
+		}
+		place.path, place.stamp = path, stamp
+	}
+	return place.chart, path, nil
+}
+
+// stampOf changes with the files of a chart.
+func stampOf(path string) string {
+	h := sha256.New()
+	_ = filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // loading it says what is wrong
+		}
+		if info, err := d.Info(); err == nil && !d.IsDir() {
+			fmt.Fprintf(h, "%s %d %d\n", name, info.Size(), info.ModTime().UnixNano())
+		}
+		return nil
+	})
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+func load(source site.ChartConfig, version, path string) (*chart.Chart, error) {
 	loaded, err := loader.Load(path)
 	if err != nil {
 		return nil, failure.Permanent(failure.Preflight, "chart %q cannot be loaded: %v. Correct its place in the worker's site file", source.Name, err)

@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	chart "helm.sh/helm/v4/pkg/chart/v2"
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/site"
@@ -40,9 +44,44 @@ func TestLoadFromRepository(t *testing.T) {
 		"a path of nobody": {site.ChartConfig{Path: "/nowhere/gloo"}, failure.Preflight, true, "/nowhere/gloo"},
 	} {
 		test.source.Name = "gloo-platform"
-		_, err := load(context.Background(), test.source, "")
+		_, err := new(shelf).load(context.Background(), test.source, "")
 		if failure.KindOf(err) != test.kind || failure.IsPermanent(err) != test.permanent || !strings.Contains(err.Error(), test.words) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A chart is loaded once, until its files are others; Helm gets one of its own.
+func TestShelf(t *testing.T) {
+	dir := t.TempDir()
+	write := func(description string) {
+		text := "apiVersion: v2\nname: a\nversion: 1.0.0\ndescription: " + description + "\n"
+		if err := os.WriteFile(filepath.Join(dir, "Chart.yaml"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("first")
+	var s shelf
+	source := site.ChartConfig{Name: "a", Path: dir}
+	get := func(from func(context.Context, site.ChartConfig, string) (*chart.Chart, error)) *chart.Chart {
+		c, err := from(context.Background(), source, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first := get(s.load)
+	if get(s.load) != first {
+		t.Error("loaded again although nothing has changed")
+	}
+	if get(s.fresh) == first {
+		t.Error("Helm gets the one that others read")
+	}
+	write("second, which is longer")
+	if second := get(s.load); second.Metadata.Description != "second, which is longer" {
+		t.Errorf("after a change: %s", second.Metadata.Description)
+	}
+	if _, err := s.load(context.Background(), source, "2.0.0"); failure.KindOf(err) != failure.Preflight {
+		t.Errorf("another version than the path has: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package helm
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -111,27 +112,28 @@ func TestDigest(t *testing.T) {
 
 func TestObjectsOf(t *testing.T) {
 	rel := &release.Release{
-		Manifest: "---\n# Source: a\nkind: Deployment\nmetadata:\n  name: one\n---\n# Source: empty\n---\nkind: Service\nmetadata:\n  name: two\n",
+		Manifest: "---\n# Source: a\nkind: Deployment\nmetadata:\n  name: one\n---\n# Source: empty\n---\nkind: Service\nmetadata:\n  name: two\n" +
+			"---\n{kind: Service, metadata: {name: four}}\n---\nkind: \"Service\"\nmetadata:\n  name: five\nspec:\n  kind: Deployment\n",
 		Chart: &chart.Chart{Metadata: &chart.Metadata{Name: "a"}, Files: []*common.File{
 			{Name: "crds/c.yaml", Data: []byte("kind: CustomResourceDefinition\nmetadata:\n  name: three\n")},
 			{Name: "README.md", Data: []byte("kind: no")},
 		}},
 	}
-	objects, err := objectsOf(rel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, o := range objects {
-		got = append(got, o.GetKind()+" "+o.GetName())
-	}
-	want := []string{"Deployment one", "Service two", "CustomResourceDefinition three"}
-	if len(got) != len(want) {
-		t.Fatalf("%v, want %v", got, want)
-	}
-	for i := range want {
-		if got[i] != want[i] {
-			t.Errorf("%v, want %v", got, want)
+	for _, test := range []struct{ kinds, want []string }{
+		{nil, []string{"Deployment one", "Service two", "Service four", "Service five", "CustomResourceDefinition three"}},
+		{[]string{"Service"}, []string{"Service two", "Service four", "Service five"}},
+		{[]string{"CustomResourceDefinition", "Deployment"}, []string{"Deployment one", "CustomResourceDefinition three"}},
+	} {
+		objects, err := objectsOf(rel, test.kinds...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, o := range objects {
+			got = append(got, o.GetKind()+" "+o.GetName())
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%v: %v, want %v", test.kinds, got, test.want)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -95,7 +96,7 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	if err != nil {
 		return out, err
 	}
-	chrt, err := load(ctx, source, in.Version)
+	chrt, err := a.charts.load(ctx, source, in.Version)
 	if err != nil {
 		return out, err
 	}
@@ -134,7 +135,9 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 		go func() {
 			defer unlock()
 			var err error
-			last, err = run(cfg, in, last, deed, want)
+			if want.chart, err = a.charts.fresh(ctx, source, in.Version); err == nil {
+				last, err = run(cfg, in, last, deed, want)
+			}
 			done <- err
 		}()
 		select {
@@ -417,7 +420,7 @@ var crds = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "
 // awaitRelease waits until the release's CustomResourceDefinitions are
 // established and its Deployments available.
 func awaitRelease(ctx context.Context, c *site.Cluster, rel *release.Release) error {
-	objects, err := objectsOf(rel)
+	objects, err := objectsOf(rel, "CustomResourceDefinition", "Deployment")
 	if err != nil {
 		return failure.Permanent(failure.Conflict, "cluster %q: Helm release %s/%s: its manifest cannot be read: %v", c.Name, rel.Namespace, rel.Name, err)
 	}
@@ -458,13 +461,13 @@ var lasting = []string{"Deployment", "StatefulSet", "Service", "ServiceAccount",
 
 // missing are the release's lasting objects that are no longer there.
 func missing(ctx context.Context, c *site.Cluster, rel *release.Release) ([]string, error) {
-	objects, err := objectsOf(rel)
+	objects, err := objectsOf(rel, lasting...)
 	if err != nil {
 		return nil, failure.Permanent(failure.Conflict, "cluster %q: Helm release %s/%s: its manifest cannot be read: %v", c.Name, rel.Namespace, rel.Name, err)
 	}
 	var gone []string
 	for _, o := range objects {
-		if !slices.Contains(lasting, o.GetKind()) || o.GetAnnotations()[release.HookAnnotation] != "" {
+		if o.GetAnnotations()[release.HookAnnotation] != "" {
 			continue
 		}
 		live, err := ours.Get(ctx, c, o.GetKind(), namespaceOf(o, rel), o.GetName())
@@ -496,9 +499,15 @@ func available(ctx context.Context, c *site.Cluster, d *appsv1.Deployment) (bool
 	return ready, fmt.Sprintf("cluster %q: %s", c.Name, state)
 }
 
+// kindOf is the kind that a document of a manifest says in a line of its own, as
+// all but a few do.
+var kindOf = regexp.MustCompile(`(?m)^kind: *["']?(\w+)["']? *$`)
+
 // objectsOf are the objects that a release consists of, those of the chart's
-// crds directory too.
-func objectsOf(rel *release.Release) ([]*unstructured.Unstructured, error) {
+// crds directory too; of the given kinds, or all. cert-manager's definitions are
+// a megabyte of YAML: what is of another kind is not read, where that can be seen.
+func objectsOf(rel *release.Release, kinds ...string) ([]*unstructured.Unstructured, error) {
+	asked := func(kind string) bool { return len(kinds) == 0 || slices.Contains(kinds, kind) }
 	texts := []string{rel.Manifest}
 	if rel.Chart != nil {
 		for _, crd := range rel.Chart.CRDObjects() {
@@ -508,12 +517,15 @@ func objectsOf(rel *release.Release) ([]*unstructured.Unstructured, error) {
 	var objects []*unstructured.Unstructured
 	for _, text := range texts {
 		for _, doc := range strings.Split("\n"+text, "\n---") {
+			if m := kindOf.FindStringSubmatch(doc); m != nil && !asked(m[1]) {
+				continue
+			}
 			var content map[string]any
 			if err := yaml.Unmarshal([]byte(doc), &content); err != nil {
 				return nil, err
 			}
-			if len(content) > 0 {
-				objects = append(objects, &unstructured.Unstructured{Object: content})
+			if o := (&unstructured.Unstructured{Object: content}); len(content) > 0 && asked(o.GetKind()) {
+				objects = append(objects, o)
 			}
 		}
 	}

@@ -237,16 +237,13 @@ func uninstall(ctx context.Context, c *site.Cluster, cfg *action.Configuration, 
 // awaitNoPods waits until no Pod of the release's Deployments is left: they may
 // still write what the release's removal is to leave behind no trace of.
 func awaitNoPods(ctx context.Context, c *site.Cluster, rel *release.Release) error {
-	objects, err := objectsOf(rel)
+	objects, err := objectsOf(rel, "Deployment")
 	if err != nil {
 		return err
 	}
 	type owner struct{ namespace, name, selector string }
 	var owners []owner
 	for _, o := range objects {
-		if o.GetKind() != "Deployment" {
-			continue
-		}
 		matching, _, _ := unstructured.NestedStringMap(o.Object, "spec", "selector", "matchLabels")
 		if len(matching) > 0 {
 			owners = append(owners, owner{namespaceOf(o, rel), o.GetName(), labels.SelectorFromSet(matching).String()})
