@@ -8,7 +8,7 @@ MESH     ?= deploy/examples/mesh.yaml
 # Where the lab keeps its state.
 LAB      ?= .lab
 
-.PHONY: help bin demo lab servers down clean doctor test check histories
+.PHONY: help bin demo lab servers down clean doctor test check bench histories
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -49,6 +49,11 @@ test: check ## run every check and test, on real servers
 
 check: ## formatting, vet, staticcheck, workflowcheck, in every module
 	@test/check.sh
+
+bench: bin ## measure what a setup takes and costs, on a lab of its own: about 20 minutes
+	@go build -buildvcs=false -o bin/bench ./test/bench
+	@go build -buildvcs=false -o bin/bench-waiter ./test/bench/waiter
+	@bin/bench -out README.md
 
 histories: ## record the histories of the replay tests anew
 	go test -count=1 -timeout 30m ./test/e2e -run TestHistories -args -record

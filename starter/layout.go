@@ -162,5 +162,4 @@ func (p paper) list(w io.Writer, indent int, rows [][]span) {
 			}
 		}
 	}
-	fmt.Fprintln(w)
 }

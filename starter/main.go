@@ -15,8 +15,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
-	"github.com/relaypki/relaypki/internal/shell"
 )
 
 // Exit codes.
@@ -35,6 +33,8 @@ type exitError struct {
 	err  error
 	// next is a command, or what to do in words; may be empty.
 	next string
+	// shown: the error has been printed already, as part of the result.
+	shown bool
 }
 
 func (e *exitError) Error() string { return e.err.Error() }
@@ -84,11 +84,9 @@ func (c *cli) end(err error) int {
 	}
 	exit := &exitError{code: exitFailed, err: err}
 	errors.As(err, &exit)
-	for _, line := range strings.Split("relaypki: "+exit.Error(), "\n") {
-		indent := len(line) - len(strings.TrimLeft(line, " "))
-		paperOn(c.err).print(c.err, indent, span{tidy(line), plain})
+	if !exit.shown {
+		fmt.Fprintln(c.err, "relaypki:", exit.err)
 	}
-	// A command is not broken into lines: it is there to be copied.
 	if exit.next != "" {
 		fmt.Fprintln(c.err, "Next:", exit.next)
 	}
@@ -133,7 +131,6 @@ func (c *cli) rootCommand() *cobra.Command {
 	flags.StringVarP(&c.output, "output", "o", "text", "text, or json: one JSON document at the end and nothing else")
 	flags.DurationVar(&c.timeout, "timeout", 0, "stop waiting after this long, as by Ctrl-C (0: never)")
 	c.completeFlags(root)
-	cobra.EnableCommandSorting = false // they stand in the order in which they are needed
 	root.AddGroup(&cobra.Group{ID: "procedures", Title: "Procedures:"}, &cobra.Group{ID: "steering", Title: "Steering what runs:"},
 		&cobra.Group{ID: "looking", Title: "Looking:"})
 	for _, group := range []struct {
@@ -179,7 +176,7 @@ func (c *cli) prepare(cmd *cobra.Command) error {
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		switch f.Name {
 		case "address", "namespace", "profile":
-			c.name += " " + shell.Join("--"+f.Name, f.Value.String())
+			c.name += " " + command("--"+f.Name, f.Value.String())
 		}
 	})
 	if c.timeout > 0 {

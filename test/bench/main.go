@@ -1,0 +1,136 @@
+// Command bench measures how long a setup takes and what it costs, on a lab of
+// its own, and prints a table. `make bench` runs it; nothing asserts its figures,
+// which depend on the machine.
+//
+// For every number of clusters, next door and far away, three ways to the same
+// end are measured in one run on the same servers, cleaned in between: a script
+// of the guide's own commands, the floor (the objects that a setup leaves,
+// written all at once and waited for), and SetupMesh by the real worker.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	lab      string
+	out      string
+	clusters []int
+	latency  time.Duration
+	parts    []string
+	many     int
+}
+
+// parts of the measurement, in order.
+var parts = []string{"compare", "rerun", "many"}
+
+func main() {
+	var o options
+	clusters := flag.String("clusters", "2,10,50", "numbers of workload clusters to compare")
+	only := flag.String("only", strings.Join(parts, ","), "parts to measure")
+	flag.StringVar(&o.lab, "lab", "", "state directory of a lab to keep between runs (default: one that is forgotten in the end)")
+	flag.StringVar(&o.out, "out", "", "markdown file that has a place for the tables")
+	flag.DurationVar(&o.latency, "latency", 50*time.Millisecond, "round trip to servers that are far away")
+	flag.IntVar(&o.many, "many", 1000, "clusters of the run whose activities only wait")
+	flag.Parse()
+	for _, text := range strings.Split(*clusters, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			fmt.Fprintf(os.Stderr, "bench: -clusters: %q is no number of clusters\n", text)
+			os.Exit(2)
+		}
+		o.clusters = append(o.clusters, n)
+	}
+	o.parts = strings.Split(*only, ",")
+	for _, part := range o.parts {
+		if !slices.Contains(parts, part) {
+			fmt.Fprintf(os.Stderr, "bench: -only: there is no part %q; there are %s\n", part, strings.Join(parts, ", "))
+			os.Exit(2)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := measure(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func measure(ctx context.Context, o options) (err error) {
+	repo, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(repo, "bin", "relaypki-worker")); err != nil {
+		return fmt.Errorf("%w; `make bench` builds it", err)
+	}
+	b := &bench{repo: repo, dir: o.lab}
+	if b.dir == "" {
+		if b.dir, err = os.MkdirTemp("", "relaypki-bench-"); err != nil {
+			return err
+		}
+		defer func() {
+			if cleanErr := b.forget(); err == nil {
+				err = cleanErr
+			}
+		}()
+	}
+	if err := b.up(ctx); err != nil {
+		return err
+	}
+	defer b.close()
+	var t tables
+	if slices.Contains(o.parts, "compare") {
+		if t.compared, err = b.compare(ctx, o.clusters, o.latency); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(o.parts, "rerun") {
+		if t.reruns, err = b.reruns(ctx, slices.Max(o.clusters), o.latency); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(o.parts, "many") {
+		if t.many, err = b.many(ctx, o.many); err != nil {
+			return err
+		}
+	}
+	text := t.markdown(o.latency)
+	fmt.Print("\n" + text)
+	if o.out == "" {
+		return nil
+	}
+	return put(o.out, text)
+}
+
+// The figures are between these lines of a file.
+const beginLine, endLine = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+// put writes the text between the lines that are for it.
+func put(path, text string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, rest, begins := strings.Cut(string(data), beginLine)
+	_, after, ends := strings.Cut(rest, endLine)
+	if !begins || !ends {
+		return fmt.Errorf("%s has no lines %s and %s, between which the figures go", path, beginLine, endLine)
+	}
+	return os.WriteFile(path, []byte(before+beginLine+"\n"+text+endLine+after), 0o644)
+}
+
+// say tells how far the measurement is; the tables alone go to standard output.
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
