@@ -8,6 +8,7 @@ import (
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
+	"github.com/relaypki/relaypki/activities/certmanager"
 	"github.com/relaypki/relaypki/activities/cluster"
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/activities/vault"
@@ -18,7 +19,7 @@ import (
 )
 
 // RefreshCredentials keeps current what expires of the clusters' credentials
-// for Vault: keys pinned in auth mounts, tokens. What is current is left alone,
+// for Vault: keys pinned in auth mounts, tokens, secret ids. What is current is left alone,
 // and a credential is made anew only if it is lost. One cluster's failure hides
 // no other's; any makes the run end as failed.
 func RefreshCredentials(ctx workflow.Context, in procedure.RefreshInput) (procedure.RefreshResult, error) {
@@ -182,7 +183,11 @@ func (r *refresh) one(ctx workflow.Context, c *refreshed) {
 		return out
 	}
 	out := do("Refresh the credential of cluster ")
-	if c.err != nil || out.Lost == "" {
+	if c.err != nil {
+		return
+	}
+	if out.Lost == "" {
+		r.takeUp(ctx, c, out)
 		return
 	}
 	by := r.atWork(ctx, c)
@@ -194,7 +199,28 @@ func (r *refresh) one(ctx workflow.Context, c *refreshed) {
 		return
 	}
 	in.Mint = true
-	do("Make the lost credential anew of cluster ")
+	if out = do("Make the lost credential anew of cluster "); c.err == nil {
+		r.takeUp(ctx, c, out)
+	}
+}
+
+// takeUp has the cluster's Issuer use a new secret id, and destroys the old one
+// once it does (method appRole). A run that was killed in between has left two.
+func (r *refresh) takeUp(ctx workflow.Context, c *refreshed, out vault.RefreshCredentialResult) {
+	if len(out.Changes) == 0 && out.Superseded == 0 || out.SecretKey == "" {
+		return
+	}
+	spec := r.spec.Only(c.workload)
+	used, err := call[procedure.Outcome](ctx, summarized(waiting, "Have the Issuer use the new secret id of cluster "+c.name), certManagers.UseSecretID,
+		certmanager.UseSecretIDInput{Mesh: spec.Mesh, Context: c.context, Namespace: spec.Namespace, Key: out.SecretKey})
+	c.outcome.Add(used)
+	if err == nil {
+		var retired procedure.Outcome
+		retired, err = call[procedure.Outcome](ctx, summarized(acting, "Destroy the old secret id of cluster "+c.name), vaults.RetireSecretIDs,
+			vault.RetireSecretIDsInput{Spec: spec, Context: c.context, Key: out.SecretKey})
+		c.outcome.Add(retired)
+	}
+	c.err = err
 }
 
 // atWork is the workflow that works on a workload cluster. A credential that is

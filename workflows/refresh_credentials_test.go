@@ -14,6 +14,7 @@ import (
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
 
+	"github.com/relaypki/relaypki/activities/certmanager"
 	"github.com/relaypki/relaypki/activities/cluster"
 	"github.com/relaypki/relaypki/activities/notify"
 	"github.com/relaypki/relaypki/activities/vault"
@@ -29,8 +30,11 @@ type credentials struct {
 	// lost, renewed and fails are by context; holders by workload.
 	lost, holders map[string]string
 	renewed       map[string]bool
-	fails         map[string]error
-	unreadable    map[string]error
+	// superseded secret ids, and Issuers that do not become Ready, by context.
+	superseded map[string]int
+	unready    map[string]error
+	fails      map[string]error
+	unreadable map[string]error
 	// unheard is why nobody can be told.
 	unheard error
 	// gone is the record once a refresh has begun.
@@ -39,6 +43,7 @@ type credentials struct {
 	mu     sync.Mutex
 	minted []string
 	told   []string
+	taken  []string
 }
 
 func (c *credentials) run(t *testing.T, scheduled bool, input string) *testsuite.TestWorkflowEnvironment {
@@ -67,10 +72,25 @@ func (c *credentials) run(t *testing.T, scheduled bool, input string) *testsuite
 			return out, nil
 		}
 		out.Lost = c.lost[in.Context]
+		if in.Spec.Credential.Method == mesh.CredentialAppRole && out.Lost == "" {
+			out.SecretKey, out.Superseded = "secretId-2", c.superseded[in.Context]
+		}
 		if c.renewed[in.Context] {
 			out.Changed(procedure.Update, "keys", "rotated")
 		}
 		return out, c.fails[in.Context]
+	})
+	env.OnActivity(certManagers.UseSecretID, mock.Anything, mock.Anything).Return(func(_ context.Context, in certmanager.UseSecretIDInput) (procedure.Outcome, error) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.taken = append(c.taken, "use "+in.Context+" "+in.Key)
+		return procedure.Outcome{}, c.unready[in.Context]
+	})
+	env.OnActivity(vaults.RetireSecretIDs, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.RetireSecretIDsInput) (procedure.Outcome, error) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.taken = append(c.taken, "retire "+in.Context+" "+in.Key)
+		return procedure.Outcome{}, nil
 	})
 	env.RegisterActivity(notifiers)
 	env.OnActivity(notifiers.Notify, mock.Anything, mock.Anything).Return(func(_ context.Context, in notify.Input) (notify.Result, error) {
@@ -199,6 +219,21 @@ func TestRefreshMakesAnewWhatIsLost(t *testing.T) {
 		if cl.Cluster == "b" && (!strings.Contains(cl.Detail, "remove-demo-b") || !strings.Contains(cl.Detail, "its Secret is missing")) {
 			t.Errorf("it is not said why b was left alone: %q", cl.Detail)
 		}
+	}
+}
+
+// A new secret id, or one that a killed run has left unused, is taken up, and
+// the old one destroyed only when the Issuer works with the new.
+func TestRefreshTakesUpSecretIDs(t *testing.T) {
+	c := &credentials{record: recorded3(mesh.CredentialAppRole), renewed: map[string]bool{"ctx-a": true, "ctx-b": true}, superseded: map[string]int{"ctx-c": 1},
+		unready: map[string]error{"ctx-b": failure.Permanent(failure.NotReady, "Issuer is not Ready: Code: 400")}}
+	err := c.run(t, false, refreshDemo).GetWorkflowError()
+	if failure.KindOf(err) != failure.NotReady || !strings.Contains(err.Error(), "1 of 4") || !strings.Contains(err.Error(), "b: Issuer is not Ready") {
+		t.Errorf("the run ended with %v", err)
+	}
+	slices.Sort(c.taken)
+	if want := []string{"retire ctx-a secretId-2", "retire ctx-c secretId-2", "use ctx-a secretId-2", "use ctx-b secretId-2", "use ctx-c secretId-2"}; !slices.Equal(c.taken, want) {
+		t.Errorf("taken up %q, want %q", c.taken, want)
 	}
 }
 

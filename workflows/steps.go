@@ -253,15 +253,17 @@ type issuing struct {
 
 func (i issuing) run(ctx workflow.Context, step stepper) (procedure.Leaf, error) {
 	var access vault.ClusterAccessResult
+	var secretKey string
 	if _, err := step(ctx, "credential", "Let cert-manager in "+i.context+" log in to Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var outcome procedure.Outcome
 		var err error
-		access, outcome, err = i.credential(ctx)
+		access, secretKey, outcome, err = i.credential(ctx)
 		return outcome, err
 	}); err != nil {
 		return procedure.Leaf{}, err
 	}
 	in := i.issuer(access)
+	in.SecretKey = secretKey
 	if _, err := step(ctx, "issuer", "Apply the Issuer in "+i.context, func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(i.queue, waiting), certManagers.ApplyIssuer, in)
 	}); err != nil {
@@ -279,39 +281,47 @@ func (i issuing) run(ctx workflow.Context, step stepper) (procedure.Leaf, error)
 	return issued.Leaf, err
 }
 
-// credential sets up both ends of the login: Vault's and the cluster's.
-func (i issuing) credential(ctx workflow.Context) (vault.ClusterAccessResult, procedure.Outcome, error) {
-	var total procedure.Outcome
+// credential sets up both ends of the login: Vault's and the cluster's. The key
+// is where the secret id is (method appRole).
+func (i issuing) credential(ctx workflow.Context) (access vault.ClusterAccessResult, secretKey string, total procedure.Outcome, err error) {
 	in := vault.ClusterAccessInput{Spec: i.spec, Context: i.context, Workload: i.workload, IssuerID: i.issuerID, Mode: i.mode}
 	if i.spec.Credential.Method == mesh.CredentialJWT {
 		keys, err := call[cluster.ServiceAccountKeys](ctx, on(i.queue, acting), kubernetes.ReadServiceAccountKeys, cluster.ServiceAccountKeysInput{Context: i.context})
 		if err != nil {
-			return vault.ClusterAccessResult{}, total, err
+			return access, secretKey, total, err
 		}
 		in.Issuer, in.KeysPEM = keys.Issuer, keys.KeysPEM
 	}
-	access, err := call[vault.ClusterAccessResult](ctx, acting, vaults.EnableClusterAccess, in)
+	access, err = call[vault.ClusterAccessResult](ctx, acting, vaults.EnableClusterAccess, in)
 	if err != nil {
-		return access, total, err
+		return access, secretKey, total, err
 	}
 	total.Add(access.Outcome)
 	if i.spec.Credential.Method == mesh.CredentialToken {
 		token, err := call[procedure.Outcome](ctx, acting, vaults.IssueClusterToken,
 			vault.IssueClusterTokenInput{Spec: i.spec, Context: i.context, Workload: i.workload, Mode: i.mode})
 		if err != nil {
-			return access, total, err
+			return access, secretKey, total, err
 		}
 		total.Add(token)
 	}
+	if i.spec.Credential.Method == mesh.CredentialAppRole {
+		issued, err := call[vault.SecretIDResult](ctx, acting, vaults.IssueSecretID, vault.SecretIDInput{Spec: i.spec, Context: i.context, Mode: i.mode})
+		if err != nil {
+			return access, secretKey, total, err
+		}
+		total.Add(issued.Outcome)
+		secretKey = issued.Key
+	}
 	if i.certManager != nil {
 		if err := i.certManager.Get(ctx, nil); err != nil {
-			return access, total, err
+			return access, secretKey, total, err
 		}
 	}
 	applied, err := call[procedure.Outcome](ctx, on(i.queue, acting), certManagers.ApplyIssuerCredential, i.issuer(access))
 	total.Add(applied)
 	total.Detail = fmt.Sprintf("%s, signs by %s", i.spec.Credential.Method, access.SignPath)
-	return access, total, err
+	return access, secretKey, total, err
 }
 
 func (i issuing) issuer(access vault.ClusterAccessResult) certmanager.IssuerInput {

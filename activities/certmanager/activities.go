@@ -27,16 +27,27 @@ type IssuerInput struct {
 	Mesh      string `json:"mesh"`
 	Context   string `json:"context"`
 	Namespace string `json:"namespace"`
-	// Method is the credential's: jwt or token.
+	// Method is the credential's: jwt, token or appRole.
 	Method string `json:"method"`
 	// The rest is from vault.ClusterAccessResult.
-	AuthPath       string         `json:"authPath,omitempty"`
-	AuthRole       string         `json:"authRole,omitempty"`
+	AuthPath string `json:"authPath,omitempty"`
+	AuthRole string `json:"authRole,omitempty"`
+	// SecretKey is where the secret id is (method appRole).
+	SecretKey      string         `json:"secretKey,omitempty"`
 	SignPath       string         `json:"signPath"`
 	Server         string         `json:"server"`
 	VaultNamespace string         `json:"vaultNamespace,omitempty"`
 	CABundlePEM    string         `json:"caBundlePEM,omitempty"`
 	Mode           procedure.Mode `json:"mode"`
+}
+
+// UseSecretIDInput names the key of the secret id that the Issuer of one cluster
+// is to use.
+type UseSecretIDInput struct {
+	Mesh      string `json:"mesh"`
+	Context   string `json:"context"`
+	Namespace string `json:"namespace"`
+	Key       string `json:"key"`
 }
 
 // CertificateInput describes a Certificate of one cluster.

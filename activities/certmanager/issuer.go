@@ -113,10 +113,15 @@ func issuerFor(in IssuerInput) (*cmapi.Issuer, error) {
 			Path: in.AuthPath, Role: in.AuthRole,
 			ServiceAccountRef: &cmapi.ServiceAccountRef{Name: mesh.IssuerServiceAccount},
 		}
+	case mesh.CredentialAppRole:
+		vault.Auth.AppRole = &cmapi.VaultAppRole{
+			Path: in.AuthPath, RoleId: in.AuthRole,
+			SecretRef: cmmeta.SecretKeySelector{LocalObjectReference: cmmeta.LocalObjectReference{Name: mesh.AppRoleSecretName}, Key: in.SecretKey},
+		}
 	case mesh.CredentialToken:
 		vault.Auth.TokenSecretRef = &cmmeta.SecretKeySelector{LocalObjectReference: cmmeta.LocalObjectReference{Name: mesh.TokenSecretName}, Key: mesh.TokenSecretKey}
 	default:
-		return nil, failure.Permanent(failure.InvalidInput, "credential method %q is unknown; known: %s, %s", in.Method, mesh.CredentialJWT, mesh.CredentialToken)
+		return nil, failure.Permanent(failure.InvalidInput, "credential method %q is unknown; known: %s, %s, %s", in.Method, mesh.CredentialJWT, mesh.CredentialToken, mesh.CredentialAppRole)
 	}
 	return &cmapi.Issuer{
 		TypeMeta:   metav1.TypeMeta{APIVersion: cmapi.SchemeGroupVersion.String(), Kind: cmapi.IssuerKind},
@@ -136,30 +141,62 @@ func (a *Activities) ApplyIssuer(ctx context.Context, in IssuerInput) (procedure
 	if err != nil {
 		return out, err
 	}
+	err = applyIssuer(ctx, c, issuer, in.Mode, &out)
+	return out, err
+}
+
+// applyIssuer applies the Issuer and waits until it is Ready.
+func applyIssuer(ctx context.Context, c *site.Cluster, issuer *cmapi.Issuer, mode procedure.Mode, out *procedure.Outcome) error {
 	want, err := kube.Unstructured(issuer)
 	if err != nil {
-		return out, err
+		return err
 	}
 	// The Go type writes an empty secretRef, which its schema takes for a name.
 	if kubernetes := issuer.Spec.Vault.Auth.Kubernetes; kubernetes != nil {
 		auth := want.Object["spec"].(map[string]any)["vault"].(map[string]any)["auth"].(map[string]any)["kubernetes"].(map[string]any)
 		delete(auth, "secretRef")
 	}
-	if _, err := kube.Apply(ctx, c, want, in.Mode, &out); err != nil {
-		return out, err
+	if _, err := kube.Apply(ctx, c, want, mode, out); err != nil {
+		return err
 	}
-	if !in.Mode.Writes() && len(out.Changes) > 0 {
-		awaitReady(c, &out, in.Mode, "issuer", in.Namespace, mesh.IssuerName)
-		return out, nil
+	if !mode.Writes() && len(out.Changes) > 0 {
+		awaitReady(c, out, mode, "issuer", issuer.Namespace, issuer.Name)
+		return nil
 	}
-	err = await(ctx, in.Mode, &out, func(ctx context.Context) (bool, string, error) {
-		live, err := c.CertManager.CertmanagerV1().Issuers(in.Namespace).Get(ctx, mesh.IssuerName, metav1.GetOptions{})
+	return await(ctx, mode, out, func(ctx context.Context) (bool, string, error) {
+		live, err := c.CertManager.CertmanagerV1().Issuers(issuer.Namespace).Get(ctx, issuer.Name, metav1.GetOptions{})
 		if err != nil {
-			return false, "", kube.Error(ctx, c, "read "+kube.Name("Issuer", in.Namespace, mesh.IssuerName), err)
+			return false, "", kube.Error(ctx, c, "read "+kube.Name("Issuer", issuer.Namespace, issuer.Name), err)
 		}
 		ready, state := issuerReady(live)
 		return ready, fmt.Sprintf("cluster %q: %s", c.Name, state), nil
 	})
+}
+
+// UseSecretID has the Issuer log in with the secret id under another key of its
+// Secret, and waits (heartbeating) until it is Ready: cert-manager has then
+// logged in with that one.
+func (a *Activities) UseSecretID(ctx context.Context, in UseSecretIDInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	name := kube.Name("Issuer", in.Namespace, mesh.IssuerName)
+	live, err := c.CertManager.CertmanagerV1().Issuers(in.Namespace).Get(ctx, mesh.IssuerName, metav1.GetOptions{})
+	if err != nil {
+		return out, kube.Error(ctx, c, "read "+name, err)
+	}
+	if live.Spec.Vault == nil || live.Spec.Vault.Auth.AppRole == nil || live.Spec.Vault.Auth.AppRole.SecretRef.Name != mesh.AppRoleSecretName {
+		return out, failure.Permanent(failure.Conflict, "cluster %q: %s does not log in by a secret id of %s. Set the mesh up again, which puts it right", c.Name, name, mesh.AppRoleSecretName)
+	}
+	issuer := &cmapi.Issuer{
+		TypeMeta:   metav1.TypeMeta{APIVersion: cmapi.SchemeGroupVersion.String(), Kind: cmapi.IssuerKind},
+		ObjectMeta: ours(in.Mesh, in.Namespace, mesh.IssuerName),
+		Spec:       live.Spec,
+	}
+	issuer.Spec.Vault.Auth.AppRole.SecretRef.Key = in.Key
+	err = applyIssuer(ctx, c, issuer, procedure.Apply, &out)
 	return out, err
 }
 

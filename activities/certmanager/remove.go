@@ -99,6 +99,7 @@ func (a *Activities) RemoveIssuer(ctx context.Context, in RemovalInput) (procedu
 		{"Role", mesh.IssuerServiceAccount},
 		{"ServiceAccount", mesh.IssuerServiceAccount},
 		{"Secret", mesh.TokenSecretName},
+		{"Secret", mesh.AppRoleSecretName},
 		{"Secret", mesh.CABundleSecretName},
 	} {
 		if err := kube.Delete(ctx, c, object.kind, w.Namespace, object.name, in.Spec.Mesh, in.Mode, &out); err != nil {

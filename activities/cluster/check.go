@@ -248,9 +248,12 @@ func permissions(in checkInput, withoutCertManager bool) []permission {
 		{verbs: "get list", resource: "pods", namespace: ns},
 		{verbs: "create", resource: "pods/portforward", namespace: ns},
 	}
-	if s.Credential.Method == mesh.CredentialToken {
+	switch s.Credential.Method {
+	case mesh.CredentialToken:
 		all = append(all, permission{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{mesh.TokenSecretName}})
-	} else {
+	case mesh.CredentialAppRole:
+		all = append(all, permission{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{mesh.AppRoleSecretName}})
+	default:
 		all = append(all,
 			permission{verbs: "get create patch", resource: "serviceaccounts", namespace: ns, names: []string{mesh.IssuerServiceAccount}},
 			permission{verbs: "get create patch", group: rbac, resource: "roles", namespace: ns, names: []string{mesh.IssuerServiceAccount}},

@@ -39,9 +39,9 @@ func mark(spec mesh.Spec, context string) string {
 	return fmt.Sprintf("relaypki: mesh %s, cluster %s", spec.Mesh, context)
 }
 
-// EnableClusterAccess makes the cluster's policy and, with method jwt, its auth
-// mount and auth role, or, with method token, the token role that bounds what
-// IssueClusterToken mints; and last its role in the relay mount, so that what is
+// EnableClusterAccess makes the cluster's policy and its auth mount and auth
+// role, or, with method token, the token role that bounds what IssueClusterToken
+// mints; and last its role in the relay mount, so that what is
 // in the way is found first.
 func (a *Activities) EnableClusterAccess(ctx context.Context, in ClusterAccessInput) (ClusterAccessResult, error) {
 	spec := in.Spec
@@ -92,7 +92,12 @@ func (a *Activities) access(ctx context.Context, in ClusterAccessInput) (Cluster
 		Server:    config.ClusterAddress,
 		Namespace: config.Namespace,
 	}
-	if in.Spec.Credential.Method != mesh.CredentialToken {
+	switch in.Spec.Credential.Method {
+	case mesh.CredentialToken:
+	case mesh.CredentialAppRole:
+		// cert-manager puts /v1/auth/ before it.
+		result.AuthPath, result.AuthRole = in.Spec.AuthMount(in.Context), in.Spec.AuthMount(in.Context)
+	default:
 		result.AuthPath = "/v1/auth/" + in.Spec.AuthMount(in.Context)
 		result.AuthRole = mesh.IssuerServiceAccount
 	}
@@ -149,28 +154,51 @@ func (s session) ensurePolicy(ctx context.Context, in ClusterAccessInput, signPa
 	return nil
 }
 
-// ensureLogin makes the auth mount whose keys are the cluster's own, and the
-// role that lets in exactly one ServiceAccount with a token for exactly this
-// Issuer.
+// mountTypes are the types of the auth mounts, by method.
+var mountTypes = map[string]string{mesh.CredentialJWT: "jwt", mesh.CredentialAppRole: "approle"}
+
+// ensureLogin makes the cluster's auth mount with its one role: with method jwt
+// one whose keys are the cluster's own, and that lets in exactly one
+// ServiceAccount with a token for exactly this Issuer. A mount of ours of another
+// method is replaced; the cluster logs in again as soon as its Issuer, the next
+// step of a setup, has followed.
 func (a *Activities) ensureLogin(ctx context.Context, s session, in ClusterAccessInput, out *procedure.Outcome) error {
 	name := in.Spec.AuthMount(in.Context)
 	path := "sys/auth/" + name
+	kind := mountTypes[in.Spec.Credential.Method]
+	enable := s.command("auth enable", "-path="+name, "-description="+mark(in.Spec, in.Context), kind)
 	var have mount
 	found, err := s.read(ctx, path, &have)
 	switch {
 	case err != nil:
 		return err
-	case found && (have.Type != "jwt" || have.Description != mark(in.Spec, in.Context)):
+	case found && have.Description != mark(in.Spec, in.Context):
 		return failure.Permanent(failure.Conflict, "Vault %q: the auth mount %s is there and is not the one of mesh %s, cluster %s: type %q, description %q. Rename the mesh or the cluster, or disable that mount if nothing uses it",
 			s.vault, name, in.Spec.Mesh, in.Context, have.Type, have.Description)
+	case found && have.Type != kind:
+		out.Changed(procedure.Update, "vault auth mount "+name, fmt.Sprintf("type %s takes the place of type %s", kind, have.Type))
+		out.By(in.Mode, s.command("auth disable", name), enable)
+		if !in.Mode.Writes() {
+			s.replaced = "auth/" + name + "/"
+			break
+		}
+		if _, err := s.client.Logical().DeleteWithContext(ctx, path); err != nil {
+			return s.failed(err, "disable "+path)
+		}
+		if err := s.write(ctx, path, map[string]any{"type": kind, "description": mark(in.Spec, in.Context)}, nil); err != nil {
+			return err
+		}
 	case !found:
-		out.Changed(procedure.Create, "vault auth mount "+name, "type jwt")
-		out.By(in.Mode, s.command("auth enable", "-path="+name, "-description="+mark(in.Spec, in.Context), "jwt"))
+		out.Changed(procedure.Create, "vault auth mount "+name, "type "+kind)
+		out.By(in.Mode, enable)
 		if in.Mode.Writes() {
-			if err := s.write(ctx, path, map[string]any{"type": "jwt", "description": mark(in.Spec, in.Context)}, nil); err != nil {
+			if err := s.write(ctx, path, map[string]any{"type": kind, "description": mark(in.Spec, in.Context)}, nil); err != nil {
 				return err
 			}
 		}
+	}
+	if in.Spec.Credential.Method == mesh.CredentialAppRole {
+		return s.ensureAppRole(ctx, in, out)
 	}
 	discoveryCA, err := a.discoveryCA(in)
 	if err != nil {

@@ -104,7 +104,8 @@ type ClusterAccessInput struct {
 // ClusterAccessResult says how the cluster's Issuer logs in and signs.
 type ClusterAccessResult struct {
 	procedure.Outcome
-	// AuthPath is for cert-manager's kubernetes auth stanza ("/v1/auth/<mount>").
+	// AuthPath is for cert-manager's auth stanza: "/v1/auth/<mount>" for kubernetes,
+	// the mount alone for appRole, whose role id AuthRole is.
 	AuthPath string `json:"authPath,omitempty"`
 	AuthRole string `json:"authRole,omitempty"`
 	// SignPath is "<relay mount>/sign/<role>".

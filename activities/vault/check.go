@@ -208,6 +208,10 @@ func refreshNeeds(spec mesh.Spec) []needed {
 	if spec.Credential.Method == mesh.CredentialToken {
 		return []needed{{"auth/token/create/" + policyName(spec, spec.Management.Context), "update"}}
 	}
+	if spec.Credential.Method == mesh.CredentialAppRole {
+		role := appRolePath(spec, spec.Management.Context)
+		return []needed{{role + "/secret-id", "update"}, {role + "/secret-id/lookup", "update"}, {role + "/secret-id-accessor/destroy", "update"}}
+	}
 	config := "auth/" + spec.AuthMount(spec.Management.Context) + "/config"
 	return []needed{{config, "read"}, {config, "update"}}
 }
@@ -241,7 +245,7 @@ func onboardNeeds(spec mesh.Spec) []needed {
 	}
 	access = spec.AuthMount(spec.Management.Context)
 	return append(needs,
-		needed{"sys/auth/" + access, "read"}, needed{"sys/auth/" + access, "update"}, needed{"sys/auth/" + access, "sudo"},
+		needed{"sys/auth/" + access, "read"}, needed{"sys/auth/" + access, "update"}, needed{"sys/auth/" + access, "delete"}, needed{"sys/auth/" + access, "sudo"},
 		needed{"auth/" + access + "/config", "read"}, needed{"auth/" + access + "/config", "update"},
 		needed{"auth/" + access + "/role/any", "read"}, needed{"auth/" + access + "/role/any", "create"}, needed{"auth/" + access + "/role/any", "update"})
 }

@@ -57,7 +57,7 @@ func (w *world) byHand(t *testing.T, d done) {
 // The commands of a plan, run by hand, leave a setup nothing to do: of a Vault
 // that has nothing, and of one that somebody has changed.
 func TestPlannedByHand(t *testing.T) {
-	for _, method := range []string{mesh.CredentialJWT, mesh.CredentialToken} {
+	for _, method := range []string{mesh.CredentialJWT, mesh.CredentialToken, mesh.CredentialAppRole} {
 		t.Run(method, func(t *testing.T) {
 			w := newWorld(t)
 			w.spec.Credential.Method = method

@@ -62,6 +62,30 @@ func TestPoliciesRefuse(t *testing.T) {
 		}
 	}
 
+	// With method appRole it mints secret ids, and writes no role all the same.
+	w.spec.Credential.Method = mesh.CredentialAppRole
+	w.mustSetup(t)
+	client, err := w.Clients.Vault(context.Background(), "default", site.Refresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, data := range map[string]map[string]any{
+		"auth/relaypki-prod-cluster1/role/relaypki-issuer":                {"token_policies": "root"},
+		"auth/relaypki-prod-cluster1/role/relaypki-issuer/policies":       {"token_policies": "root"},
+		"auth/relaypki-prod-cluster1/role/relaypki-issuer/secret-id-ttl":  {"secret_id_ttl": "0"},
+		"auth/relaypki-prod-cluster1/role/relaypki-issuer/bind-secret-id": {"bind_secret_id": false},
+		"auth/relaypki-prod-cluster1/role/relaypki-issuer/role-id":        {"role_id": "x"},
+		"auth/relaypki-prod-cluster1/role/relaypki-issuer/secret-id":      {"ttl": "9999h"},
+		"auth/relaypki-prod-cluster1/role/another":                        {},
+		"auth/approle/role/relaypki-onboard/secret-id":                    {},
+	} {
+		if _, err := client.Logical().Write(path, data); err == nil || !strings.Contains(err.Error(), "permission denied") {
+			t.Errorf("refresh may write %s %v: %v", path, data, err)
+		}
+	}
+	w.spec.Credential.Method = mesh.CredentialJWT
+	w.mustSetup(t)
+
 	// A token role gives that cluster's policy, whatever else is asked for.
 	refresh, err := w.Clients.Vault(context.Background(), "default", site.Refresh)
 	if err != nil {
@@ -89,7 +113,7 @@ func TestCheckVault(t *testing.T) {
 		}
 		return result
 	}
-	for _, method := range []string{mesh.CredentialJWT, mesh.CredentialToken} {
+	for _, method := range []string{mesh.CredentialJWT, mesh.CredentialToken, mesh.CredentialAppRole} {
 		w.spec.Credential.Method = method
 		if result := check(w); len(result.Problems) > 0 || !strings.HasPrefix(result.Version, "1.") {
 			t.Errorf("an empty Vault, method %s: version %q, problems %q", method, result.Version, result.Problems)

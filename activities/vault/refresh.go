@@ -34,10 +34,13 @@ type RefreshCredentialResult struct {
 	// Lost is why there is nothing to renew: the credential has ended, or
 	// somebody is removing it. Nothing was changed then.
 	Lost string `json:"lost,omitempty"`
+	// SecretKey and Superseded are as in SecretIDResult (method appRole).
+	SecretKey  string `json:"secretKey,omitempty"`
+	Superseded int    `json:"superseded,omitempty"`
 }
 
 // RefreshCredential keeps current what expires of one cluster's credential, as
-// the identity refresh: the keys pinned in its auth mount, or its token. It
+// the identity refresh: the keys pinned in its auth mount, its token or its secret id. It
 // needs no lock: what it writes, a setup that is at work on the same cluster
 // would write too, and a Secret that has changed since it was read is left
 // alone. A lock that a setup holds for days must not let a credential end.
@@ -47,6 +50,8 @@ func (a *Activities) RefreshCredential(ctx context.Context, in RefreshCredential
 		return a.refreshKeys(ctx, in)
 	case credential.Method == mesh.CredentialToken:
 		return a.refreshToken(ctx, in)
+	case credential.Method == mesh.CredentialAppRole:
+		return a.refreshSecretID(ctx, in)
 	}
 	return RefreshCredentialResult{Outcome: procedure.Outcome{Detail: "nothing of it expires"}}, nil
 }
@@ -117,4 +122,28 @@ func (a *Activities) refreshToken(ctx context.Context, in RefreshCredentialInput
 	out, err := a.IssueClusterToken(ctx, IssueClusterTokenInput{Spec: in.Spec, Context: in.Context, Workload: in.Workload, Mode: procedure.Apply})
 	out.Detail = "token minted anew: " + result.Lost
 	return RefreshCredentialResult{Outcome: out}, err
+}
+
+// refreshSecretID mints the cluster's next secret id when half of the life of
+// the one it has is over.
+func (a *Activities) refreshSecretID(ctx context.Context, in RefreshCredentialInput) (RefreshCredentialResult, error) {
+	var result RefreshCredentialResult
+	ids, err := a.secretIDs(ctx, in.Spec, in.Context, procedure.Apply)
+	if err != nil {
+		return result, err
+	}
+	lost, _, err := ids.lost(ctx)
+	if err != nil || lost != "" && !in.Mint {
+		result.Lost = lost
+		return result, err
+	}
+	issued, err := a.IssueSecretID(ctx, SecretIDInput{Spec: in.Spec, Context: in.Context, Mode: procedure.Apply})
+	result.Outcome, result.SecretKey, result.Superseded = issued.Outcome, issued.Key, issued.Superseded
+	if len(issued.Changes) > 0 {
+		result.Detail = "secret id renewed"
+	}
+	if lost != "" {
+		result.Detail = "secret id minted anew: " + lost
+	}
+	return result, err
 }

@@ -23,6 +23,8 @@ type session struct {
 	vault     string
 	identity  site.Identity
 	namespace string
+	// replaced begins the paths of what a plan replaces: nothing is there then.
+	replaced string
 }
 
 func (a *Activities) session(ctx context.Context, vault string, identity site.Identity) (session, error) {
@@ -51,7 +53,7 @@ func (s session) failed(err error, doing string) error {
 // read decodes what is at path into a struct or map; false if nothing is there,
 // be it the mount that is missing.
 func (s session) read(ctx context.Context, path string, into any) (bool, error) {
-	if s.client == nil {
+	if s.client == nil || s.replaced != "" && strings.HasPrefix(path, s.replaced) {
 		return false, nil
 	}
 	secret, err := s.client.Logical().ReadWithContext(ctx, path)

@@ -32,15 +32,19 @@ import (
 // secretServer is as much of an API server as one Secret needs; a real one has
 // the same activity in the end-to-end tests.
 type secretServer struct {
-	url string
+	url, name string
 
 	mu     sync.Mutex
 	secret *corev1.Secret
 	refuse bool
+	// between happens after the Secret was read.
+	between func()
+	// version of the Secret, counted up.
+	version int
 }
 
-func newSecretServer(t *testing.T) *secretServer {
-	s := &secretServer{}
+func newSecretServer(t *testing.T, name string) *secretServer {
+	s := &secretServer{name: name}
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
 	s.url = server.URL
@@ -56,7 +60,7 @@ func (s *secretServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":%q,"code":%d,"message":"refused"}`, reason, code)
 	}
 	switch {
-	case r.URL.Path != "/api/v1/namespaces/gloo-mesh/secrets/vault-token":
+	case r.URL.Path != "/api/v1/namespaces/gloo-mesh/secrets/"+s.name:
 		status(http.StatusNotFound, "NotFound")
 		return
 	case r.Method == http.MethodPatch && s.refuse:
@@ -64,10 +68,16 @@ func (s *secretServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case r.Method == http.MethodPatch:
 		body, err := io.ReadAll(r.Body)
-		s.secret = &corev1.Secret{}
+		applied := &corev1.Secret{}
 		if err == nil {
-			err = yaml.Unmarshal(body, s.secret)
+			err = yaml.Unmarshal(body, applied)
 		}
+		if version := applied.ResourceVersion; err == nil && version != "" && (s.secret == nil || s.secret.ResourceVersion != version) {
+			status(http.StatusConflict, "Conflict")
+			return
+		}
+		s.version++
+		s.secret, applied.ResourceVersion = applied, fmt.Sprint(s.version)
 		if err != nil {
 			status(http.StatusBadRequest, "BadRequest")
 			return
@@ -77,6 +87,9 @@ func (s *secretServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	json.NewEncoder(w).Encode(s.secret)
+	if s.between != nil {
+		s.between()
+	}
 }
 
 func (s *secretServer) token() string {
@@ -96,9 +109,14 @@ func (s *secretServer) set(refuse bool, secret *corev1.Secret) {
 
 // newTokenWorld is a world of method token with a cluster1 to write to.
 func newTokenWorld(t *testing.T) (*world, *secretServer) {
+	return newSecretWorld(t, mesh.CredentialToken, mesh.TokenSecretName)
+}
+
+// newSecretWorld is a world of a method that writes a Secret in cluster1.
+func newSecretWorld(t *testing.T, method, name string) (*world, *secretServer) {
 	w := newWorld(t)
-	w.spec.Credential.Method = mesh.CredentialToken
-	secrets := newSecretServer(t)
+	w.spec.Credential.Method = method
+	secrets := newSecretServer(t, name)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	if err := os.WriteFile(kubeconfig, fmt.Appendf(nil, `apiVersion: v1
 kind: Config

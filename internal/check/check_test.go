@@ -352,8 +352,20 @@ func TestWorkload(t *testing.T) {
 			w.Workload.Secret.Chain[0] = w.relay.Leaf(t, []string{"cluster-one"}).Cert
 		}, []expectation{{check.CertificateNames, "fail", `"cluster1"`}, {check.RegisteredName, "fail", "cluster-one"}}},
 		{"token about to end", func(_ *testing.T, w *world) {
-			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Left: 30 * time.Hour, Period: 72 * time.Hour}
-		}, []expectation{{check.ClusterToken, "warn", "ends in 30h"}}},
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Left: 20 * time.Hour, Period: 72 * time.Hour}
+		}, []expectation{{check.ClusterToken, "warn", "ends in 20h"}}},
+		{"token not renewed", func(_ *testing.T, w *world) {
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Left: 10 * time.Hour, Period: 72 * time.Hour}
+		}, []expectation{{check.ClusterToken, "fail", "ends in 10h"}}},
+		{"token to be renewed now", func(_ *testing.T, w *world) {
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Left: 35 * time.Hour, Period: 72 * time.Hour}
+		}, []expectation{{check.ClusterToken, "pass", "35h left"}}},
+		{"secret id ended", func(_ *testing.T, w *world) {
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/relaypki-approle", SecretID: true, Refused: "it has expired or was destroyed"}
+		}, []expectation{{check.ClusterSecretID, "fail", "does not accept its secret id"}}},
+		{"secret id about to end", func(_ *testing.T, w *world) {
+			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/relaypki-approle", SecretID: true, Left: 20 * time.Hour, Period: 72 * time.Hour}
+		}, []expectation{{check.ClusterSecretID, "warn", "its secret id ends in 20h"}}},
 		{"token renewed", func(_ *testing.T, w *world) {
 			w.Workload.Token = check.SeenToken{Secret: "Secret gloo-mesh/vault-token", Left: 70 * time.Hour, Period: 72 * time.Hour}
 		}, []expectation{{check.ClusterToken, "pass", "70h left"}}},

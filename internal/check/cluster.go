@@ -291,18 +291,29 @@ func (r *report) pinnedKeys(k SeenKeys) {
 	}
 }
 
+// overdue is the part of a credential's life with which it fails: by half of it
+// RefreshCredentials renews it, and by a quarter it has failed to several times.
+const overdue = 4
+
 // clusterToken warns before cert-manager can sign no more: it renews no token
-// (cert-manager, Vault issuer, "Authenticating with a Token").
+// (cert-manager, Vault issuer, "Authenticating with a Token") and no secret id.
 func (r *report) clusterToken(t SeenToken) {
+	check, what := ClusterToken, "token"
+	if t.SecretID {
+		check, what = ClusterSecretID, "secret id"
+	}
+	const refresh = "the schedule relaypki-refresh-<mesh> renews it when half of its life is over: see why RefreshCredentials fails or does not run (relaypki status)"
 	switch {
 	case t.Secret == "":
-	case t.Gap.report(r, ClusterToken, t.Secret, runSetup+", which mints a token"):
+	case t.Gap.report(r, check, t.Secret, runSetup+", which mints a "+what):
 	case t.Refused != "":
-		r.fail(ClusterToken, t.Secret, "Vault does not accept its token, so nothing is renewed any more: "+t.Refused, runSetup+", which mints another")
-	case t.Left < t.Period/2:
-		r.warn(ClusterToken, t.Secret, fmt.Sprintf("its token ends in %s, and nothing renews it by itself", round(t.Left)), runSetup+" before then, which renews it; or use credential.method jwt, which needs no renewal")
+		r.fail(check, t.Secret, "Vault does not accept its "+what+", so nothing is renewed any more: "+t.Refused, runSetup+", which mints another")
+	case t.Left < t.Period/overdue:
+		r.fail(check, t.Secret, fmt.Sprintf("its %s ends in %s, and should have been renewed long before", what, round(t.Left)), refresh)
+	case t.Left < t.Period/2-t.Period/8:
+		r.warn(check, t.Secret, fmt.Sprintf("its %s ends in %s, and should have been renewed before", what, round(t.Left)), refresh)
 	default:
-		r.pass(ClusterToken, t.Secret, "its token has %s left", round(t.Left))
+		r.pass(check, t.Secret, "its %s has %s left", what, round(t.Left))
 	}
 }
 

@@ -22,6 +22,7 @@
 //	certificate-lifetime   M W    neither expired nor not yet valid, and not overdue for renewal
 //	pinned-keys            M W    the keys pinned in Vault are those of the cluster's token issuer
 //	cluster-token          M W    the token in vault-token is accepted by Vault and is not about to end (credential token)
+//	cluster-secret-id      M W    the secret id that the Issuer uses is accepted by Vault and is not about to end (credential appRole)
 //	agent-trust            W      relay-root-tls-secret holds the root
 //	relay-server           M      the management server's Deployment is available
 //	relay-agent            W      the agent's Deployment is available
@@ -54,6 +55,7 @@ const (
 	CertificateLifetime = "certificate-lifetime"
 	PinnedKeys          = "pinned-keys"
 	ClusterToken        = "cluster-token"
+	ClusterSecretID     = "cluster-secret-id"
 	AgentTrust          = "agent-trust"
 	RelayServer         = "relay-server"
 	RelayAgent          = "relay-agent"

@@ -143,14 +143,17 @@ type SeenKeys struct {
 	Vault, Cluster       []string
 }
 
-// SeenToken is the token of a cluster's Issuer, credential method token.
+// SeenToken is the token of a cluster's Issuer, credential method token, or its
+// secret id, method appRole.
 type SeenToken struct {
 	// Secret names it; empty with another method.
 	Secret string
-	Gap    Gap
+	// SecretID says that it is a secret id.
+	SecretID bool
+	Gap      Gap
 	// Refused is why Vault does not accept it.
 	Refused string
-	// Left is how long it has to live, Period how long after each renewal.
+	// Left is how long it has to live, Period how long when it is new.
 	Left, Period time.Duration
 }
 

@@ -154,13 +154,15 @@ type Certificate struct {
 // Credential is how the clusters' cert-managers log in to Vault.
 type Credential struct {
 	// Method is "jwt" (short-lived tokens of a ServiceAccount, checked by Vault
-	// with the cluster's own keys) or "token" (the guide's vault-token Secret,
-	// with a token that may only sign for that cluster).
+	// with the cluster's own keys), "token" (the guide's vault-token Secret, with
+	// a token that may only sign for that cluster) or "appRole" (a secret id in a
+	// Secret, which lets in for tokens of minutes).
 	Method string `json:"method,omitempty"`
 	// Keys of the jwt method: "pinned" (read by the worker and stored in Vault)
 	// or "discovery" (Vault fetches them from the cluster's issuer URL).
 	Keys string `json:"keys,omitempty"`
-	// TokenPeriod is the renewal period of the token method's tokens.
+	// TokenPeriod is how long the token method's tokens and the appRole method's
+	// secret ids live. They are renewed when half of it is over.
 	TokenPeriod Duration `json:"tokenPeriod,omitempty"`
 }
 
@@ -174,7 +176,7 @@ const refreshEvery = time.Hour
 // is renewed when half of it is over: four tries are left then.
 func (s Spec) RefreshEvery() Duration {
 	switch {
-	case s.Credential.Method == CredentialToken:
+	case s.Credential.Method == CredentialToken, s.Credential.Method == CredentialAppRole:
 		return Duration{min(refreshEvery, s.Credential.TokenPeriod.Duration/8)}
 	case s.Credential.Method == CredentialJWT && s.Credential.Keys == KeysPinned:
 		return Duration{refreshEvery}
@@ -184,10 +186,11 @@ func (s Spec) RefreshEvery() Duration {
 
 // Values of Credential.Method and Credential.Keys.
 const (
-	CredentialJWT   = "jwt"
-	CredentialToken = "token"
-	KeysPinned      = "pinned"
-	KeysDiscovery   = "discovery"
+	CredentialJWT     = "jwt"
+	CredentialToken   = "token"
+	CredentialAppRole = "appRole"
+	KeysPinned        = "pinned"
+	KeysDiscovery     = "discovery"
 )
 
 // CertManager says whether cert-manager is ours to install.
@@ -391,6 +394,8 @@ const (
 	TokenSecretName = "vault-token"
 	// TokenSecretKey is the guide's key in it.
 	TokenSecretKey = "token"
+	// AppRoleSecretName is the Secret of the appRole method.
+	AppRoleSecretName = "relaypki-approle"
 	// CABundleSecretName holds the CA that Vault's own TLS is checked with.
 	CABundleSecretName = "relaypki-vault-ca"
 	// RootSecretName is the agents' trust, key ca.crt.
@@ -475,8 +480,8 @@ func (s Spec) MoveProblems(w Workload) []strict.Problem {
 // through Temporal from one worker to another. None for the empty queue.
 func (s Spec) PrivateProblems(queue string) []string {
 	var problems []string
-	if queue != "" && s.Credential.Method == CredentialToken {
-		problems = append(problems, fmt.Sprintf("is served by the worker of task queue %q, which cannot mint its token: set credential.method to %q", queue, CredentialJWT))
+	if secret := map[string]string{CredentialToken: "token", CredentialAppRole: "secret id"}[s.Credential.Method]; queue != "" && secret != "" {
+		problems = append(problems, fmt.Sprintf("is served by the worker of task queue %q, which cannot mint its %s: set credential.method to %q", queue, secret, CredentialJWT))
 	}
 	if queue != "" && s.Gloo.IdentityToken.Mode != TokenNone {
 		problems = append(problems, fmt.Sprintf("is served by the worker of task queue %q, which does not reach the identity token: with client certificates none is needed, so set gloo.identityToken.mode to %q", queue, TokenNone))

@@ -1,9 +1,10 @@
 # relaypki's identity "refresh": keeps the clusters' credentials current. It
 # pins a cluster's ServiceAccount keys in the auth mount of that cluster, and
-# mints tokens by the token roles that the setup made.
+# mints tokens by the token roles, and secret ids of the roles, that the setup made.
 
 # A path with a glob covers the mount's roles too; the parameters allowed here
-# are those of its configuration alone, so that no role can be written.
+# are those of its configuration, and those that name a secret id to look up or
+# destroy, so that no role can be written. Minting a secret id takes none.
 path "auth/relaypki-*" {
   capabilities       = ["read", "update"]
   allowed_parameters = {
@@ -13,6 +14,8 @@ path "auth/relaypki-*" {
     "jwks_ca_pem"            = []
     "oidc_discovery_url"     = []
     "oidc_discovery_ca_pem"  = []
+    "secret_id"              = []
+    "secret_id_accessor"     = []
   }
 }
 
