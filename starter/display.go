@@ -19,7 +19,7 @@ type display interface {
 // newDisplay is a picture redrawn in place on a terminal, a line for every
 // change elsewhere, and nothing at all for -o json.
 func newDisplay(c *cli) display {
-	if c.json() {
+	if c.quiet() {
 		return silent{}
 	}
 	if file, ok := terminal(c.out); ok {

@@ -88,6 +88,9 @@ func (e ending) verification() (procedure.VerifyResult, bool) {
 
 // conclude prints how a procedure ended; its error carries the exit code.
 func (c *cli) conclude(e ending, f *follower) error {
+	if plan, ok := f.planOf(e); ok {
+		return c.concludePlan(e, plan, f.again)
+	}
 	if c.json() {
 		if err := c.printJSON(e); err != nil {
 			return err

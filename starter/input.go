@@ -19,6 +19,8 @@ type input struct {
 	file string
 	json json.RawMessage
 	spec mesh.Spec
+	// plan: the input itself asks for a plan alone.
+	plan bool
 }
 
 // readInput reads a mesh file ("-" for standard input), YAML or JSON, and
@@ -44,7 +46,7 @@ func readInput(file string, stdin io.Reader) (input, []strict.Problem, error) {
 	if err := decoded.UnmarshalJSON(in.json); err != nil {
 		return input{}, nil, err
 	}
-	in.spec = decoded.Spec.WithDefaults()
+	in.spec, in.plan = decoded.Spec.WithDefaults(), decoded.Plan
 	return in, append(decoded.Problems, in.spec.Validate()...), nil
 }
 

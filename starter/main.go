@@ -54,6 +54,9 @@ type cli struct {
 
 func (c *cli) json() bool { return c.output == "json" }
 
+// quiet says that standard output is for a document or script alone.
+func (c *cli) quiet() bool { return c.output != "text" }
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -128,7 +131,7 @@ func (c *cli) rootCommand() *cobra.Command {
 	flags.StringVar(&c.address, "address", "", "Temporal's host:port (TEMPORAL_ADDRESS, else 127.0.0.1:7233)")
 	flags.StringVar(&c.namespace, "namespace", "", "Temporal namespace (TEMPORAL_NAMESPACE, else default)")
 	flags.StringVar(&c.profile, "profile", "", "profile of Temporal's configuration file (TEMPORAL_PROFILE)")
-	flags.StringVarP(&c.output, "output", "o", "text", "text, or json: one JSON document at the end and nothing else")
+	flags.StringVarP(&c.output, "output", "o", "text", "text, or json: one JSON document at the end and nothing else; or, for a plan, commands: a shell script")
 	flags.DurationVar(&c.timeout, "timeout", 0, "stop waiting after this long, as by Ctrl-C (0: never)")
 	c.completeFlags(root)
 	root.AddGroup(&cobra.Group{ID: "procedures", Title: "Procedures:"}, &cobra.Group{ID: "steering", Title: "Steering what runs:"},
@@ -170,8 +173,14 @@ var completionExamples = map[string]string{
 // prepare checks the common flags and notes them for the commands that we
 // suggest.
 func (c *cli) prepare(cmd *cobra.Command) error {
-	if c.output != "text" && c.output != "json" {
-		return fmt.Errorf("-o %s is unknown; it is text or json", c.output)
+	switch c.output {
+	case "text", "json":
+	case outputCommands:
+		if !planning(cmd) {
+			return fmt.Errorf("-o %s is for plans: give --plan too, where the command has it", c.output)
+		}
+	default:
+		return fmt.Errorf("-o %s is unknown; it is text or json, or commands for a plan", c.output)
 	}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		switch f.Name {

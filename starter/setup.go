@@ -28,7 +28,7 @@ type launch struct {
 
 func (c *cli) setupCommand() *cobra.Command {
 	var file, taskQueue string
-	var detach bool
+	var detach, plan bool
 	cmd := &cobra.Command{
 		Use:   "setup -f mesh.yaml",
 		Short: "Set up a mesh, or bring it to what the file says",
@@ -41,8 +41,14 @@ with its content as you wrote it. If that runs already, it is shown instead.
 
 A cluster that fails is parked and the others go on. When only parked clusters
 are left the command ends with exit code 5 and says what to type; the procedure
-goes on waiting.`,
+goes on waiting.
+
+With --plan nothing is changed: workflow plan-setup-<mesh> looks at Vault and
+every cluster and says what a setup would create, change and leave alone.`,
 		Example: `  relaypki setup -f mesh.yaml
+  # What would it change? And the same as commands, to read or to run by hand:
+  relaypki setup -f mesh.yaml --plan
+  relaypki setup -f mesh.yaml --plan -o commands > plan.sh
   # Start it and come back later:
   relaypki setup -f mesh.yaml --detach
   # From a script:
@@ -61,6 +67,16 @@ goes on waiting.`,
 			for i, w := range in.spec.Workloads {
 				names[i] = w.Name
 			}
+			if plan || in.plan {
+				if in.json, err = asPlan(in.json); err != nil {
+					return badInput("", "%w", err)
+				}
+				return c.launch(cmd.Context(), launch{
+					procedure: procedure.SetupMesh, id: "plan-setup-" + in.spec.Mesh, taskQueue: taskQueue, input: in.json, detach: detach,
+					summary: fmt.Sprintf("Plan: what a setup of mesh %s would change; changes nothing", in.spec.Mesh),
+					again:   c.again("setup", command("-f", file), "--plan"),
+				})
+			}
 			return c.launch(cmd.Context(), launch{
 				procedure: procedure.SetupMesh, id: "setup-" + in.spec.Mesh, taskQueue: taskQueue, input: in.json, detach: detach,
 				summary: fmt.Sprintf("Set up mesh %s: management %s, %d workload clusters", in.spec.Mesh, in.spec.Management.Context, len(names)),
@@ -72,6 +88,7 @@ goes on waiting.`,
 	cmd.Flags().StringVarP(&file, "file", "f", "", "the mesh, YAML or JSON; - for standard input")
 	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker")
 	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
+	planFlag(cmd, &plan)
 	completeMeshFile(cmd)
 	_ = cmd.MarkFlagRequired("file") // fails only if there is no such flag
 	return cmd
@@ -223,7 +240,7 @@ func sameJSON(a, b []byte) bool {
 
 // say prints a line for people.
 func (c *cli) say(format string, args ...any) {
-	if !c.json() {
+	if !c.quiet() {
 		fmt.Fprintf(c.out, format+"\n", args...)
 	}
 }

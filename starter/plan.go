@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// planFlag is the flag of a command that can show what it would do.
+func planFlag(cmd *cobra.Command, plan *bool) {
+	cmd.Flags().BoolVar(plan, planName, false, "change nothing: show what would be created, changed and deleted (-o commands: as vault and kubectl commands)")
+}
+
+const planName = "plan"
+
+// outputCommands is the value of -o that prints a plan as a shell script.
+const outputCommands = "commands"
+
+// planning says that a command was called with --plan.
+func planning(cmd *cobra.Command) bool {
+	flag := cmd.Flags().Lookup(planName)
+	return flag != nil && flag.Value.String() == "true"
+}
+
+// asPlan is the input of a procedure with plan set.
+func asPlan(input json.RawMessage) (json.RawMessage, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(input, &fields); err != nil {
+		return nil, err
+	}
+	fields["plan"] = json.RawMessage("true")
+	return json.Marshal(fields)
+}
+
+// plan is what a procedure would change: in Vault and the management cluster,
+// and in each workload cluster.
+type plan struct {
+	mesh  string
+	parts []planPart
+}
+
+type planPart struct {
+	name  string
+	steps []procedure.Step
+	// problem is why a cluster could not be looked at.
+	problem string
+}
+
+// planOf is the plan that a run has ended with; false if it was none. The steps
+// of the clusters are asked of their own procedures, as far as they have not
+// been seen.
+func (f *follower) planOf(e ending) (plan, bool) {
+	var result struct {
+		Mesh  string
+		Plan  bool
+		Steps []procedure.Step
+	}
+	if e.Failure != nil || json.Unmarshal(e.Result, &result) != nil || !result.Plan {
+		return plan{}, false
+	}
+	p := plan{mesh: result.Mesh, parts: []planPart{{name: "Vault and the management cluster", steps: result.Steps}}}
+	for _, cluster := range f.view.Progress.Clusters {
+		part := planPart{name: cluster.Cluster}
+		switch child, seen := f.view.Children[cluster.Workflow]; {
+		case cluster.State == procedure.Failed || cluster.State == procedure.Parked || cluster.State == procedure.Skipped:
+			part.problem = cluster.Detail
+		case seen && child.Ended:
+			part.steps = child.Steps
+		default:
+			ctx, cancel := context.WithTimeout(context.Background(), callTime)
+			child, err := f.server.progress(ctx, cluster.Workflow)
+			cancel()
+			if part.steps = child.Steps; err != nil {
+				part.problem = fmt.Sprintf("its plan cannot be read: %v", err)
+			}
+		}
+		p.parts = append(p.parts, part)
+	}
+	return p, true
+}
+
+// concludePlan prints a plan. The command that makes the plan anew is the one
+// that carries it out, with one flag more.
+func (c *cli) concludePlan(e ending, p plan, planAgain string) error {
+	again := strings.TrimSuffix(planAgain, " --"+planName)
+	switch c.output {
+	case outputCommands:
+		p.script(c.out, time.Now(), again)
+	case "json":
+		if err := c.printJSON(p.document(e)); err != nil {
+			return err
+		}
+	default:
+		c.paper().plan(c.out, p)
+		if again != "" {
+			fmt.Fprintf(c.out, "Next: %s\n      %s -o commands\n", again, planAgain)
+		}
+	}
+	unseen := 0
+	for _, part := range p.parts {
+		if part.problem != "" {
+			unseen++
+		}
+	}
+	if unseen > 0 {
+		return &exitError{code: exitFailed, err: fmt.Errorf("%d of %d clusters could not be looked at", unseen, len(p.parts)-1), next: strings.TrimSpace("put it right, then " + planAgain)}
+	}
+	return nil
+}
+
+// document is the ending with the steps of every cluster.
+func (p plan) document(e ending) any {
+	clusters := []map[string]any{}
+	for _, part := range p.parts[1:] {
+		entry := map[string]any{"cluster": part.name, "steps": part.steps}
+		if part.problem != "" {
+			entry["problem"] = part.problem
+		}
+		clusters = append(clusters, entry)
+	}
+	var result map[string]any
+	if json.Unmarshal(e.Result, &result) != nil {
+		return e
+	}
+	result["clusters"] = clusters
+	return struct {
+		ending
+		Result map[string]any `json:"result"`
+	}{e, result}
+}
+
+// changes are those of all steps.
+func (part planPart) changes() []procedure.Change {
+	var all []procedure.Change
+	for _, s := range part.steps {
+		all = append(all, s.Changes...)
+	}
+	return all
+}
+
+// count is how much would be done, in words; empty for nothing.
+func count(changes []procedure.Change) string {
+	of := map[procedure.Verb]int{}
+	for _, c := range changes {
+		of[c.Verb]++
+	}
+	var words []string
+	for _, verb := range []procedure.Verb{procedure.Create, procedure.Update, procedure.Delete} {
+		if of[verb] > 0 {
+			words = append(words, fmt.Sprintf("%d to %s", of[verb], verb))
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+var verbStyles = map[procedure.Verb]style{procedure.Create: green, procedure.Update: yellow, procedure.Delete: red}
+
+// notReady begins the detail of a step that found something which is as
+// described and does not work.
+const notReady = "not ready: "
+
+func (p paper) plan(w io.Writer, pl plan) {
+	var all []procedure.Change
+	var same []string
+	for _, part := range pl.parts {
+		changes := part.changes()
+		all = append(all, changes...)
+		left := 0
+		var notes []string
+		for _, s := range part.steps {
+			if len(s.Changes) == 0 {
+				left++
+			}
+			if strings.HasPrefix(s.Detail, notReady) {
+				notes = append(notes, s.Name+": "+s.Detail)
+			}
+		}
+		if len(changes) == 0 && part.problem == "" && len(notes) == 0 {
+			same = append(same, part.name)
+			continue
+		}
+		title := count(changes)
+		switch {
+		case part.problem != "":
+			title = "could not be looked at"
+		case title == "":
+			title = "nothing to change"
+		default:
+			title += fmt.Sprintf("; %d of %d steps find all as described", left, len(part.steps))
+		}
+		p.print(w, 0, span{tidy(part.name), bold}, span{": " + title, plain})
+		if len(changes) > 0 {
+			rows := [][]span{{{"WOULD", dim}, {"WHAT", dim}, {"DETAIL", dim}}}
+			for _, c := range changes {
+				rows = append(rows, []span{{string(c.Verb), verbStyles[c.Verb]}, {tidy(c.Object), plain}, {tidy(c.Detail), dim}})
+			}
+			p.table(w, 2, rows)
+		}
+		for _, note := range append(notes, part.problem) {
+			if note != "" {
+				p.print(w, 2, span{tidy(note), yellow})
+			}
+		}
+		fmt.Fprintln(w)
+	}
+	if len(same) > 0 {
+		p.print(w, 0, span{"Nothing to change: " + strings.Join(same, ", ") + ".", plain})
+	}
+	total := count(all)
+	if total == "" {
+		total = "nothing would be changed"
+	}
+	p.print(w, 0, span{fmt.Sprintf("Plan of mesh %s: %s. Nothing was changed.", pl.mesh, total), bold})
+}
+
+// script is the plan as a shell script, cluster by cluster in the order in which
+// the changes build on one another.
+func (p plan) script(w io.Writer, at time.Time, again string) {
+	remark := func(format string, args ...any) { fmt.Fprintln(w, "# "+tidy(fmt.Sprintf(format, args...))) }
+	fmt.Fprintln(w, "#!/usr/bin/env bash")
+	remark("Plan of mesh %s at %s: what would be changed, as commands for a shell.", p.mesh, at.UTC().Format(time.RFC3339))
+	remark("Needs vault (VAULT_ADDR, and a token that may do all of this), kubectl, and helm for charts;")
+	remark("contexts are those of the worker's kubeconfig. Run it once, soon: it is of that moment.")
+	if again != "" {
+		remark("Afterwards, or if it stops: %s, which finds what is done.", again)
+	}
+	fmt.Fprintln(w, "set -euo pipefail")
+	for _, part := range p.parts {
+		fmt.Fprintln(w)
+		remark("---- %s", part.name)
+		if part.problem != "" {
+			remark("could not be looked at: %s", part.problem)
+			continue
+		}
+		if len(part.changes()) == 0 {
+			remark("nothing to change")
+		}
+		for _, step := range part.steps {
+			for _, change := range step.Changes {
+				fmt.Fprintln(w)
+				what := fmt.Sprintf("%s: %s %s", step.Name, change.Verb, change.Object)
+				if change.Detail != "" {
+					what += " (" + change.Detail + ")"
+				}
+				remark("%s", what)
+				if len(change.Commands) == 0 {
+					remark("relaypki does this itself")
+				}
+				for _, command := range change.Commands {
+					fmt.Fprintln(w, command)
+				}
+			}
+		}
+	}
+}
