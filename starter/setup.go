@@ -15,6 +15,7 @@ import (
 	"go.temporal.io/sdk/client"
 
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/shell"
 )
 
 // launch says what to start and how to go on from it.
@@ -74,7 +75,7 @@ every cluster and says what a setup would create, change and leave alone.`,
 				return c.launch(cmd.Context(), launch{
 					procedure: procedure.SetupMesh, id: "plan-setup-" + in.spec.Mesh, taskQueue: taskQueue, input: in.json, detach: detach,
 					summary: fmt.Sprintf("Plan: what a setup of mesh %s would change; changes nothing", in.spec.Mesh),
-					again:   c.again("setup", command("-f", file), "--plan"),
+					again:   c.again("setup", shell.Join("-f", file), "--plan"),
 				})
 			}
 			return c.launch(cmd.Context(), launch{

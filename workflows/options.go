@@ -42,6 +42,9 @@ var (
 	locking = budget(20*time.Second, 2*time.Minute)
 )
 
+// planning is how long a plan goes on asking one thing: a person waits for it.
+const planning = time.Minute
+
 // budget allows an activity so much time for one attempt, and for all of them.
 func budget(attempt, total time.Duration) workflow.ActivityOptions {
 	return workflow.ActivityOptions{

@@ -10,7 +10,7 @@ import (
 
 // ensureSchedules has the mesh verified, and its credentials kept current, from
 // now on; what has become needless is no longer done.
-func ensureSchedules(ctx workflow.Context, spec mesh.Spec, step stepper) error {
+func ensureSchedules(ctx workflow.Context, spec mesh.Spec, mode procedure.Mode, step stepper) error {
 	for _, s := range []struct {
 		step, summary, procedure string
 		every                    mesh.Duration
@@ -21,7 +21,7 @@ func ensureSchedules(ctx workflow.Context, spec mesh.Spec, step stepper) error {
 		if _, err := step(ctx, s.step, s.summary, func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, acting, temporals.EnsureSchedule, temporalactivities.EnsureScheduleInput{
 				Procedure: s.procedure, Mesh: spec.Mesh, Management: spec.Management.Context, Namespace: spec.Management.Namespace,
-				Every: s.every, Mode: procedure.Apply,
+				Every: s.every, Mode: mode,
 			})
 		}); err != nil {
 			return err

@@ -62,6 +62,7 @@ func (c *clusterSetup) run(ctx workflow.Context) error {
 		return err
 	}
 	if !c.Mode.Writes() {
+		ctx = workflow.WithValue(ctx, inTurnKey{}, c.Mode == procedure.Plan)
 		return c.apply(ctx)
 	}
 	lock := cluster.LockInput{
@@ -120,7 +121,7 @@ func (c *clusterSetup) certificate(ctx workflow.Context, certManager workflow.Fu
 func (c *clusterSetup) agentTrust(ctx workflow.Context) error {
 	_, err := c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.CopyRootSecret,
-			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, Mode: c.Mode})
+			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, ClientSecret: c.Spec.Certificates.Client.SecretName, Mode: c.Mode})
 	})
 	return err
 }

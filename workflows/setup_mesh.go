@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"time"
 
 	"go.temporal.io/sdk/workflow"
@@ -114,7 +115,7 @@ func (r *setup) run(ctx workflow.Context) error {
 		return err
 	}
 	if r.input.Plan {
-		return r.apply(ctx, procedure.Plan)
+		return r.plan(ctx)
 	}
 	// With the defaults of today: an older release recorded fewer fields.
 	if record.Complete && reflect.DeepEqual(record.Spec.WithDefaults().Normal(), r.spec.Normal()) && len(r.fleet.in(procedure.Parked)) == 0 {
@@ -140,6 +141,19 @@ func (r *setup) run(ctx workflow.Context) error {
 		}
 		return r.finish(ctx)
 	})
+}
+
+// plan looks at everything and says what a setup would do.
+func (r *setup) plan(ctx workflow.Context) error {
+	r.mode = procedure.Plan
+	ctx = workflow.WithValue(ctx, inTurnKey{}, true)
+	if err := r.namespace(ctx); err != nil {
+		return err
+	}
+	if err := r.apply(ctx, procedure.Plan); err != nil {
+		return err
+	}
+	return ensureSchedules(ctx, r.spec, r.mode, r.step)
 }
 
 // finish is what comes after the management cluster, in a run that may be
@@ -205,10 +219,7 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 // before the lock because the lock lives in it.
 func (r *setup) locked(ctx workflow.Context, change func() error) error {
 	r.mode = procedure.Apply
-	if _, err := r.step(ctx, "namespace", "Create the namespace in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, acting, kubernetes.EnsureNamespace,
-			cluster.NamespaceInput{Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Mode: procedure.Apply})
-	}); err != nil {
+	if err := r.namespace(ctx); err != nil {
 		return err
 	}
 	if _, err := r.step(ctx, "lock", "Take the lock on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -217,6 +228,14 @@ func (r *setup) locked(ctx workflow.Context, change func() error) error {
 		return err
 	}
 	return release(ctx, r.lock(ctx), change())
+}
+
+func (r *setup) namespace(ctx workflow.Context) error {
+	_, err := r.step(ctx, "namespace", "Create the namespace in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, kubernetes.EnsureNamespace,
+			cluster.NamespaceInput{Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Mode: r.mode})
+	})
+	return err
 }
 
 // lock is the lock on the mesh's CAs.
@@ -249,7 +268,7 @@ func (r *setup) apply(ctx workflow.Context, mode procedure.Mode) error {
 // certificateAuthorities makes the root and the intermediate in Vault, while
 // cert-manager, which needs neither, is installed in the management cluster.
 func (r *setup) certificateAuthorities(ctx workflow.Context) error {
-	if r.mode == procedure.Apply {
+	if r.mode != procedure.Observe {
 		if _, err := r.step(ctx, "record the mesh", "Record the mesh's membership", func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, acting, kubernetes.RecordMesh, cluster.RecordMeshInput{Spec: r.spec, Mode: r.mode})
 		}); err != nil {
@@ -279,19 +298,39 @@ func (r *setup) vault(ctx workflow.Context) error {
 	if r.spec.Vault.Install == mesh.VaultExisting {
 		return nil
 	}
-	if _, err := r.step(ctx, "install Vault", "Install Vault in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
+	installed, err := r.step(ctx, "install Vault", "Install Vault in the management cluster", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, waiting, charts.InstallChart, helm.ChartInput{
 			Mesh: r.spec.Mesh, Context: r.spec.Management.Context, Release: "vault", Namespace: "vault", Chart: "vault", Values: vaultValues(r.spec.Vault), Mode: r.mode,
 		})
-	}); err != nil {
+	})
+	if err != nil {
 		return err
+	}
+	if r.mode == procedure.Plan {
+		return r.planVault(ctx, len(installed.Changes) > 0)
 	}
 	r.report.await(ctx, fmt.Sprintf("Vault %q to be initialised and unsealed, and to let this worker in. Initialise it (kubectl -n vault exec vault-0 -- vault operator init), unseal it, "+
 		"write the policies and logins of deploy/vault; this run then goes on by itself", r.spec.Vault.Name))
 	defer r.report.await(ctx, "")
-	_, err := r.step(ctx, "Vault", "Wait for Vault to be ready for use", func(ctx workflow.Context) (procedure.Outcome, error) {
+	_, err = r.step(ctx, "Vault", "Wait for Vault to be ready for use", func(ctx workflow.Context) (procedure.Outcome, error) {
 		ctx = workflow.WithValue(ctx, retryForKey{}, time.Duration(0)) // for as long as it takes a person
 		out, err := call[vault.CheckVaultResult](ctx, parked, vaults.AwaitVault, vault.CheckVaultInput{Spec: r.spec.Only("")})
+		return procedure.Outcome{Detail: out.Version + " at " + out.Address}, err
+	})
+	return err
+}
+
+// planVault asks, once, whether the Vault is fit to be looked at. One that is
+// still to be installed holds nothing.
+func (r *setup) planVault(ctx workflow.Context, missing bool) error {
+	if missing {
+		return nil
+	}
+	_, err := r.step(ctx, "Vault", "Ask whether Vault is ready for use", func(ctx workflow.Context) (procedure.Outcome, error) {
+		out, err := call[vault.CheckVaultResult](ctx, looking, vaults.CheckVault, vault.CheckVaultInput{Spec: r.spec.Only("")})
+		if err == nil && len(out.Problems) > 0 {
+			err = failure.Permanent(failure.Preflight, "what is in it cannot be seen:\n- %s", strings.Join(out.Problems, "\n- "))
+		}
 		return procedure.Outcome{Detail: out.Version + " at " + out.Address}, err
 	})
 	return err
@@ -344,7 +383,7 @@ func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	}
 	total.Add(csr.Outcome)
 	if !csr.Present {
-		if r.mode != procedure.Apply {
+		if r.mode == procedure.Observe {
 			return total, errWouldChange
 		}
 		in.CSRPEM = csr.CSRPEM
@@ -393,8 +432,11 @@ func (r *setup) managementCluster(ctx workflow.Context) error {
 		return err
 	}
 	_, err = r.step(ctx, "relay address", "Wait for the management server's address", func(ctx workflow.Context) (procedure.Outcome, error) {
-		out, err := call[cluster.RelayAddressResult](ctx, waiting, kubernetes.AwaitRelayAddress, cluster.RelayAddressInput{Spec: r.spec.Only("")})
+		out, err := call[cluster.RelayAddressResult](ctx, waiting, kubernetes.AwaitRelayAddress, cluster.RelayAddressInput{Spec: r.spec.Only(""), Mode: r.mode})
 		r.Address = out.Address
+		if r.Address == "" {
+			out.Address = "there is none yet"
+		}
 		return procedure.Outcome{Detail: out.Address}, err
 	})
 	return err
@@ -513,7 +555,7 @@ func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 	}); err != nil {
 		return err
 	}
-	return ensureSchedules(ctx, r.spec, r.step)
+	return ensureSchedules(ctx, r.spec, r.mode, r.step)
 }
 
 // step runs one step, reports it, and notes whether it changed something. In a

@@ -67,11 +67,13 @@ func call[Out any](ctx workflow.Context, options workflow.ActivityOptions, activ
 }
 
 // summaryKey carries a step's summary to the activities that it calls, looksKey
-// that they only look, retryForKey how long they may take in all.
+// that they only look, retryForKey how long they may take in all; inTurnKey that
+// nothing is done side by side.
 type (
 	summaryKey  struct{}
 	looksKey    struct{}
 	retryForKey struct{}
+	inTurnKey   struct{}
 )
 
 func summarized(o workflow.ActivityOptions, summary string) workflow.ActivityOptions {
@@ -86,6 +88,9 @@ func takeStep(ctx workflow.Context, r *report, mode procedure.Mode, name, summar
 	run func(workflow.Context) (procedure.Outcome, error)) (outcome procedure.Outcome, changed bool, err error) {
 	step := r.begin(ctx, name)
 	ctx = workflow.WithValue(workflow.WithValue(ctx, summaryKey{}, summary), looksKey{}, mode != procedure.Apply)
+	if mode == procedure.Plan {
+		ctx = workflow.WithValue(ctx, retryForKey{}, planning)
+	}
 	outcome, err = run(ctx)
 	r.end(ctx, step, outcome, err)
 	if mode == procedure.Plan {
@@ -98,9 +103,14 @@ func takeStep(ctx workflow.Context, r *report, mode procedure.Mode, name, summar
 	return outcome, changed, err
 }
 
-// beside runs something beside what follows; its end is in the future.
+// beside runs something beside what follows; its end is in the future. In a
+// plan it runs before: the plan's commands are run one after the other.
 func beside(ctx workflow.Context, run func(workflow.Context) error) workflow.Future {
 	future, settle := workflow.NewFuture(ctx)
+	if inTurn, _ := ctx.Value(inTurnKey{}).(bool); inTurn {
+		settle.SetError(run(ctx))
+		return future
+	}
 	workflow.Go(ctx, func(ctx workflow.Context) { settle.SetError(run(ctx)) })
 	return future
 }
@@ -172,14 +182,19 @@ func certManagerIn(ctx workflow.Context, spec mesh.Spec, context, queue string, 
 		return installed, err
 	}
 	ready, err := call[procedure.Outcome](ctx, on(queue, waiting), certManagers.AwaitCertManager,
-		certmanager.AwaitInput{Context: context, Namespace: spec.Namespace})
+		certmanager.AwaitInput{Context: context, Namespace: spec.Namespace, Mode: mode})
 	installed.Detail = ready.Detail
 	return installed, err
 }
 
-// glooIn installs the two Gloo charts with the given values of the second.
+// glooIn installs the two Gloo charts with the given values of the second; in a
+// plan these may have helm.LaterAddress.
 func glooIn(ctx workflow.Context, spec mesh.Spec, context, queue string, values map[string]any, mode procedure.Mode) (procedure.Outcome, error) {
 	var total procedure.Outcome
+	var management mesh.Management
+	if mode == procedure.Plan {
+		management = spec.Management
+	}
 	for _, chart := range []struct {
 		name, crd string
 		values    map[string]any
@@ -187,6 +202,7 @@ func glooIn(ctx workflow.Context, spec mesh.Spec, context, queue string, values 
 		out, err := call[procedure.Outcome](ctx, on(queue, waiting), charts.InstallChart, helm.ChartInput{
 			Mesh: spec.Mesh, Context: context, Release: chart.name, Namespace: spec.Namespace, Chart: chart.name,
 			Version: spec.Gloo.Version, Values: chart.values, AcceptCRD: chart.crd, Mode: mode,
+			Management: management.Context, ManagementNamespace: management.Namespace,
 		})
 		total.Add(out)
 		total.Detail = out.Detail
@@ -223,6 +239,9 @@ func serverValues(spec mesh.Spec) map[string]any {
 
 // agentValues are the guide's Helm values of one agent.
 func agentValues(spec mesh.Spec, w mesh.Workload, address string) map[string]any {
+	if address == "" { // in a plan, before there is a management server
+		address = helm.LaterAddress
+	}
 	relay := map[string]any{
 		"serverAddress":   address,
 		"authority":       spec.Gloo.Authority,

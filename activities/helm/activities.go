@@ -52,8 +52,8 @@ type ChartInput struct {
 	AcceptCRD string `json:"acceptCRD,omitempty"`
 	// Never fails, permanently, instead of installing.
 	Never bool `json:"never,omitempty"`
-	// Management is set in a plan in which the values have LaterAddress: the
-	// cluster whose Service, in ManagementNamespace, will have that address.
+	// Management is the cluster whose Service, in ManagementNamespace, will have
+	// the address that LaterAddress stands for; in a plan only.
 	Management          string         `json:"management,omitempty"`
 	ManagementNamespace string         `json:"managementNamespace,omitempty"`
 	Mode                procedure.Mode `json:"mode"`

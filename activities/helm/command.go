@@ -25,7 +25,11 @@ const addressVariable = "RELAY_ADDRESS"
 func (a *Activities) commands(c *site.Cluster, in ChartInput, source site.ChartConfig, last *release.Release, what deed, digest string) []string {
 	var all []string
 	var variables []string
-	if in.Management != "" {
+	text, err := yaml.Marshal(orEmpty(in.Values))
+	if err != nil {
+		return nil
+	}
+	if in.Management != "" && strings.Contains(string(text), LaterAddress) {
 		all = append(all, a.addressCommands(in)...)
 		variables = append(variables, addressVariable)
 	}
@@ -57,10 +61,6 @@ func (a *Activities) commands(c *site.Cluster, in ChartInput, source site.ChartC
 	args = append(args, "--kube-context", ours.Context(c), "--namespace", in.Namespace, "--create-namespace", "--reset-values",
 		"--labels", strings.Join([]string{labelDigest + "=" + digest, ours.LabelManagedBy + "=" + labels[ours.LabelManagedBy], ours.LabelMesh + "=" + in.Mesh}, ","),
 		"--wait", "--timeout", "10m", "-f", "-")
-	text, err := yaml.Marshal(orEmpty(in.Values))
-	if err != nil {
-		return nil
-	}
 	return append(all, shell.Expanded(shell.Join(args...), string(text), variables...))
 }
 
