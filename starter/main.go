@@ -55,7 +55,7 @@ type cli struct {
 func (c *cli) json() bool { return c.output == "json" }
 
 // quiet says that standard output is for a document or script alone.
-func (c *cli) quiet() bool { return c.output != "text" }
+func (c *cli) quiet() bool { return c.json() || c.output == outputCommands }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
