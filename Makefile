@@ -8,7 +8,7 @@ MESH     ?= deploy/examples/mesh.yaml
 # Where the lab keeps its state.
 LAB      ?= .lab
 
-.PHONY: help bin demo lab servers down clean doctor test check bench histories
+.PHONY: help bin demo lab servers down clean doctor test check soak bench histories
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -46,6 +46,9 @@ bin/lab:
 
 test: check ## run every check and test, on real servers
 	@test/run.sh
+
+soak: servers ## kill the worker with SIGKILL at every boundary of a setup in turn
+	go test -count=1 -timeout 120m -v ./test/e2e -run 'TestKilledWorker' -args -soak
 
 check: ## formatting, vet, staticcheck, workflowcheck, in every module
 	@test/check.sh

@@ -17,10 +17,12 @@ go mod tidy -diff
 
 say "go vet"
 go vet ./...
+go vet -tags soak ./worker
 
 say "staticcheck"
 tool=$(cd test/staticcheck && go build -o "${TMPDIR:-/tmp}/relaypki-staticcheck" honnef.co/go/tools/cmd/staticcheck && echo "${TMPDIR:-/tmp}/relaypki-staticcheck")
 "$tool" ./...
+"$tool" -tags soak ./worker
 
 say "workflowcheck"
 go tool workflowcheck -config workflows/workflowcheck.yaml ./workflows/...

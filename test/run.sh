@@ -12,6 +12,9 @@ make servers bin
 say "tests of the relay stand-in"
 (cd deploy/lab/standin && go test -race -count=1 ./...)
 
+say "tests of the worker that the soak test kills"
+go test -race -count=1 -tags soak ./worker -run TestEffectOf
+
 say "tests; those of the activities on the API servers of a lab"
 lab=$(mktemp -d)
 trap 'bin/lab clean --dir "$lab" && rm -rf "$lab"' EXIT

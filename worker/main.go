@@ -109,8 +109,12 @@ func run() error {
 	registerAttributes(ctx, c, settings.namespace(), log)
 
 	fatal := make(chan error, 1)
-	w := worker.New(c, settings.site.TaskQueue, settings.workerOptions(fatal))
-	register(w, site.NewClients(settings.site, log))
+	options, clients := settings.workerOptions(fatal), site.NewClients(settings.site, log)
+	if onTrial != nil {
+		onTrial(&options, clients)
+	}
+	w := worker.New(c, settings.site.TaskQueue, options)
+	register(w, clients)
 	if err := w.Start(); err != nil {
 		return fmt.Errorf("start polling task queue %q: %w", settings.site.TaskQueue, err)
 	}
@@ -129,6 +133,10 @@ func run() error {
 	log.Info("stopped")
 	return err
 }
+
+// onTrial is nil. A build for the tests alone (soak.go) sets it, to end the
+// worker at chosen points.
+var onTrial func(*worker.Options, *site.Clients)
 
 // registerAttributes never stands in the way: procedures run without them.
 func registerAttributes(ctx context.Context, c client.Client, namespace string, log *zap.Logger) {

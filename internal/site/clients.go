@@ -2,6 +2,7 @@ package site
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -26,6 +27,9 @@ const FieldManager = "relaypki"
 type Clients struct {
 	Config Config
 	Log    *zap.Logger
+	// Wrap, if set before first use, goes around the transport to each server: a
+	// cluster, by its name, or a Vault.
+	Wrap func(server string, transport http.RoundTripper) http.RoundTripper
 
 	mu       sync.Mutex
 	clusters map[string]*Cluster
@@ -75,6 +79,9 @@ func (c *Clients) Cluster(name string) (*Cluster, error) {
 	restConfig, err := c.restConfig(config)
 	if err != nil {
 		return nil, failure.Permanent(failure.Preflight, "cluster %q: %v. Correct the worker's kubeconfig, or the context that the site file names for this cluster", name, err)
+	}
+	if c.Wrap != nil {
+		restConfig.Wrap(func(transport http.RoundTripper) http.RoundTripper { return c.Wrap(name, transport) })
 	}
 	cluster, err := newCluster(config, restConfig)
 	if err != nil {

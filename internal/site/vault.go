@@ -133,8 +133,12 @@ func (c *Clients) vaultTransport(config VaultConfig, login Login) (http.RoundTri
 			return &pair, err
 		}
 	}
-	transport := cleanhttp.DefaultPooledTransport()
-	transport.TLSClientConfig = tlsConfig
+	pooled := cleanhttp.DefaultPooledTransport()
+	pooled.TLSClientConfig = tlsConfig
+	var transport http.RoundTripper = pooled
+	if c.Wrap != nil {
+		transport = c.Wrap("vault "+config.Name, transport)
+	}
 	return limitedTransport{next: transport, log: c.Log.With(zap.String("vault", config.Name))}, nil
 }
 

@@ -7,17 +7,22 @@ import (
 	"reflect"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"testing"
 
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	vaultapi "github.com/hashicorp/vault/api"
+	"go.temporal.io/sdk/client"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
 // oneOfEach fails the test unless a setup has left exactly what it should and
 // no second anything: one root, one intermediate, one role and login per
-// cluster, one object of each name, no wedged Helm release.
+// cluster, one object of each name, one issuance of each certificate, no lock,
+// no wedged Helm release.
 func (w *world) oneOfEach(t *testing.T) {
 	t.Helper()
 	v := w.vault(t)
@@ -57,6 +62,18 @@ func (w *world) oneOfEach(t *testing.T) {
 		found = append(found, path)
 	}
 	same("auth mounts", found, auths)
+	same("token roles", list(t, v, "auth/token/roles"), nil)
+	engines, err := v.Sys().ListMounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found = nil
+	for path, engine := range engines {
+		if engine.Type == "pki" {
+			found = append(found, path)
+		}
+	}
+	same("PKI mounts", found, []string{"pki/", "pki_relay/"})
 
 	ctx := context.Background()
 	for _, name := range w.all() {
@@ -85,7 +102,20 @@ func (w *world) oneOfEach(t *testing.T) {
 		}
 		same("issuers in "+name, got, []string{"gloo-mesh/vault-issuer"})
 		same("Helm releases in "+name, helmReleases(t, c), releases)
+		requests, err := c.cm.CertmanagerV1().CertificateRequests("").List(ctx, metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = nil
+		for _, x := range requests.Items {
+			got = append(got, x.Annotations[cmapi.CertificateNameKey]+" revision "+x.Annotations[cmapi.CertificateRequestRevisionAnnotationKey])
+		}
+		same("certificate requests in "+name, got, []string{certificate + " revision 1"})
+		for kind, want := range ours(name) {
+			same(kind+" in "+name, w.objectsIn(t, c, kind), want)
+		}
 	}
+	same("schedules", w.schedules(t), []string{"relaypki-refresh-demo", "relaypki-verify-demo"})
 	registered, err := w.cluster(t, management).dynamic.Resource(schema.GroupVersionResource{Group: "admin.gloo.solo.io", Version: "v2", Resource: "kubernetesclusters"}).
 		List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -98,6 +128,69 @@ func (w *world) oneOfEach(t *testing.T) {
 	same("registrations", got, slices.Clone(w.clusters))
 }
 
+// ours are the names of what a setup makes in the relay's namespace of a
+// cluster, by kind. cert-manager's keys and Helm's releases are not among them.
+func ours(cluster string) map[string][]string {
+	want := map[string][]string{
+		"secrets":         {"relay-client-tls-secret", "relay-root-tls-secret", "relay-identity-token-secret", "relaypki-vault-ca"},
+		"configmaps":      nil,
+		"leases":          nil,
+		"serviceaccounts": {"relaypki-issuer"},
+		"roles":           {"relaypki-issuer"},
+		"rolebindings":    {"relaypki-issuer"},
+	}
+	if cluster == management {
+		want["secrets"] = []string{"relay-server-tls-secret", "relay-identity-token-secret", "relaypki-vault-ca"}
+		want["configmaps"] = []string{"relaypki-mesh-demo"}
+	}
+	return want
+}
+
+// objectsIn are the objects of a kind in the relay's namespace that a chart did
+// not bring: all Secrets, and of the others those that are relaypki's.
+func (w *world) objectsIn(t *testing.T, c clients, kind string) []string {
+	t.Helper()
+	gvr, ok := map[string]schema.GroupVersionResource{
+		"leases":       {Group: "coordination.k8s.io", Version: "v1", Resource: kind},
+		"roles":        {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: kind},
+		"rolebindings": {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: kind},
+	}[kind]
+	options := metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=relaypki"}
+	if !ok {
+		gvr = schema.GroupVersionResource{Version: "v1", Resource: kind}
+	}
+	if kind == "secrets" {
+		options.LabelSelector = "owner!=helm"
+	}
+	items, err := c.dynamic.Resource(gvr).Namespace("gloo-mesh").List(context.Background(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, x := range items.Items {
+		names = append(names, x.GetName())
+	}
+	return names
+}
+
+// schedules are the ids of all schedules.
+func (w *world) schedules(t *testing.T) []string {
+	t.Helper()
+	all, err := w.temporal(t).ScheduleClient().List(context.Background(), client.ScheduleListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for all.HasNext() {
+		schedule, err := all.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, schedule.ID)
+	}
+	return ids
+}
+
 // helmReleases are the names of the releases that are deployed; one in any
 // other state is an error.
 func helmReleases(t *testing.T, c clients) []string {
@@ -107,7 +200,21 @@ func helmReleases(t *testing.T, c clients) []string {
 		t.Fatal(err)
 	}
 	var deployed []string
+	newest := map[string]int{}
+	revision := func(s corev1.Secret) int {
+		n, err := strconv.Atoi(s.Labels["version"])
+		if err != nil {
+			t.Fatalf("Helm release %s: %v", s.Name, err)
+		}
+		return n
+	}
 	for _, s := range secrets.Items {
+		newest[s.Labels["name"]] = max(newest[s.Labels["name"]], revision(s))
+	}
+	for _, s := range secrets.Items {
+		if newest[s.Labels["name"]] == revision(s) && s.Labels["status"] != "deployed" {
+			t.Errorf("the newest revision of Helm release %s is %s", s.Name, s.Labels["status"])
+		}
 		switch status := s.Labels["status"]; status {
 		case "deployed":
 			deployed = append(deployed, s.Labels["name"])
