@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
 	"go.temporal.io/sdk/workflow"
@@ -41,6 +42,7 @@ func TestExitCodes(t *testing.T) {
 		{"verify what", []string{"verify"}, exitBadInput, []string{"which mesh"}},
 		{"verify a strange name", []string{"verify", "x' OR 'a'='a"}, exitBadInput, []string{"not the name of a mesh"}},
 		{"output", []string{"status", "-o", "yaml"}, exitBadInput, []string{"text or json"}},
+		{"no such profile", []string{"status", "--profile", "none"}, exitBadInput, []string{"none", "TEMPORAL_CONFIG_FILE"}},
 		{"unreachable", []string{"status", "--address", "127.0.0.1:1"}, exitUnreachable, []string{"127.0.0.1:1", "TEMPORAL_ADDRESS"}},
 		{"nothing is started without Temporal", []string{"setup", "-f", example, "--address", "127.0.0.1:1"}, exitUnreachable, []string{"127.0.0.1:1"}},
 	}
@@ -55,7 +57,26 @@ func TestExitCodes(t *testing.T) {
 					t.Errorf("standard error lacks %q:\n%s", want, errOut.String())
 				}
 			}
+			if test.code != 0 {
+				endsWithACommand(t, errOut.String())
+			}
 		})
+	}
+}
+
+// endsWithACommand fails the test for an error that does not end with what to
+// type, as this very command takes it.
+func endsWithACommand(t *testing.T, said string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	last := lines[len(lines)-1]
+	at := strings.LastIndex(last, "relaypki ")
+	if at < 0 {
+		t.Errorf("it does not end with a command:\n%s", said)
+		return
+	}
+	if err := takes(wordsOf(t, last[at:])); err != nil && !errors.Is(err, pflag.ErrHelp) {
+		t.Errorf("it ends with a command that is refused (%v):\n%s", err, said)
 	}
 }
 
@@ -147,6 +168,9 @@ func TestEndings(t *testing.T) {
 			}
 			if code != test.code {
 				t.Errorf("exit code %d, want %d", code, test.code)
+			}
+			if code != 0 {
+				endsWithACommand(t, exit.next)
 			}
 			for _, want := range test.want {
 				if !strings.Contains(said, want) {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/relaypki/relaypki/internal/shell"
 )
 
 // danger is what a person is asked about before it is done.
@@ -39,12 +41,12 @@ func (c *cli) confirm(cmd *cobra.Command, yes bool, d danger) error {
 	if !ok || !term.IsTerminal(int(in.Fd())) {
 		return badInput(c.sameWith("--yes"), "%s There is no terminal to ask on; nothing was done", d.question)
 	}
-	fmt.Fprintln(c.err, d.consequence)
-	if d.name == "" {
-		fmt.Fprintf(c.err, "%s [y/N] ", d.question)
-	} else {
-		fmt.Fprintf(c.err, "%s Type %s to go on: ", d.question, d.name)
+	paperOn(c.err).print(c.err, 0, span{d.consequence, plain})
+	prompt := d.question + " [y/N]"
+	if d.name != "" {
+		prompt = d.question + " Type " + d.name + " to go on:"
 	}
+	fmt.Fprint(c.err, strings.Join(paperOn(c.err).wrap(0, 2, span{prompt, plain}), "\n"), " ")
 	answer := make(chan string, 1)
 	go func() {
 		line, err := bufio.NewReader(in).ReadString('\n')
@@ -84,22 +86,5 @@ func (c *cli) sameWith(flags ...string) string {
 	if i := slices.Index(args, "--"); i >= 0 {
 		end = i
 	}
-	return command(append([]string{"relaypki"}, slices.Insert(args, end, flags...)...)...)
-}
-
-// command is a command line that a shell reads as these words.
-func command(words ...string) string {
-	quoted := make([]string, len(words))
-	for i, word := range words {
-		quoted[i] = word
-		if word == "" || strings.ContainsFunc(word, special) {
-			quoted[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
-		}
-	}
-	return strings.Join(quoted, " ")
-}
-
-// special is true for what a shell may take for something else than a letter.
-func special(r rune) bool {
-	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./:=,@%+", r)
+	return shell.Join(append([]string{"relaypki"}, slices.Insert(args, end, flags...)...)...)
 }

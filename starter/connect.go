@@ -26,7 +26,7 @@ type server struct {
 func (c *cli) connect(ctx context.Context) (*server, error) {
 	options, err := envconfig.LoadClientOptions(envconfig.LoadClientOptionsRequest{ConfigFileProfile: c.profile})
 	if err != nil {
-		return nil, badInput("", "connection to Temporal (TEMPORAL_* variables and profile): %w", err)
+		return nil, badInput("correct the variable or the profile file (TEMPORAL_CONFIG_FILE), then: "+c.sameWith(), "connection to Temporal (TEMPORAL_* variables and profile): %w", err)
 	}
 	if c.address != "" {
 		options.HostPort = c.address
@@ -45,20 +45,25 @@ func (c *cli) connect(ctx context.Context) (*server, error) {
 	defer cancel()
 	connected, err := client.DialContext(dial, options)
 	t := &server{Client: connected, cli: c, address: options.HostPort, namespace: options.Namespace}
-	if err != nil {
-		return nil, t.unreachable(err)
+	switch {
+	case ctx.Err() != nil:
+		return nil, &exitError{code: exitInterrupted, err: fmt.Errorf("interrupted before Temporal at %s answered; nothing was done", t.address), next: c.sameWith()}
+	case err != nil:
+		return nil, t.unreachable(c.sameWith(), err)
 	}
 	return t, nil
 }
 
-func (t *server) unreachable(err error) error {
+// unreachable is the error of a Temporal that does not answer; next is what to
+// type when it does.
+func (t *server) unreachable(next string, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = errors.New("no answer")
 	}
 	return &exitError{
 		code: exitUnreachable,
 		err:  fmt.Errorf("cannot reach Temporal at %s: %w", t.address, err),
-		next: "check that it runs, then give --address host:port or set TEMPORAL_ADDRESS (and TEMPORAL_TLS if it speaks TLS)",
+		next: "check that it runs there (else --address or TEMPORAL_ADDRESS; TEMPORAL_TLS if it speaks TLS), then: " + next,
 	}
 }
 
@@ -66,20 +71,23 @@ func (t *server) unreachable(err error) error {
 func (t *server) failed(err error, doing string) error {
 	var noNamespace *serviceerror.NamespaceNotFound
 	var denied *serviceerror.PermissionDenied
+	var canceled *serviceerror.Canceled
 	var exit *exitError
 	switch {
 	case errors.As(err, &exit):
 		return err
+	case errors.As(err, &canceled) || errors.Is(err, context.Canceled):
+		return &exitError{code: exitInterrupted, err: fmt.Errorf("interrupted: %s", doing), next: t.cli.again("status")}
 	case errors.As(err, &denied):
 		return &exitError{code: exitUnreachable, err: fmt.Errorf("Temporal at %s refuses to %s in namespace %s: %w", t.address, doing, t.namespace, err),
-			next: "set TEMPORAL_API_KEY, or TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH, or give a --profile that has them"}
+			next: "set TEMPORAL_API_KEY, or TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH, or give a --profile that has them, then: " + t.cli.sameWith()}
 	case errors.As(err, &noNamespace):
 		return &exitError{code: exitUnreachable, err: fmt.Errorf("Temporal at %s has no namespace %q", t.address, t.namespace),
-			next: "give --namespace or set TEMPORAL_NAMESPACE"}
+			next: t.cli.sameWith("--namespace", "NAME")}
 	case transient(err):
-		return t.unreachable(err)
+		return t.unreachable(t.cli.sameWith(), err)
 	default:
-		return &exitError{code: exitFailed, err: fmt.Errorf("%s: %w", doing, err), next: t.cli.again("status") + " shows what there is"}
+		return &exitError{code: exitFailed, err: fmt.Errorf("%s: %w", doing, err), next: t.cli.again("status")}
 	}
 }
 

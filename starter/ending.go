@@ -109,7 +109,7 @@ func (c *cli) conclude(e ending, f *follower) error {
 			}
 		}
 		return &exitError{code: exitUnhealthy, err: fmt.Errorf("mesh %s is not healthy: %d of %d checks fail", verified.Mesh, failing, len(verified.Findings)),
-			next: "do what the failing checks say, then " + c.again("verify", verified.Mesh)}
+			next: "do what the failing checks say, then: " + c.again("verify", verified.Mesh)}
 	case e.Failure != nil:
 		return &exitError{code: exitFailed, err: fmt.Errorf("%s %s: %s", e.WorkflowID, e.Status, e.problem()), next: c.cure(e, f.again, mesh)}
 	default:
@@ -117,26 +117,29 @@ func (c *cli) conclude(e ending, f *follower) error {
 	}
 }
 
-// cure is what to do after a failure of that kind.
+// cure is what to do after a failure of that kind. It ends with the command.
 func (c *cli) cure(e ending, again, mesh string) string {
-	if again == "" && mesh != "" && e.Procedure == procedure.SetupMesh {
-		again = c.again("setup -f FILE") + " (the file of mesh " + mesh + ")"
+	if again == "" && e.Procedure == procedure.SetupMesh {
+		again = c.again("setup -f FILE") // which of them, the person knows
 	}
 	if again == "" {
 		again = c.again("status", mesh)
 	}
+	kept := ""
+	if e.Procedure == procedure.SetupMesh {
+		kept = " (what is done already is left alone)"
+	}
 	switch e.Failure.Kind {
 	case failure.InvalidInput:
-		return "correct the input, then " + again
+		return "correct the input, then: " + again
 	case failure.Locked:
-		return c.again("status", mesh) + " shows what else is running; when that has ended, " + again
+		return "wait until what else runs has ended (" + c.again("status", mesh) + " shows it), then: " + again
 	case failure.Unhealthy:
-		return "put it right, then " + c.again("verify", mesh)
+		return "put it right, then: " + c.again("verify", mesh)
+	case failure.Incomplete, failure.Aborted:
+		return again
 	}
-	if e.Procedure == procedure.SetupMesh {
-		again += " (what is done already is left alone)"
-	}
-	return "put it right, then " + again
+	return "put it right" + kept + ", then: " + again
 }
 
 // waiting ends a command whose procedure goes on only when a person has it go
@@ -147,11 +150,20 @@ func (c *cli) waiting(f *follower) error {
 		if err := c.printJSON(ending{WorkflowID: f.id, RunID: f.runID, Procedure: f.view.Type, Status: "waiting", Progress: &p}); err != nil {
 			return err
 		}
-	} else {
-		c.paper().parked(c.out, parkedOf(p))
+	} else if _, drawn := f.display.(*screen); !drawn { // the picture has them
+		c.paper().parked(c.out, 2, parkedOf(p))
 	}
 	next := append(c.remedies(p.Mesh, p.Paused, parkedOf(p)), c.again("watch", f.id))
-	return &exitError{code: exitWaiting, err: fmt.Errorf("workflow %s waits for you: %s", f.id, tidy(p.Awaiting)), next: strings.Join(next, nextLine)}
+	why := tidy(p.Awaiting)
+	switch parked := len(parkedOf(p)); {
+	case p.Paused != "":
+		why = "paused: " + tidy(p.Paused)
+	case parked == 1:
+		why = "1 cluster is parked"
+	case parked > 1:
+		why = fmt.Sprintf("%d clusters are parked", parked)
+	}
+	return &exitError{code: exitWaiting, err: fmt.Errorf("workflow %s waits for you: %s", f.id, why), next: strings.Join(next, nextLine)}
 }
 
 // leftOut are the clusters that a procedure which failed has left out, from its
@@ -188,9 +200,11 @@ func (e ending) problem() string {
 
 // paper for what is printed once: as wide as the terminal, or as it takes where
 // there is none.
-func (c *cli) paper() paper {
+func (c *cli) paper() paper { return paperOn(c.out) }
+
+func paperOn(w io.Writer) paper {
 	p := paper{width: 10000, height: 10000, ascii: asciiOnly(os.Getenv)}
-	if file, ok := terminal(c.out); ok {
+	if file, ok := terminal(w); ok {
 		seen := paperFor(file)
 		p.width, p.colour = seen.width, seen.colour
 	}

@@ -65,7 +65,7 @@ func (c *cli) reject(file string, problems []strict.Problem) error {
 	if len(problems) > 1 {
 		what = fmt.Sprintf("%d problems", len(problems))
 	}
-	return badInput("correct "+file+"; "+c.again("schema")+" says what it may hold",
+	return badInput("correct "+file+" ("+c.again("schema")+" says what it may hold), then: "+c.sameWith(),
 		"%s has %s; nothing was started:\n%s", file, what, strings.Join(lines, "\n"))
 }
 

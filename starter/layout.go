@@ -162,4 +162,5 @@ func (p paper) list(w io.Writer, indent int, rows [][]span) {
 			}
 		}
 	}
+	fmt.Fprintln(w)
 }

@@ -90,6 +90,7 @@ func TestTable(t *testing.T) {
             in-europe-west-1
   STATE     running
   TOOK      2s
+
 `},
 	}
 	for _, test := range tests {
@@ -135,7 +136,7 @@ func TestNoticeIsWrapped(t *testing.T) {
 		p := paper{width: width, height: 24, ascii: true}
 		text := strings.Join(p.draw(v), "\n")
 		fits(t, p, text)
-		if !strings.Contains(letters(text), letters("waiting for you: "+v.Progress.Awaiting)) {
+		if !strings.Contains(letters(text), letters("waiting for you: "+v.Progress.Awaiting+"cluster2: the API server cannot be reached")) {
 			t.Errorf("at %d columns it is cut:\n%s", width, text)
 		}
 		if !strings.Contains(text, "! cluster2") {
@@ -168,7 +169,7 @@ func TestWaiting(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	want := `  cluster2 parked: connection refused
-relaypki: workflow setup-demo waits for you: cluster2 parked
+relaypki: workflow setup-demo waits for you: 1 cluster is parked
 Next: relaypki retry demo cluster2
       relaypki skip demo cluster2 --reason WHY
       relaypki abort demo --reason WHY
@@ -227,7 +228,7 @@ func TestStatusFits(t *testing.T) {
 	for _, want := range []string{
 		"  SetupMesh   setup-demo                         waits for you  2026-03-01 12:00:00Z  ",
 		"  AddCluster  add-demo-cluster-in-europe-west-1  completed      2026-03-01 12:00:00Z  1m00s\n",
-		"  setup-demo waits for you:\n  cluster2 parked: the API server cannot be reached\n    relaypki retry demo cluster2\n",
+		"  setup-demo waits for you:\n    cluster2 parked: the API server cannot be reached\n    relaypki retry demo cluster2\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, out.String())

@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/relaypki/relaypki/internal/shell"
 )
 
 // Exit codes.
@@ -33,8 +35,6 @@ type exitError struct {
 	err  error
 	// next is a command, or what to do in words; may be empty.
 	next string
-	// shown: the error has been printed already, as part of the result.
-	shown bool
 }
 
 func (e *exitError) Error() string { return e.err.Error() }
@@ -87,9 +87,11 @@ func (c *cli) end(err error) int {
 	}
 	exit := &exitError{code: exitFailed, err: err}
 	errors.As(err, &exit)
-	if !exit.shown {
-		fmt.Fprintln(c.err, "relaypki:", exit.err)
+	for _, line := range strings.Split("relaypki: "+exit.Error(), "\n") {
+		indent := len(line) - len(strings.TrimLeft(line, " "))
+		paperOn(c.err).print(c.err, indent, span{tidy(line), plain})
 	}
+	// A command is not broken into lines: it is there to be copied.
 	if exit.next != "" {
 		fmt.Fprintln(c.err, "Next:", exit.next)
 	}
@@ -134,6 +136,7 @@ func (c *cli) rootCommand() *cobra.Command {
 	flags.StringVarP(&c.output, "output", "o", "text", "text, or json: one JSON document at the end and nothing else; or, for a plan, commands: a shell script")
 	flags.DurationVar(&c.timeout, "timeout", 0, "stop waiting after this long, as by Ctrl-C (0: never)")
 	c.completeFlags(root)
+	cobra.EnableCommandSorting = false // they stand in the order in which they are needed
 	root.AddGroup(&cobra.Group{ID: "procedures", Title: "Procedures:"}, &cobra.Group{ID: "steering", Title: "Steering what runs:"},
 		&cobra.Group{ID: "looking", Title: "Looking:"})
 	for _, group := range []struct {
@@ -185,7 +188,7 @@ func (c *cli) prepare(cmd *cobra.Command) error {
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		switch f.Name {
 		case "address", "namespace", "profile":
-			c.name += " " + command("--"+f.Name, f.Value.String())
+			c.name += " " + shell.Join("--"+f.Name, f.Value.String())
 		}
 	})
 	if c.timeout > 0 {

@@ -117,6 +117,11 @@ func (p paper) draw(v view) []string {
 	if notice := v.notice(); notice != "" {
 		// Not cut: it may end with what to type.
 		notices := p.wrap(2, 2, span{notice, yellow})
+		if v.Progress.Person {
+			for _, cluster := range parkedOf(v.Progress) {
+				notices = append(notices, p.wrap(4, 6, span{tidy(cluster.Cluster) + ": " + tidy(cluster.Detail), plain})...)
+			}
+		}
 		lines = append(lines, notices[:min(len(notices), max(p.height/2, 1))]...)
 	}
 	steps, clusters := p.steps(v.Progress.Steps), p.clusters(v)
@@ -253,16 +258,22 @@ func (p paper) clusters(v view) []string {
 	if len(rows)+len(v.Progress.Steps)+4 > p.height {
 		sort.SliceStable(rows, func(i, j int) bool { return urgency(rows[i].State) < urgency(rows[j].State) })
 	}
-	name, step := len("CLUSTER"), len("STEP")
+	name, step := len("CLUSTER"), 0
 	for _, r := range rows {
 		name, step = max(name, len([]rune(r.Cluster))), max(step, len([]rune(r.step)))
 	}
 	name, step = min(name, p.share()), min(step, p.share())
-	lines := []string{p.line(span{"    " + pad("CLUSTER", name) + "  " + pad("STATE", stateWidth) + "  " + pad("STEP", step) + "  DETAIL", dim})}
+	// The column of steps is there only when some cluster is at one.
+	at := func(string) string { return "" }
+	if step > 0 {
+		step = max(step, len("STEP"))
+		at = func(text string) string { return "  " + pad(p.cut(text, step), step) }
+	}
+	lines := []string{p.line(span{"    " + pad("CLUSTER", name) + "  " + pad("STATE", stateWidth) + at("STEP") + "  DETAIL", dim})}
 	for _, r := range rows {
 		symbol := p.symbol(r.State)
 		lines = append(lines, p.line(span{"  ", plain}, symbol, span{" " + pad(p.cut(tidy(r.Cluster), name), name), plain},
-			span{"  " + pad(string(r.State), stateWidth), symbol.style}, span{"  " + pad(p.cut(tidy(r.step), step), step), plain}, span{"  " + p.brief(r.Detail), dim}))
+			span{"  " + pad(string(r.State), stateWidth), symbol.style}, span{at(tidy(r.step)), plain}, span{"  " + p.brief(r.Detail), dim}))
 	}
 	return lines
 }

@@ -78,8 +78,8 @@ func TestDraw(t *testing.T) {
 		{"failed, with a text that would steer the terminal", paper{width: 80, height: 24}, ended, `
 ✗ SetupMesh demo  clusters  1m05s
 
-    CLUSTER   STATE       STEP  DETAIL
-  ✗ cluster1  failed            denied[2J …`},
+    CLUSTER   STATE       DETAIL
+  ✗ cluster1  failed      denied[2J …`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -138,16 +138,16 @@ func (c *cli) verifyInput(cmd *cobra.Command, args []string, file string) (proce
 	case file != "":
 		in, problems, err := readInput(file, cmd.InOrStdin())
 		if err != nil {
-			return procedure.VerifyInput{}, badInput("", "%w", err)
+			return procedure.VerifyInput{}, badInput(c.again("verify -f mesh.yaml"), "%w", err)
 		}
 		if len(problems) > 0 {
 			return procedure.VerifyInput{}, c.reject(file, problems)
 		}
 		return procedure.VerifyInput{Mesh: in.spec.Mesh, Management: in.spec.Management.Context, Namespace: in.spec.Management.Namespace}, nil
 	case len(args) == 0:
-		return procedure.VerifyInput{}, badInput(c.again("status")+" lists the meshes", "which mesh? Give its name, or its file with -f")
+		return procedure.VerifyInput{}, badInput(c.again("status"), "which mesh? Give its name, or its file with -f")
 	case !meshName.MatchString(args[0]):
-		return procedure.VerifyInput{}, badInput(c.again("status")+" lists the meshes", "%q is not the name of a mesh", args[0])
+		return procedure.VerifyInput{}, badInput(c.again("status"), "%q is not the name of a mesh", args[0])
 	default:
 		return procedure.VerifyInput{Mesh: args[0]}, nil
 	}

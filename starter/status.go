@@ -408,7 +408,7 @@ func (c *cli) printStatus(m meshStatus) {
 		if e.Paused != "" {
 			p.print(c.out, 4, span{"paused: " + tidy(e.Paused), plain})
 		}
-		p.parked(c.out, e.Parked)
+		p.parked(c.out, 4, e.Parked)
 		for _, command := range c.remedies(m.Mesh, e.Paused, e.Parked) {
 			c.say("    %s", command)
 		}

@@ -22,6 +22,8 @@ import (
 // order is what one of the steering commands sends.
 type order struct {
 	mesh, update string
+	// verb is the command's name, for what is said of it.
+	verb string
 	// in is one of procedure's inputs of updates.
 	in any
 	// ask is put to the person before it is sent; nil if it is not dangerous.
@@ -40,12 +42,13 @@ func (c *cli) steeringCommand(cmd *cobra.Command, read func(mesh string, rest []
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !meshName.MatchString(args[0]) {
-			return badInput(c.again("status")+" lists the meshes", "%q is not the name of a mesh", args[0])
+			return badInput(c.again("status"), "%q is not the name of a mesh", args[0])
 		}
 		o, err := read(args[0], args[1:])
 		if err != nil {
 			return err
 		}
+		o.verb = cmd.Name()
 		ctx := cmd.Context()
 		t, err := c.connect(ctx)
 		if err != nil {
@@ -214,7 +217,7 @@ func (c *cli) steered(ctx context.Context, t *server, mesh, workflow string) (ex
 	}
 	switch len(runs) {
 	case 0:
-		return execution{}, badInput(look+" shows what has run", "no procedure of mesh %s is running", mesh)
+		return execution{}, badInput(look, "no procedure of mesh %s is running", mesh)
 	case 1:
 		return runs[0], nil
 	}
@@ -242,21 +245,21 @@ func (c *cli) steer(ctx context.Context, t *server, run execution, o order) erro
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return &exitError{code: exitInterrupted, next: c.again("watch", run.WorkflowID),
-			err: fmt.Errorf("no longer waiting for the answer of workflow %s; it may still take the %s", run.WorkflowID, o.update)}
+			err: fmt.Errorf("no longer waiting for the answer of workflow %s; it may still take the %s", run.WorkflowID, o.verb)}
 	case isNotFound(err): // it ended between our look and the update
 		return badInput(c.again("status", o.mesh), "workflow %s is no longer running", run.WorkflowID)
 	case errors.As(err, &refused) && refused.Type() == endedFirst:
-		c.say("Workflow %s took the %s and ended before it could answer.\nNext: %s", run.WorkflowID, o.update, c.again("watch", run.WorkflowID))
+		c.say("Workflow %s took the %s and ended before it could answer.\nNext: %s", run.WorkflowID, o.verb, c.again("watch", run.WorkflowID))
 		if c.json() {
 			return c.printJSON(ending{WorkflowID: run.WorkflowID, RunID: run.RunID, Procedure: run.Procedure, Status: "ended"})
 		}
 		return nil
 	case errors.As(err, &refused) && strings.HasPrefix(refused.Message(), "unknown update"):
-		return badInput(c.again("watch", run.WorkflowID), "%s (workflow %s) takes no %s", run.Procedure, run.WorkflowID, o.update)
+		return badInput(c.again("watch", run.WorkflowID), "%s (workflow %s) takes no %s", run.Procedure, run.WorkflowID, o.verb)
 	case errors.As(err, &refused):
-		return badInput(c.again("watch", run.WorkflowID), "workflow %s refuses the %s: %s", run.WorkflowID, o.update, tidy(refused.Message()))
+		return badInput(c.again("watch", run.WorkflowID), "workflow %s refuses the %s: %s", run.WorkflowID, o.verb, tidy(refused.Message()))
 	case err != nil:
-		return t.failed(err, o.update+" of workflow "+run.WorkflowID)
+		return t.failed(err, o.verb+" "+run.WorkflowID)
 	}
 	if c.json() {
 		return c.printJSON(struct {
@@ -325,7 +328,7 @@ func (c *cli) send(ctx context.Context, t *server, run execution, o order) (proc
 				said = why
 			}
 			if time.Since(f.lastAnswer) > patience {
-				return procedure.Standing{}, t.unreachable(fmt.Errorf("no answer for %s; whether the %s was taken is not known, and to send it again does no harm", patience, o.update))
+				return procedure.Standing{}, t.unreachable(c.sameWith(), fmt.Errorf("no answer for %s; whether the %s was taken is not known, and to send it again does no harm", patience, o.verb))
 			}
 		}
 	}
@@ -357,7 +360,7 @@ func (c *cli) printStanding(w io.Writer, workflow string, s procedure.Standing) 
 	if s.Paused != "" {
 		p.print(w, 2, span{"paused: " + tidy(s.Paused), yellow})
 	}
-	p.parked(w, s.Parked)
+	p.parked(w, 2, s.Parked)
 	next := []string{c.again("watch", workflow)}
 	if !s.Aborting {
 		next = append(c.remedies(s.Mesh, s.Paused, s.Parked), next...)
@@ -411,9 +414,9 @@ func parkedOf(p procedure.Progress) []procedure.ClusterProgress {
 }
 
 // parked says what each parked cluster failed of.
-func (p paper) parked(w io.Writer, clusters []procedure.ClusterProgress) {
+func (p paper) parked(w io.Writer, indent int, clusters []procedure.ClusterProgress) {
 	for _, cluster := range clusters {
-		p.print(w, 2, span{tidy(cluster.Cluster), bold}, span{" " + string(cluster.State) + ": ", yellow}, span{tidy(cluster.Detail), plain})
+		p.print(w, indent, span{tidy(cluster.Cluster), bold}, span{" " + string(cluster.State) + ": ", yellow}, span{tidy(cluster.Detail), plain})
 	}
 }
 

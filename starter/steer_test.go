@@ -172,8 +172,8 @@ func TestSteer(t *testing.T) {
 			m := &mocks.Client{}
 			m.On("UpdateWorkflow", mock.Anything, mock.Anything).Return(test.handle, test.err)
 			var out bytes.Buffer
-			c := &cli{out: &out, err: &out, name: "relaypki", output: "text"}
-			code := c.end(c.steer(t.Context(), &server{Client: m, cli: c}, execution{WorkflowID: "setup-demo", Procedure: procedure.SetupMesh}, order{mesh: "demo", update: procedure.RetryUpdate, in: procedure.RetryInput{}}))
+			c := &cli{out: &out, err: &out, name: "relaypki", output: "text", args: []string{"retry", "demo"}}
+			code := c.end(c.steer(t.Context(), &server{Client: m, cli: c}, execution{WorkflowID: "setup-demo", Procedure: procedure.SetupMesh}, order{mesh: "demo", update: procedure.RetryUpdate, verb: "retry", in: procedure.RetryInput{}}))
 			if code != test.code {
 				t.Errorf("exit code %d, want %d", code, test.code)
 			}
@@ -182,6 +182,7 @@ func TestSteer(t *testing.T) {
 					t.Errorf("lacks %q:\n%s", want, out.String())
 				}
 			}
+			endsWithACommand(t, out.String())
 		})
 	}
 }
@@ -224,7 +225,7 @@ func TestSteerWithoutAWorker(t *testing.T) {
 	defer cancel()
 	var out bytes.Buffer
 	c := &cli{out: &out, err: &out, name: "relaypki", output: "text"}
-	code := c.end(c.steer(ctx, &server{Client: m}, execution{WorkflowID: "setup-demo", taskQueue: "relaypki"}, order{mesh: "demo", update: procedure.RetryUpdate, in: procedure.RetryInput{}}))
+	code := c.end(c.steer(ctx, &server{Client: m}, execution{WorkflowID: "setup-demo", taskQueue: "relaypki"}, order{mesh: "demo", update: procedure.RetryUpdate, verb: "retry", in: procedure.RetryInput{}}))
 	if code != exitInterrupted {
 		t.Errorf("exit code %d", code)
 	}
@@ -254,6 +255,7 @@ func TestSteeringInput(t *testing.T) {
 		if code := run(t.Context(), test.args, &out, &errOut); code != exitBadInput || !strings.Contains(errOut.String(), test.want) {
 			t.Errorf("%v: exit code %d, want %d with %q:\n%s", test.args, code, exitBadInput, test.want, errOut.String())
 		}
+		endsWithACommand(t, errOut.String())
 	}
 }
 

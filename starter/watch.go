@@ -95,7 +95,7 @@ func (c *cli) find(ctx context.Context, t *server, what string) (string, error) 
 	if what == "" {
 		return "", badInput(c.again("setup -f mesh.yaml"), "there is no procedure in namespace %s", t.namespace)
 	}
-	return "", badInput(c.again("status")+" lists what there is", "there is no workflow %q, nor a procedure of a mesh of that name, in namespace %s", what, t.namespace)
+	return "", badInput(c.again("status"), "there is no workflow %q, nor a procedure of a mesh of that name, in namespace %s", what, t.namespace)
 }
 
 // follower shows one procedure until it ends.
@@ -148,7 +148,7 @@ func (f *follower) follow(ctx context.Context) error {
 		}
 		if time.Since(f.lastAnswer) > patience {
 			f.display.end()
-			return f.server.unreachable(fmt.Errorf("no answer for %s; the procedure is not affected", patience))
+			return f.server.unreachable(f.cli.again("watch", f.id), fmt.Errorf("no answer for %s; the procedure is not affected", patience))
 		}
 		select {
 		case c := <-done:
