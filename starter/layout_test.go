@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
@@ -221,17 +225,44 @@ func TestStatusFits(t *testing.T) {
 	ended := noon.Add(time.Minute)
 	status := meshStatus{Mesh: "demo", Procedures: []execution{
 		{WorkflowID: "setup-demo", Procedure: procedure.SetupMesh, State: "running", Started: noon, Person: true, Parked: []procedure.ClusterProgress{{Cluster: "cluster2", State: procedure.Parked, Detail: "the API server cannot be reached"}}},
+		{WorkflowID: "setup-demo", Procedure: procedure.SetupMesh, State: "running", Started: noon, Silent: true, taskQueue: "relaypki"},
 		{WorkflowID: "add-demo-cluster-in-europe-west-1", Procedure: procedure.AddCluster, State: "completed", Started: noon, Ended: &ended},
 	}}
 	var out bytes.Buffer
 	(&cli{out: &out, name: "relaypki"}).printStatus(status)
 	for _, want := range []string{
-		"  SetupMesh   setup-demo                         waits for you  2026-03-01 12:00:00Z  ",
-		"  AddCluster  add-demo-cluster-in-europe-west-1  completed      2026-03-01 12:00:00Z  1m00s\n",
+		"  SetupMesh   setup-demo                         waits for you       2026-03-01 12:00:00Z  ",
+		"  AddCluster  add-demo-cluster-in-europe-west-1  completed           2026-03-01 12:00:00Z  1m00s\n",
+		"  running, no answer  ", "\n  setup-demo does not tell how far it is: is there a worker on task queue relaypki?\n",
 		"  setup-demo waits for you:\n    cluster2 parked: the API server cannot be reached\n    relaypki retry demo cluster2\n",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, out.String())
 		}
+	}
+}
+
+// On a narrow terminal what to do is wrapped, and the command has a line of
+// its own.
+func TestNextFits(t *testing.T) {
+	person, terminal := pseudoTerminal(t)
+	if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: 40, Row: 24}); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TERM", "xterm")
+	c := &cli{err: terminal}
+	c.end(&exitError{code: exitFailed, err: errors.New("setup-demo failed: Vault is sealed and nothing goes on"), next: "put it right (what is done already is left alone), then: relaypki setup -f a-mesh-file-with-a-name-that-is-longer-than-a-line.yaml"})
+	if _, err := terminal.WriteString("\x04"); err != nil {
+		t.Fatal(err)
+	}
+	said, err := bufio.NewReader(person).ReadString(4)
+	want := `relaypki: setup-demo failed: Vault is
+  sealed and nothing goes on
+Next: put it right (what is done already
+  is left alone), then:
+      relaypki setup -f a-mesh-file-with-a-name-that-is-longer-than-a-line.yaml
+`
+	if got := strings.ReplaceAll(strings.TrimSuffix(said, "\x04"), "\r\n", "\n"); err != nil || got != want {
+		t.Errorf("got\n%s\nwant\n%s(%v)", got, want, err)
 	}
 }

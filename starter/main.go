@@ -91,9 +91,14 @@ func (c *cli) end(err error) int {
 		indent := len(line) - len(strings.TrimLeft(line, " "))
 		paperOn(c.err).print(c.err, indent, span{tidy(line), plain})
 	}
-	// A command is not broken into lines: it is there to be copied.
 	if exit.next != "" {
-		fmt.Fprintln(c.err, "Next:", exit.next)
+		p, next := paperOn(c.err), "Next: "+exit.next
+		// A command is not broken into lines: it is there to be copied.
+		if words, command, ok := strings.Cut(next, ", then: "); ok && len([]rune(next)) > p.width {
+			p.print(c.err, 0, span{words + ", then:", plain})
+			next = strings.TrimPrefix(nextLine, "\n") + command
+		}
+		fmt.Fprintln(c.err, next)
 	}
 	return exit.code
 }

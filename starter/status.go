@@ -48,6 +48,8 @@ type execution struct {
 	Person bool                        `json:"person,omitempty"`
 	Paused string                      `json:"paused,omitempty"`
 	Parked []procedure.ClusterProgress `json:"parked,omitempty"`
+	// Silent: it runs and does not tell how far it is, as without a worker.
+	Silent bool `json:"silent,omitempty"`
 	// child: started by another procedure.
 	child bool
 	// first is the id of the first run of a chain of continued ones.
@@ -271,9 +273,8 @@ func (t *server) ask(ctx context.Context, list []execution) {
 	for i := range list {
 		if e := &list[i]; e.Ended == nil && !e.child {
 			group.Go(func() error {
-				if p, err := t.progress(ctx, e.WorkflowID); err == nil {
-					e.Awaiting, e.Person, e.Paused, e.Parked = p.Awaiting, p.Person, p.Paused, parkedOf(p)
-				}
+				p, err := t.progress(ctx, e.WorkflowID)
+				e.Awaiting, e.Person, e.Paused, e.Parked, e.Silent = p.Awaiting, p.Person, p.Paused, parkedOf(p), err != nil
 				return nil
 			})
 		}
@@ -401,6 +402,9 @@ func (c *cli) printStatus(m meshStatus) {
 	}
 	p.table(c.out, 2, rows)
 	for _, e := range m.Procedures {
+		if e.Silent {
+			p.print(c.out, 2, span{tidy(e.WorkflowID) + " does not tell how far it is: is there a worker on task queue " + e.taskQueue + "?", yellow})
+		}
 		if !e.Person && e.Paused == "" && len(e.Parked) == 0 {
 			continue
 		}
@@ -426,6 +430,8 @@ func (e execution) standing() span {
 		return span{e.State, green}
 	case e.Ended != nil:
 		return span{e.State, red}
+	case e.Silent:
+		return span{e.State + ", no answer", yellow}
 	case e.Person:
 		return span{"waits for you", yellow}
 	case e.Paused != "":

@@ -324,7 +324,7 @@ func (c *cli) send(ctx context.Context, t *server, run execution, o order) (proc
 			return a.standing, a.err
 		case <-tick.C:
 			if why := f.excuse(ctx, nil); why != said && ctx.Err() == nil {
-				fmt.Fprintf(c.err, "relaypki: %s; Ctrl-C stops the waiting\n", why)
+				paperOn(c.err).print(c.err, 0, span{"relaypki: " + tidy(why) + "; Ctrl-C stops the waiting", plain})
 				said = why
 			}
 			if time.Since(f.lastAnswer) > patience {
