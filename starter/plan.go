@@ -110,7 +110,7 @@ func (c *cli) concludePlan(e ending, p plan, planAgain string) error {
 		}
 	}
 	if unseen > 0 {
-		return &exitError{code: exitFailed, err: fmt.Errorf("%d of %d clusters could not be looked at", unseen, len(p.parts)-1), next: strings.TrimSpace("put it right, then " + planAgain)}
+		return &exitError{code: exitFailed, err: fmt.Errorf("%d of %d clusters could not be looked at", unseen, len(p.parts)-1), next: strings.TrimSpace("put it right, then: " + planAgain)}
 	}
 	return nil
 }

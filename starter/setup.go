@@ -70,7 +70,7 @@ every cluster and says what a setup would create, change and leave alone.`,
 			}
 			if plan || in.plan {
 				if in.json, err = asPlan(in.json); err != nil {
-					return badInput("", "%w", err)
+					return badInput(c.sameWith(), "%w", err)
 				}
 				return c.launch(cmd.Context(), launch{
 					procedure: procedure.SetupMesh, id: "plan-setup-" + in.spec.Mesh, taskQueue: taskQueue, input: in.json, detach: detach,

@@ -309,3 +309,27 @@ func TestRoutineIsShort(t *testing.T) {
 		t.Errorf("%d are shown: %+v", len(list), list)
 	}
 }
+
+func TestLikeliest(t *testing.T) {
+	ended := noon
+	verify := execution{WorkflowID: "verify", Procedure: procedure.VerifyMesh}
+	setup := execution{WorkflowID: "setup", Procedure: procedure.SetupMesh}
+	child := execution{WorkflowID: "setup/verify", Procedure: procedure.VerifyMesh, child: true}
+	past := func(e execution) execution { e.Ended = &ended; return e }
+	older := execution{WorkflowID: "older", Procedure: procedure.SetupMesh, Ended: &ended}
+	for _, test := range []struct {
+		runs []execution // the latest first
+		want string
+	}{
+		{[]execution{verify, setup}, "setup"},
+		{[]execution{child, past(verify), setup}, "setup"},
+		{[]execution{verify, past(setup)}, "verify"},
+		{[]execution{past(verify), past(setup), older}, "setup"},
+		{[]execution{past(verify)}, "verify"},
+		{[]execution{child}, ""},
+	} {
+		if got, _ := likeliest(test.runs); got.WorkflowID != test.want {
+			t.Errorf("of %+v: %q, want %q", test.runs, got.WorkflowID, test.want)
+		}
+	}
+}

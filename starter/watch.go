@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,7 +63,7 @@ followed on.`,
 }
 
 // find is the workflow that a person means: its id, or the latest procedure of
-// a mesh (a running one first), or the latest of all.
+// a mesh, or the latest of all (see likeliest).
 func (c *cli) find(ctx context.Context, t *server, what string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*callTime)
 	defer cancel()
@@ -82,20 +83,36 @@ func (c *cli) find(ctx context.Context, t *server, what string) (string, error) 
 			return "", err
 		}
 	}
-	for _, p := range procedures {
-		if p.Ended == nil && !p.child {
-			return p.WorkflowID, nil
-		}
-	}
-	for _, p := range procedures {
-		if !p.child {
-			return p.WorkflowID, nil
-		}
+	if p, ok := likeliest(procedures); ok {
+		return p.WorkflowID, nil
 	}
 	if what == "" {
 		return "", badInput(c.again("setup -f mesh.yaml"), "there is no procedure in namespace %s", t.namespace)
 	}
 	return "", badInput(c.again("status"), "there is no workflow %q, nor a procedure of a mesh of that name, in namespace %s", what, t.namespace)
+}
+
+// likeliest is the run that somebody wants to watch: the latest, but one that
+// runs before one that has ended, and one that a person started before the
+// routine, which a schedule may have started this minute.
+func likeliest(runs []execution) (execution, bool) {
+	best, found := execution{}, false
+	rank := func(e execution) int {
+		r := 0
+		if e.Ended != nil {
+			r += 2
+		}
+		if slices.Contains(routine, e.Procedure) {
+			r++
+		}
+		return r
+	}
+	for _, e := range runs {
+		if !e.child && (!found || rank(e) < rank(best)) {
+			best, found = e, true
+		}
+	}
+	return best, found
 }
 
 // follower shows one procedure until it ends.
