@@ -135,7 +135,10 @@ func (c *cli) cure(e ending, again, mesh string) string {
 	case failure.Locked:
 		return "wait until what else runs has ended (" + c.again("status", mesh) + " shows it), then: " + again
 	case failure.Unhealthy:
-		return "put it right, then: " + c.again("verify", mesh)
+		if e.Procedure != procedure.AddCluster { // it is no member before it works
+			again = c.again("verify", mesh)
+		}
+		return "put it right, then: " + again
 	case failure.Incomplete, failure.Aborted:
 		return again
 	}
@@ -215,6 +218,16 @@ func (p paper) conclude(w io.Writer, e ending, c *cli) {
 	p.left(w, e.leftOut())
 	if v, ok := e.verification(); ok {
 		p.findings(w, v.Findings)
+	}
+	var added procedure.AddClusterResult
+	if e.Procedure == procedure.AddCluster && json.Unmarshal(e.Result, &added) == nil && added.Mesh != "" {
+		p.added(w, added, c)
+		return
+	}
+	var removed procedure.RemoveClusterResult
+	if e.Procedure == procedure.RemoveCluster && json.Unmarshal(e.Result, &removed) == nil && removed.Mesh != "" {
+		p.removed(w, removed, c)
+		return
 	}
 	var setup procedure.SetupResult
 	if e.Procedure != procedure.SetupMesh || json.Unmarshal(e.Result, &setup) != nil || setup.Mesh == "" {

@@ -261,7 +261,7 @@ func TestRemovedAgain(t *testing.T) {
 	env := newRun(t, o)
 	env.ExecuteWorkflow(procedure.RemoveCluster, json.RawMessage(`{"mesh":"demo","cluster":"cluster3"}`))
 	var result procedure.RemoveClusterResult
-	if err := env.GetWorkflowResult(&result); err != nil || result.Changed || !result.ValidUntil.Equal(expires) {
+	if err := env.GetWorkflowResult(&result); err != nil || result.Changed || !result.ValidUntil.Equal(expires) || !strings.Contains(result.Advice, "2030-01-02T03:04:05Z") {
 		t.Errorf("result %+v, %v", result, err)
 	}
 	if len(o.writes()) > 0 {

@@ -66,7 +66,8 @@ func (r *removal) run(ctx workflow.Context) error {
 		return err
 	}
 	if !member {
-		r.result.ValidUntil, r.result.Advice = r.departure.ValidUntil, r.advice()
+		r.result.ValidUntil = r.departure.ValidUntil
+		r.result.Advice = r.advice()
 		return nil
 	}
 	if r.mode == procedure.Plan {

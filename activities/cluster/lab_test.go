@@ -87,6 +87,29 @@ func TestLabCheckClusters(t *testing.T) {
 	}
 }
 
+// A cluster whose rights are of an earlier release gets each missing one named.
+func TestLabCheckRemoval(t *testing.T) {
+	a, env, spec := lab(t)
+	for _, in := range []CheckRemovalInput{{Spec: spec.Only("cluster1")}, {Spec: spec.Only("cluster1"), Management: true}} {
+		if result := must[CheckRemovalResult](t, env, a.CheckClusterRemoval, in); len(result.Problems) > 0 {
+			t.Errorf("management %v: %q", in.Management, result.Problems)
+		}
+	}
+	elsewhere := spec
+	elsewhere.Workloads[0].Namespace, elsewhere.Management.Namespace = "default", "default"
+	for management, want := range map[bool]string{false: "delete secrets relay-root-tls-secret in namespace default", true: "delete kubernetesclusters.admin.gloo.solo.io in namespace default"} {
+		result := must[CheckRemovalResult](t, env, a.CheckClusterRemoval, CheckRemovalInput{Spec: elsewhere.Only("cluster1"), Management: management})
+		if all := strings.Join(result.Problems, "\n"); !strings.Contains(all, want) || !strings.Contains(all, "deploy/rbac") {
+			t.Errorf("in a namespace without rights, management %v:\n%s", management, all)
+		}
+	}
+	nowhere := spec
+	nowhere.Workloads[0].Context = "nowhere"
+	if result := must[CheckRemovalResult](t, env, a.CheckClusterRemoval, CheckRemovalInput{Spec: nowhere.Only("cluster1")}); len(result.Problems) != 1 {
+		t.Errorf("unknown cluster: %q", result.Problems)
+	}
+}
+
 func TestLabLock(t *testing.T) {
 	a, env, spec := lab(t)
 	in := LockInput{Context: "mgmt", Namespace: spec.Namespace, Lease: "relaypki-labtest-ca", Holder: "default/one/run1"}
