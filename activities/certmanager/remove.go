@@ -100,6 +100,7 @@ func (a *Activities) RemoveIssuer(ctx context.Context, in RemovalInput) (procedu
 		{"ServiceAccount", mesh.IssuerServiceAccount},
 		{"Secret", mesh.TokenSecretName},
 		{"Secret", mesh.AppRoleSecretName},
+		{"Secret", mesh.AppRoleSecretName},
 		{"Secret", mesh.CABundleSecretName},
 	} {
 		if err := kube.Delete(ctx, c, object.kind, w.Namespace, object.name, in.Spec.Mesh, in.Mode, &out); err != nil {
