@@ -50,7 +50,7 @@ those of the file.`,
 			}
 			in.Workload.Name = name
 			return c.launchMember(cmd, in.Validate(), in, launch{
-				procedure: procedure.AddCluster, id: planned("add-"+in.Mesh+"-"+name, plan), taskQueue: taskQueue, detach: detach,
+				procedure: procedure.AddCluster, id: planID("add-"+in.Mesh+"-"+name, plan), taskQueue: taskQueue, detach: detach,
 				summary: fmt.Sprintf("Add cluster %s to mesh %s", name, in.Mesh), again: c.againMember(cmd, args, "context", "reload", "trust"),
 			})
 		},
@@ -60,7 +60,7 @@ those of the file.`,
 	cmd.Flags().StringVar(&w.Agent.Trust, "trust", "", "what the agent trusts: rootSecret or own (default: rootSecret)")
 	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker")
 	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
-	cmd.Flags().BoolVar(&plan, "plan", false, "change nothing: show what would be created and changed")
+	planFlag(cmd, &plan)
 	cmd.Flags().StringVarP(&file, "file", "f", "", "the mesh's file, in place of its name")
 	completeMeshFile(cmd)
 	for flag, values := range map[string][]string{"reload": {mesh.ReloadHot, mesh.ReloadRestart}, "trust": {mesh.TrustRootSecret, mesh.TrustOwn}} {
@@ -104,7 +104,7 @@ Take the cluster out of the mesh's file too, or the next setup adds it again.`,
 				}
 			}
 			return c.launchMember(cmd, problems, in, launch{
-				procedure: procedure.RemoveCluster, id: planned("remove-"+in.Mesh+"-"+name, plan), taskQueue: taskQueue, detach: detach,
+				procedure: procedure.RemoveCluster, id: planID("remove-"+in.Mesh+"-"+name, plan), taskQueue: taskQueue, detach: detach,
 				summary: fmt.Sprintf("Remove cluster %s from mesh %s", name, in.Mesh), again: c.againMember(cmd, args, "gone", "yes"),
 			})
 		},
@@ -112,7 +112,7 @@ Take the cluster out of the mesh's file too, or the next setup adds it again.`,
 	cmd.Flags().BoolVar(&gone, "gone", false, "the cluster no longer exists or cannot be reached: clean Vault and the management cluster alone")
 	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker")
 	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
-	cmd.Flags().BoolVar(&plan, "plan", false, "change nothing: show what would be deleted")
+	planFlag(cmd, &plan)
 	cmd.Flags().StringVarP(&file, "file", "f", "", "the mesh's file, in place of its name")
 	completeMeshFile(cmd)
 	yesFlag(cmd, &yes)
@@ -148,8 +148,8 @@ func (c *cli) againMember(cmd *cobra.Command, args []string, flags ...string) st
 	return c.again(append(append([]string{cmd.Name()}, args...), changedFlags(cmd, append(flags, "file", "plan")...)...)...)
 }
 
-// planned keeps the workflow of a plan apart from that which carries it out.
-func planned(id string, plan bool) string {
+// planID keeps the workflow of a plan apart from that which carries it out.
+func planID(id string, plan bool) string {
 	if plan {
 		return "plan-" + id
 	}
@@ -194,10 +194,6 @@ func (p paper) added(w io.Writer, r procedure.AddClusterResult, c *cli) {
 	if r.Verification != nil {
 		p.exceptions(w, r.Verification.Findings)
 	}
-	if r.Plan {
-		fmt.Fprintf(w, "Nothing was changed: this was a plan.\n")
-		return
-	}
 	word := "is a member of mesh " + r.Mesh
 	if !r.Changed {
 		word += "; it was up to date, nothing was changed"
@@ -213,17 +209,7 @@ func (p paper) added(w io.Writer, r procedure.AddClusterResult, c *cli) {
 // removed says what a removal left behind, and above all until when the
 // certificate that is out there stays valid.
 func (p paper) removed(w io.Writer, r procedure.RemoveClusterResult, c *cli) {
-	if len(r.Kept) > 0 {
-		rows := [][]span{{{"KEPT", dim}, {"WHY", dim}}}
-		for _, kept := range r.Kept {
-			rows = append(rows, []span{{tidy(kept.Object), plain}, {tidy(kept.Why), plain}})
-		}
-		p.table(w, 0, rows)
-		fmt.Fprintln(w)
-	}
-	if r.Plan {
-		return
-	}
+	p.kept(w, r.Kept)
 	word := "is no longer a member of mesh " + r.Mesh
 	if !r.Changed {
 		word += "; it was removed before, nothing was changed"
@@ -234,4 +220,16 @@ func (p paper) removed(w io.Writer, r procedure.RemoveClusterResult, c *cli) {
 	}
 	p.print(w, 0, span{tidy(r.Advice), plain})
 	fmt.Fprintf(w, "Next: %s\n", c.again("verify", r.Mesh))
+}
+
+func (p paper) kept(w io.Writer, kept []procedure.Kept) {
+	if len(kept) == 0 {
+		return
+	}
+	rows := [][]span{{{"KEPT", dim}, {"WHY", dim}}}
+	for _, k := range kept {
+		rows = append(rows, []span{{tidy(k.Object), plain}, {tidy(k.Why), plain}})
+	}
+	p.table(w, 0, rows)
+	fmt.Fprintln(w)
 }

@@ -44,6 +44,8 @@ func asPlan(input json.RawMessage) (json.RawMessage, error) {
 type plan struct {
 	mesh  string
 	parts []planPart
+	// kept is what a removal would leave where it is.
+	kept []procedure.Kept
 }
 
 type planPart struct {
@@ -61,11 +63,16 @@ func (f *follower) planOf(e ending) (plan, bool) {
 		Mesh  string
 		Plan  bool
 		Steps []procedure.Step
+		Kept  []procedure.Kept
 	}
 	if e.Failure != nil || json.Unmarshal(e.Result, &result) != nil || !result.Plan {
 		return plan{}, false
 	}
-	p := plan{mesh: result.Mesh, parts: []planPart{{name: "Vault and the management cluster", steps: result.Steps}}}
+	where := "Vault and the management cluster"
+	if e.Procedure == procedure.RemoveCluster {
+		where = "Vault and both clusters"
+	}
+	p := plan{mesh: result.Mesh, kept: result.Kept, parts: []planPart{{name: where, steps: result.Steps}}}
 	for _, cluster := range f.view.Progress.Clusters {
 		part := planPart{name: cluster.Cluster}
 		switch child, seen := f.view.Children[cluster.Workflow]; {
@@ -99,6 +106,7 @@ func (c *cli) concludePlan(e ending, p plan, planAgain string) error {
 		}
 	default:
 		c.paper().plan(c.out, p)
+		c.paper().kept(c.out, p.kept)
 		if again != "" {
 			fmt.Fprintf(c.out, "Next: %s\n      %s -o commands\n", again, planAgain)
 		}
