@@ -133,7 +133,7 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 		}
 		if attempts(now) > failedBefore {
 			// Not again by itself for an hour: the next try of this activity triggers it.
-			return false, "", kube.Final(failure.Transient(failure.Unavailable, "%s", reasons))
+			return false, "", kube.Final(failure.Transient(failure.Unavailable, "%s. Put right what it says; each try has cert-manager issue again", reasons))
 		}
 		return false, reasons, nil
 	})

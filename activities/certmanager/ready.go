@@ -102,7 +102,7 @@ func webhookAnswers(ctx context.Context, c *site.Cluster, namespace string) (sta
 		return err
 	}
 	if err := try(time.Hour); err != nil {
-		return "", kube.Error(ctx, c, "try a Certificate against cert-manager's webhook", err)
+		return "", webhookError(ctx, c, err)
 	}
 	switch err := try(3 * time.Hour); {
 	case err == nil:
@@ -110,6 +110,16 @@ func webhookAnswers(ctx context.Context, c *site.Cluster, namespace string) (sta
 	case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err), strings.Contains(err.Error(), "denied the request"):
 		return "", nil
 	default:
-		return "", kube.Error(ctx, c, "try a Certificate against cert-manager's webhook", err)
+		return "", webhookError(ctx, c, err)
 	}
+}
+
+// webhookError is what an API server says whose webhook does not answer, with
+// where to look.
+func webhookError(ctx context.Context, c *site.Cluster, err error) error {
+	err = kube.Error(ctx, c, "try a Certificate against cert-manager's webhook", err)
+	if failure.KindOf(err) != failure.Unavailable {
+		return err
+	}
+	return failure.Transient(failure.Unavailable, "%s. See whether its Pods run and whether ValidatingWebhookConfiguration cert-manager-webhook leads there", failure.Message(err))
 }

@@ -122,8 +122,9 @@ func TestAvailable(t *testing.T) {
 		status     appsv1.DeploymentStatus
 		want       bool
 	}{
-		{"all there", 3, appsv1.DeploymentStatus{ObservedGeneration: 3, UpdatedReplicas: 2, AvailableReplicas: 2, Conditions: condition}, true},
+		{"all there", 3, appsv1.DeploymentStatus{ObservedGeneration: 3, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2, Conditions: condition}, true},
 		{"an older generation", 4, appsv1.DeploymentStatus{ObservedGeneration: 3, UpdatedReplicas: 2, AvailableReplicas: 2, Conditions: condition}, false},
+		{"an old Pod is still there", 3, appsv1.DeploymentStatus{ObservedGeneration: 3, Replicas: 3, UpdatedReplicas: 2, AvailableReplicas: 3, Conditions: condition}, false},
 		{"still rolling out", 3, appsv1.DeploymentStatus{ObservedGeneration: 3, UpdatedReplicas: 1, AvailableReplicas: 2, Conditions: condition}, false},
 		{"no condition", 3, appsv1.DeploymentStatus{ObservedGeneration: 3, UpdatedReplicas: 2, AvailableReplicas: 2}, false},
 	} {

@@ -125,6 +125,9 @@ func Available(d *appsv1.Deployment) (bool, string) {
 	if !available || d.Status.UpdatedReplicas < want || d.Status.AvailableReplicas < want {
 		return false, fmt.Sprintf("%s: %d of %d Pods available", name, d.Status.AvailableReplicas, want)
 	}
+	if old := d.Status.Replicas - d.Status.UpdatedReplicas; old > 0 { // as kubectl rollout status
+		return false, fmt.Sprintf("%s: %d old Pods are still to end", name, old)
+	}
 	return true, ""
 }
 

@@ -45,7 +45,7 @@ func VaultError(err error, vault string, identity Identity, doing string) error 
 	if isTLS(err) {
 		return failure.Permanent(failure.Preflight, "Vault %q: %s: TLS: %s. Check caFile and address of this Vault in the site file against the certificate that it serves", vault, doing, innermost(err))
 	}
-	return failure.Transient(failure.Unavailable, "Vault %q: %s: not reachable: %s", vault, doing, innermost(err))
+	return failure.Transient(failure.Unavailable, "Vault %q: %s: not reachable: %s. Check that it runs and that the worker reaches the address in the site file", vault, doing, innermost(err))
 }
 
 func responseError(r *vaultapi.ResponseError, vault string, identity Identity, doing string) error {

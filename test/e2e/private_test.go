@@ -111,7 +111,7 @@ func (w *world) kubeconfigOf(t *testing.T, contexts ...string) string {
 }
 
 // startWorkerAt starts a worker with a site file of its own.
-func (w *world) startWorkerAt(t *testing.T, program string, config site.Config) {
+func (w *world) startWorkerAt(t *testing.T, program string, config site.Config) *worker {
 	t.Helper()
 	text, err := yaml.Marshal(config)
 	if err != nil {
@@ -121,5 +121,5 @@ func (w *world) startWorkerAt(t *testing.T, program string, config site.Config) 
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.startWorker(t, program, "RELAYPKI_SITE="+path, "RELAYPKI_LISTEN=127.0.0.1:0")
+	return w.startWorker(t, program, "RELAYPKI_SITE="+path, "RELAYPKI_LISTEN=127.0.0.1:0")
 }

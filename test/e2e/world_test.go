@@ -117,6 +117,12 @@ func labWorldWith(t *testing.T, options []string, clusters ...string) *world {
 	if out, err := w.make("bin"); err != nil {
 		t.Fatalf("make bin: %v\n%s", err, out)
 	}
+	// Memory and cores are for the next test's.
+	t.Cleanup(func() {
+		if out, err := w.lab("clean"); err != nil {
+			t.Errorf("lab clean: %v\n%s", err, out)
+		}
+	})
 	if out, err := w.lab(append([]string{"up", "--clusters", strings.Join(clusters, " ")}, options...)...); err != nil {
 		t.Fatalf("lab up: %v\n%s", err, out)
 	}
