@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	commonpb "go.temporal.io/api/common/v1"
@@ -166,7 +167,17 @@ func (h *histories) count(events []*historypb.HistoryEvent) {
 func divide(id string, events []*historypb.HistoryEvent) childHistory {
 	c := childHistory{id: id, events: len(events), spent: map[waitingFor]time.Duration{}}
 	names := map[int64]string{}
+	for _, event := range events {
+		if a := event.GetActivityTaskScheduledEventAttributes(); a != nil {
+			names[event.GetEventId()] = a.GetActivityType().GetName()
+		}
+	}
 	running := map[waitingFor]int{}
+	// The start of an activity is recorded with its end, under the time at which
+	// it was.
+	events = slices.SortedStableFunc(slices.Values(events), func(a, b *historypb.HistoryEvent) int {
+		return a.GetEventTime().AsTime().Compare(b.GetEventTime().AsTime())
+	})
 	began := events[0].GetEventTime().AsTime()
 	last := began
 	for _, event := range events {
@@ -178,9 +189,6 @@ func divide(id string, events []*historypb.HistoryEvent) childHistory {
 			}
 		}
 		last = at
-		if a := event.GetActivityTaskScheduledEventAttributes(); a != nil {
-			names[event.GetEventId()] = a.GetActivityType().GetName()
-		}
 		if a := event.GetActivityTaskStartedEventAttributes(); a != nil {
 			running[waitedFor(names[a.GetScheduledEventId()])]++
 		}
