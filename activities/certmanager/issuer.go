@@ -7,6 +7,7 @@ import (
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -66,16 +67,23 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 			},
 		)
 	}
-	for _, object := range objects {
-		want, err := kube.Unstructured(object)
-		if err != nil {
-			return out, err
-		}
-		if _, err := kube.Apply(ctx, c, want, in.Mode, &out); err != nil {
-			return out, err
-		}
+	// Side by side: they do not need one another, and the cluster may be far away.
+	outcomes := make([]procedure.Outcome, len(objects))
+	group, groupCtx := errgroup.WithContext(ctx)
+	for i, object := range objects {
+		group.Go(func() error {
+			want, err := kube.Unstructured(object)
+			if err == nil {
+				_, err = kube.Apply(groupCtx, c, want, in.Mode, &outcomes[i])
+			}
+			return err
+		})
 	}
-	return out, nil
+	err = group.Wait()
+	for _, one := range outcomes {
+		out.Add(one)
+	}
+	return out, err
 }
 
 func ours(mesh, namespace, name string) metav1.ObjectMeta {

@@ -60,11 +60,19 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	if err != nil {
 		return out, err
 	}
+	if in.Never && in.AcceptDeployment != "" {
+		// Whose it is does not matter, and a release of cert-manager's takes a
+		// megabyte to read.
+		out.Detail, err = theDeployment(ctx, c, in)
+		return out, err
+	}
 	stop := ours.Heartbeating(ctx, "Helm release "+in.Release)
 	defer stop()
-	unlock, err := a.lock(ctx, c, in)
-	if err != nil {
-		return out, err
+	unlock := func() {}
+	if in.Mode.Writes() {
+		if unlock, err = a.lock(ctx, c, in); err != nil {
+			return out, err
+		}
 	}
 	ended := false
 	defer func() {
@@ -231,6 +239,18 @@ func acceptOrRefuse(ctx context.Context, c *site.Cluster, in ChartInput, last *r
 			c.Name, in.Namespace, in.Release, labelDigest)
 	}
 	return "", nil
+}
+
+// theDeployment names what is there and is to be left as it is.
+func theDeployment(ctx context.Context, c *site.Cluster, in ChartInput) (string, error) {
+	found, err := ours.FindDeployment(ctx, c, in.Namespace, in.AcceptDeployment, in.AcceptDeployment)
+	if err != nil {
+		return "", err
+	}
+	if found == nil {
+		return "", failure.Permanent(failure.Preflight, "cluster %q: there is no %s, and the input says never to install it; install it, or allow it", c.Name, in.Chart)
+	}
+	return strings.TrimSpace("left as it is: " + ours.Name("Deployment", found.Namespace, found.Name) + " " + ours.Version(found)), nil
 }
 
 // otherRelease names the release of the same name, in another namespace, that

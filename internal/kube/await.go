@@ -14,7 +14,7 @@ import (
 const (
 	// lookEvery is how often an awaited state is looked at: at first fast, for
 	// what is ready in a moment, then as often as a person would notice.
-	lookEvery    = 250 * time.Millisecond
+	lookEvery    = 100 * time.Millisecond
 	lookEverLess = time.Second
 	// lookWithin keeps one look that hangs from missing a heartbeat.
 	lookWithin = 5 * time.Second

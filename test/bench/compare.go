@@ -43,7 +43,7 @@ func (b *bench) compare(ctx context.Context, numbers []int, latency time.Duratio
 					return c.floor, err
 				}},
 				{"SetupMesh", func() (took time.Duration, err error) {
-					c.ours, err = b.setup(ctx, p, spec(workloads(n), false), false)
+					c.ours, err = b.setup(ctx, p, b.spec(workloads(n), false), false)
 					return c.ours.compared, err
 				}},
 			} {
@@ -72,7 +72,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err := b.clean(ctx); err != nil {
 		return err
 	}
-	first, err := b.setup(ctx, near, spec(samples(), true), true)
+	first, err := b.setup(ctx, near, b.spec(samples(), true), true)
 	if err != nil {
 		return fmt.Errorf("the first setup: %w", err)
 	}
@@ -113,7 +113,7 @@ func (b *bench) reruns(ctx context.Context, n int, latency time.Duration) ([]rer
 	if err != nil {
 		return nil, err
 	}
-	whole, certificates := spec(workloads(n), true), spec(workloads(n), false)
+	whole, certificates := b.spec(workloads(n), true), b.spec(workloads(n), false)
 	first, err := b.setup(ctx, near, whole, true)
 	if err != nil {
 		return nil, err

@@ -61,6 +61,8 @@ type bench struct {
 	places    []*place
 	templates map[string]template // by context
 	log       *os.File
+	// parallelism of the meshes; 0 for the default.
+	parallelism int
 }
 
 func (b *bench) path(elem ...string) string {

@@ -23,12 +23,13 @@ import (
 )
 
 type options struct {
-	lab      string
-	out      string
-	clusters []int
-	latency  time.Duration
-	parts    []string
-	many     int
+	lab         string
+	out         string
+	clusters    []int
+	latency     time.Duration
+	parts       []string
+	many        int
+	parallelism int
 }
 
 // parts of the measurement, in order.
@@ -41,6 +42,7 @@ func main() {
 	flag.StringVar(&o.lab, "lab", "", "state directory of a lab to keep between runs (default: one that is forgotten in the end)")
 	flag.StringVar(&o.out, "out", "", "markdown file that has a place for the tables")
 	flag.DurationVar(&o.latency, "latency", 50*time.Millisecond, "round trip to servers that are far away")
+	flag.IntVar(&o.parallelism, "parallelism", 0, "rollout.parallelism of the meshes (default: the input's)")
 	flag.IntVar(&o.many, "many", 1000, "clusters of the run whose activities only wait")
 	flag.Parse()
 	for _, text := range strings.Split(*clusters, ",") {
@@ -74,7 +76,7 @@ func measure(ctx context.Context, o options) (err error) {
 	if _, err := os.Stat(filepath.Join(repo, "bin", "relaypki-worker")); err != nil {
 		return fmt.Errorf("%w; `make bench` builds it", err)
 	}
-	b := &bench{repo: repo, dir: o.lab}
+	b := &bench{repo: repo, dir: o.lab, parallelism: o.parallelism}
 	if b.dir == "" {
 		if b.dir, err = os.MkdirTemp("", "relaypki-bench-"); err != nil {
 			return err

@@ -25,10 +25,11 @@ const meshName = "bench"
 
 // spec is the mesh of a measurement. Gloo and cert-manager are left to others
 // unless install says so; the identity token is no part of the guide's commands.
-func spec(all []workload, install bool) mesh.Spec {
+func (b *bench) spec(all []workload, install bool) mesh.Spec {
 	s := mesh.Spec{
 		Mesh:        meshName,
 		CertManager: mesh.CertManager{Install: mesh.InstallNever},
+		Rollout:     mesh.Rollout{Parallelism: b.parallelism},
 		Gloo:        mesh.Gloo{Install: &install, IdentityToken: mesh.IdentityToken{Mode: mesh.TokenNone}},
 	}
 	if install {
