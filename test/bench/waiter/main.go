@@ -58,7 +58,7 @@ func run() error {
 	var r records
 	w.RegisterActivityWithOptions(r.record, activity.RegisterOptions{Name: "RecordMesh"})
 	w.RegisterActivityWithOptions(r.read, activity.RegisterOptions{Name: "ReadMesh"})
-	w.RegisterActivityWithOptions(check, activity.RegisterOptions{Name: "CheckCluster"})
+	w.RegisterActivityWithOptions(check, activity.RegisterOptions{Name: "CheckClusters"})
 	w.RegisterDynamicActivity(wait, activity.DynamicRegisterOptions{})
 	if err := w.Start(); err != nil {
 		return err
@@ -79,10 +79,14 @@ func wait(ctx context.Context, _ converter.EncodedValues) (struct{}, error) {
 	}
 }
 
-// check has the preflight find a cluster that answers.
-func check(ctx context.Context, _ struct{}) (cluster.CheckClusterResult, error) {
+// check has the preflight find clusters that answer.
+func check(ctx context.Context, in cluster.CheckClustersInput) (cluster.CheckClustersResult, error) {
 	_, err := wait(ctx, nil)
-	return cluster.CheckClusterResult{Version: "v1.37.2"}, err
+	out := cluster.CheckClustersResult{Clusters: []cluster.CheckClusterResult{{Context: in.Spec.Management.Context, Version: "v1.37.2"}}}
+	for _, w := range in.Spec.Workloads {
+		out.Clusters = append(out.Clusters, cluster.CheckClusterResult{Context: w.Context, Workload: w.Name, Version: "v1.37.2"})
+	}
+	return out, err
 }
 
 // records remember the membership, which later activities ask for.
