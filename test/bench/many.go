@@ -41,6 +41,7 @@ func (b *bench) many(ctx context.Context, n int) (*manyRun, error) {
 	if err != nil {
 		return nil, err
 	}
+	first := run.GetRunID() // which becomes the last one's
 	if err := run.Get(ctx, nil); err != nil {
 		return nil, fmt.Errorf("SetupMesh of %d clusters: %w", n, err)
 	}
@@ -49,7 +50,7 @@ func (b *bench) many(ctx context.Context, n int) (*manyRun, error) {
 	if m.peak, err = w.peak(); err != nil {
 		return nil, err
 	}
-	m.histories, err = b.read(ctx, run.GetID(), run.GetRunID())
+	m.histories, err = b.read(ctx, run.GetID(), first)
 	return m, err
 }
 

@@ -133,11 +133,12 @@ func (b *bench) setup(ctx context.Context, p *place, s mesh.Spec, whole bool) (o
 	if err != nil {
 		return o, err
 	}
+	first := run.GetRunID() // which becomes the last one's, if it continues as new
 	if !whole {
 		if err := b.awaitVerification(ctx, run); err != nil {
 			return o, err
 		}
-		if err := b.temporal.CancelWorkflow(ctx, run.GetID(), run.GetRunID()); err != nil {
+		if err := b.temporal.CancelWorkflow(ctx, run.GetID(), ""); err != nil {
 			return o, err
 		}
 	}
@@ -149,7 +150,7 @@ func (b *bench) setup(ctx context.Context, p *place, s mesh.Spec, whole bool) (o
 	if o.peak, err = w.peak(); err != nil {
 		return o, err
 	}
-	o.histories, err = b.read(ctx, run.GetID(), run.GetRunID())
+	o.histories, err = b.read(ctx, run.GetID(), first)
 	return o, err
 }
 
