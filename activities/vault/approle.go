@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 
 	"github.com/relaypki/relaypki/internal/failure"
@@ -66,7 +68,7 @@ func secretIDKey(n int) string { return secretIDPrefix + strconv.Itoa(n) }
 // ensureAppRole makes the role whose secret ids let in the cluster's Issuer. Its
 // role id is the mount's name: what has to be kept secret is the secret id.
 func (s session) ensureAppRole(ctx context.Context, in ClusterAccessInput, out *procedure.Outcome) error {
-	path := appRolePath(in.Spec, in.Context)
+	path := loginRole(in.Spec, in.Context)
 	if err := s.ensure(ctx, in.Mode, out, "vault auth role "+path, path, map[string]any{
 		"bind_secret_id":          true,
 		"secret_id_bound_cidrs":   []string{},
@@ -93,7 +95,7 @@ func gone(err error) bool {
 		response.StatusCode == http.StatusBadRequest && strings.Contains(strings.Join(response.Errors, " "), "does not exist"))
 }
 
-func appRolePath(spec mesh.Spec, context string) string {
+func loginRole(spec mesh.Spec, context string) string {
 	return "auth/" + spec.AuthMount(context) + "/role/" + mesh.IssuerServiceAccount
 }
 
@@ -154,7 +156,10 @@ func (s secretIDState) left() time.Duration {
 // own read, since it is a write with the secret id in it.
 func (ids *secretIDs) inspect(ctx context.Context, key string) (secretIDState, error) {
 	var state secretIDState
-	path := appRolePath(ids.spec, ids.context) + "/secret-id/lookup"
+	if len(ids.secret.Data[key]) == 0 {
+		return state, nil
+	}
+	path := loginRole(ids.spec, ids.context) + "/secret-id/lookup"
 	secret, err := ids.client.Logical().WriteWithContext(ctx, path, map[string]any{"secret_id": string(ids.secret.Data[key])})
 	if gone(err) {
 		return state, nil
@@ -220,7 +225,7 @@ func (a *Activities) IssueSecretID(ctx context.Context, in SecretIDInput) (Secre
 	}
 	result.Changed(verb, ids.object(), detail)
 	result.Key, result.Superseded = secretIDKey(next), len(ids.keys)
-	path := appRolePath(in.Spec, in.Context) + "/secret-id"
+	path := loginRole(in.Spec, in.Context) + "/secret-id"
 	if !in.Mode.Writes() {
 		result.By(in.Mode, kube.SecretCommands(ids.cluster, in.Spec.Mesh, in.Spec.Namespace, mesh.AppRoleSecretName, result.Key,
 			kube.Encoded(ids.command("write", "-force", "-field=secret_id", path)))...)
@@ -263,6 +268,20 @@ func (ids *secretIDs) store(ctx context.Context, data map[string][]byte) error {
 	return kube.Error(ctx, ids.cluster, "write "+ids.object(), err)
 }
 
+// drop takes keys out of the Secret, whoever has written them last, unless
+// somebody else has written the Secret since it was read.
+func (ids *secretIDs) drop(ctx context.Context, keys []string) error {
+	data := map[string]any{}
+	for _, key := range keys {
+		data[key] = nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": ids.secret.ResourceVersion}, "data": data})
+	if err == nil {
+		_, err = ids.cluster.Kube.CoreV1().Secrets(ids.spec.Namespace).Patch(ctx, mesh.AppRoleSecretName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: site.FieldManager})
+	}
+	return kube.Error(ctx, ids.cluster, "write "+ids.object(), err)
+}
+
 // forget destroys a secret id that nobody is to use, also when the activity was
 // canceled. If that fails, it ends with its life.
 func (ids *secretIDs) forget(ctx context.Context, accessor string) {
@@ -272,7 +291,7 @@ func (ids *secretIDs) forget(ctx context.Context, accessor string) {
 }
 
 func (ids *secretIDs) destroy(ctx context.Context, accessor string) error {
-	path := appRolePath(ids.spec, ids.context) + "/secret-id-accessor/destroy"
+	path := loginRole(ids.spec, ids.context) + "/secret-id-accessor/destroy"
 	_, err := ids.client.Logical().WriteWithContext(ctx, path, map[string]any{"secret_id_accessor": accessor})
 	if gone(err) {
 		return nil
@@ -308,7 +327,7 @@ func (a *Activities) RetireSecretIDs(ctx context.Context, in RetireSecretIDsInpu
 			return out, err
 		}
 	}
-	if err := ids.store(ctx, map[string][]byte{in.Key: ids.secret.Data[in.Key]}); err != nil {
+	if err := ids.drop(ctx, old); err != nil {
 		return out, err
 	}
 	out.Changed(procedure.Delete, fmt.Sprintf("%d old secret ids in %s", len(old), ids.object()), "")

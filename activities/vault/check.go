@@ -209,7 +209,7 @@ func refreshNeeds(spec mesh.Spec) []needed {
 		return []needed{{"auth/token/create/" + policyName(spec, spec.Management.Context), "update"}}
 	}
 	if spec.Credential.Method == mesh.CredentialAppRole {
-		role := appRolePath(spec, spec.Management.Context)
+		role := loginRole(spec, spec.Management.Context)
 		return []needed{{role + "/secret-id", "update"}, {role + "/secret-id/lookup", "update"}, {role + "/secret-id-accessor/destroy", "update"}}
 	}
 	config := "auth/" + spec.AuthMount(spec.Management.Context) + "/config"

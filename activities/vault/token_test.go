@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
 	"github.com/relaypki/relaypki/activities/vault"
@@ -69,8 +70,16 @@ func (s *secretServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodPatch:
 		body, err := io.ReadAll(r.Body)
 		applied := &corev1.Secret{}
+		if r.Header.Get("Content-Type") == string(types.MergePatchType) {
+			applied = s.secret.DeepCopy()
+		}
 		if err == nil {
 			err = yaml.Unmarshal(body, applied)
+		}
+		for key, value := range applied.Data {
+			if value == nil { // of a merge patch
+				delete(applied.Data, key)
+			}
 		}
 		if version := applied.ResourceVersion; err == nil && version != "" && (s.secret == nil || s.secret.ResourceVersion != version) {
 			status(http.StatusConflict, "Conflict")

@@ -223,7 +223,7 @@ func (w *world) knownSecrets(t *testing.T) map[string]string {
 		}
 		for _, s := range secrets.Items {
 			for key, value := range s.Data {
-				if s.Name == "relay-identity-token-secret" || key == "tls.key" || key == "token" {
+				if s.Name == "relay-identity-token-secret" || key == "tls.key" || key == "token" || strings.HasPrefix(key, "secretId-") {
 					known[fmt.Sprintf("%s of Secret %s in %s", key, s.Name, name)] = strings.TrimSpace(string(value))
 				}
 			}
