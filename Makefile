@@ -8,7 +8,7 @@ MESH     ?= deploy/examples/mesh.yaml
 # Where the lab keeps its state.
 LAB      ?= .lab
 
-.PHONY: help bin demo lab servers down clean doctor test check soak bench histories
+.PHONY: help bin demo lab servers down clean doctor test check soak bench weather histories
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -57,6 +57,9 @@ bench: bin ## measure what a setup takes and costs, on a lab of its own: about 2
 	@go build -buildvcs=false -o bin/bench ./test/bench
 	@go build -buildvcs=false -o bin/bench-waiter ./test/bench/waiter
 	@bin/bench -out README.md
+
+weather: ## make every kind of bad weather on a lab and write what the operator sees into docs/weather.md
+	go test -count=1 -timeout 30m -v ./test/e2e -run 'TestWeather$$' -args -record
 
 histories: ## record the histories of the replay tests anew
 	go test -count=1 -timeout 30m ./test/e2e -run TestHistories -args -record
