@@ -32,25 +32,26 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 	if err != nil {
 		return out, err
 	}
-	var objects []runtime.Object
+	// What is in one row is applied one after the other.
+	var rows [][]runtime.Object
 	if in.CABundlePEM != "" {
-		objects = append(objects, &corev1.Secret{
+		rows = append(rows, []runtime.Object{&corev1.Secret{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
 			ObjectMeta: ours(in.Mesh, in.Namespace, mesh.CABundleSecretName),
 			Type:       corev1.SecretTypeOpaque,
 			Data:       map[string][]byte{caBundleKey: []byte(in.CABundlePEM)},
-		})
+		}})
 	}
 	if in.Method == mesh.CredentialJWT {
 		account, err := certManagerAccount(ctx, c)
 		if err != nil {
 			return out, err
 		}
-		objects = append(objects,
-			&corev1.ServiceAccount{
-				TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},
-				ObjectMeta: ours(in.Mesh, in.Namespace, mesh.IssuerServiceAccount),
-			},
+		rows = append(rows, []runtime.Object{&corev1.ServiceAccount{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},
+			ObjectMeta: ours(in.Mesh, in.Namespace, mesh.IssuerServiceAccount),
+		}}, []runtime.Object{
+			// The API server lets nobody bind to a Role that is not there.
 			&rbacv1.Role{
 				TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "Role"},
 				ObjectMeta: ours(in.Mesh, in.Namespace, mesh.IssuerServiceAccount),
@@ -65,18 +66,23 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 				RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: mesh.IssuerServiceAccount},
 				Subjects:   []rbacv1.Subject{account},
 			},
-		)
+		})
 	}
-	// Side by side: they do not need one another, and the cluster may be far away.
-	outcomes := make([]procedure.Outcome, len(objects))
-	group, groupCtx := errgroup.WithContext(ctx)
-	for i, object := range objects {
+	// Rows side by side: they do not need one another, and the cluster may be far away.
+	outcomes := make([]procedure.Outcome, len(rows))
+	var group errgroup.Group
+	for i, row := range rows {
 		group.Go(func() error {
-			want, err := kube.Unstructured(object)
-			if err == nil {
-				_, err = kube.Apply(groupCtx, c, want, in.Mode, &outcomes[i])
+			for _, object := range row {
+				want, err := kube.Unstructured(object)
+				if err != nil {
+					return err
+				}
+				if _, err := kube.Apply(ctx, c, want, in.Mode, &outcomes[i]); err != nil {
+					return err
+				}
 			}
-			return err
+			return nil
 		})
 	}
 	err = group.Wait()
