@@ -16,6 +16,8 @@ import (
 	"time"
 
 	vaultapi "github.com/hashicorp/vault/api"
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/log"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -407,9 +409,21 @@ func (b *bench) cleanVault(ctx context.Context) error {
 	return nil
 }
 
-// cleanTemporal ends what schedules a setup has made: they would look at a mesh
-// that is gone in the middle of another measurement.
+// cleanTemporal ends the schedules that a setup has made, and what a measurement
+// that was broken off has left running: they would look at a mesh that is gone in
+// the middle of another measurement.
 func (b *bench) cleanTemporal(ctx context.Context) error {
+	running, err := b.temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{Query: "ExecutionStatus = 'Running'"})
+	if err != nil {
+		return err
+	}
+	for _, run := range running.GetExecutions() {
+		err := b.temporal.TerminateWorkflow(ctx, run.GetExecution().GetWorkflowId(), run.GetExecution().GetRunId(), "the lab is cleaned")
+		var ended *serviceerror.NotFound
+		if err != nil && !errors.As(err, &ended) {
+			return err
+		}
+	}
 	schedules, err := b.temporal.ScheduleClient().List(ctx, client.ScheduleListOptions{})
 	if err != nil {
 		return err
