@@ -13,6 +13,7 @@ import (
 // Register registers every procedure under its name.
 func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(SetupMesh, workflow.RegisterOptions{Name: procedure.SetupMesh})
+	r.RegisterWorkflowWithOptions(AdoptMesh, workflow.RegisterOptions{Name: procedure.AdoptMesh})
 	r.RegisterWorkflowWithOptions(SetupCluster, workflow.RegisterOptions{Name: procedure.SetupCluster})
 	r.RegisterWorkflowWithOptions(RefreshCredentials, workflow.RegisterOptions{Name: procedure.RefreshCredentials})
 	r.RegisterWorkflowWithOptions(AddCluster, workflow.RegisterOptions{Name: procedure.AddCluster})

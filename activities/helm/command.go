@@ -19,6 +19,10 @@ const LaterAddress = "$" + addressVariable
 
 const addressVariable = "RELAY_ADDRESS"
 
+// byHand stands for the digest of a release that a plan's commands make with a
+// value that was not known then.
+const byHand = "by-hand"
+
 // commands install or upgrade the release by hand, with the label by which it
 // is ours. The site file's values may be secret, so they are not among those
 // shown: a comment says where to take them from.
@@ -32,6 +36,7 @@ func (a *Activities) commands(c *site.Cluster, in ChartInput, source site.ChartC
 	if in.Management != "" && strings.Contains(string(text), LaterAddress) {
 		all = append(all, a.addressCommands(in)...)
 		variables = append(variables, addressVariable)
+		digest = byHand
 	}
 	if what == heal {
 		all = append(all, "# It was left unfinished; without that revision Helm goes on from the one before.",

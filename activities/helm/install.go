@@ -235,8 +235,8 @@ func acceptOrRefuse(ctx context.Context, c *site.Cluster, in ChartInput, last *r
 	}
 	if last != nil && !in.Never && last.Info.Status != common.StatusUninstalled {
 		return "", failure.Permanent(failure.Conflict,
-			"cluster %q: Helm release %s/%s is there and was not made by relaypki, so its values are not known to be ours to replace. Set install to false for it, or, for relaypki to replace it, label its latest Secret %s=adopt",
-			c.Name, in.Namespace, in.Release, labelDigest)
+			"cluster %q: Helm release %s/%s is there and was not made by relaypki, so its values are not known to be ours to replace. Set install to false for it, or have relaypki take it over, and upgrade it: relaypki adopt -f mesh.yaml",
+			c.Name, in.Namespace, in.Release)
 	}
 	return "", nil
 }
@@ -299,7 +299,7 @@ type wanted struct {
 // made says that a revision was made of this, by us: whoever upgrades a release
 // by hand inherits its labels, the digest too, so chart and values count as well.
 func (w wanted) made(last *release.Release) bool {
-	if last.Labels[labelDigest] != w.digest || last.Chart == nil || last.Chart.Metadata == nil || last.Chart.Metadata.Version != w.chart.Metadata.Version {
+	if label := last.Labels[labelDigest]; label != w.digest && label != byHand || last.Chart == nil || last.Chart.Metadata == nil || last.Chart.Metadata.Version != w.chart.Metadata.Version {
 		return false
 	}
 	have, errHave := json.Marshal(orEmpty(last.Config))

@@ -71,20 +71,19 @@ func (s session) issuers(ctx context.Context, mount string) ([]issuer, error) {
 	return all, nil
 }
 
-// keyNamed is the id of the key of that name, "" if there is none.
-func (s session) keyNamed(ctx context.Context, mount, name string) (string, error) {
+// keyNames are the names of a mount's keys, by their ids.
+func (s session) keyNames(ctx context.Context, mount string) (map[string]string, error) {
 	var info map[string]struct {
 		Name string `json:"key_name"`
 	}
 	if _, err := s.list(ctx, mount+"/keys", &info); err != nil {
-		return "", err
+		return nil, err
 	}
+	names := map[string]string{}
 	for id, key := range info {
-		if key.Name == name {
-			return id, nil
-		}
+		names[id] = key.Name
 	}
-	return "", nil
+	return names, nil
 }
 
 // authority is a CA of ours as far as it is there: its issuer, or at least its key.
@@ -92,6 +91,8 @@ type authority struct {
 	issuer *issuer
 	keyID  string
 	all    []issuer
+	// adopted: somebody else has made it, and we have taken it over as it is.
+	adopted bool
 }
 
 // authority finds the CA of that name: by the issuer's name, then by the key of
@@ -103,8 +104,14 @@ func (s session) authority(ctx context.Context, mount, name, prefix string, aske
 	if found.all, err = s.issuers(ctx, mount); err != nil {
 		return found, err
 	}
-	if found.keyID, err = s.keyNamed(ctx, mount, name); err != nil {
+	keys, err := s.keyNames(ctx, mount)
+	if err != nil {
 		return found, err
+	}
+	for id, key := range keys {
+		if key == name {
+			found.keyID = id
+		}
 	}
 	for i := range found.all {
 		if found.all[i].Name == name {
@@ -124,7 +131,9 @@ func (s session) authority(ctx context.Context, mount, name, prefix string, aske
 	if found.issuer.KeyID == "" {
 		wrong = append(wrong, "its key is not in this mount")
 	}
-	wrong = append(wrong, identityOf(found.issuer.certificate, asked)...)
+	if found.adopted = found.issuer.KeyID != "" && keys[found.issuer.KeyID] == adoptedPrefix+name; !found.adopted {
+		wrong = append(wrong, identityOf(found.issuer.certificate, asked)...)
+	}
 	if len(wrong) > 0 {
 		return found, failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is there and is not the CA that was asked for: %s. Correct the input, or give that issuer another name in Vault",
 			s.vault, mount, *found.issuer, strings.Join(wrong, "; "))
@@ -143,7 +152,7 @@ func (s session) foreign(mount, prefix string, found authority) error {
 	if len(others) == 0 {
 		return nil
 	}
-	return failure.Permanent(failure.Conflict, "Vault %q: the mount %s has a CA that is not ours: %s. Taking over (adopting) an existing CA is not supported yet: name another mount in the input (vault.rootMount, vault.relayMount)",
+	return failure.Permanent(failure.Conflict, "Vault %q: the mount %s has a CA that is not ours: %s. Name another mount in the input (vault.rootMount, vault.relayMount), or take it over: relaypki adopt -f mesh.yaml",
 		s.vault, mount, strings.Join(others, ", "))
 }
 

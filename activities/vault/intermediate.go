@@ -125,7 +125,7 @@ func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput)
 	if err != nil {
 		return SignedResult{}, failure.Permanent(failure.Mismatch, "Vault %q: %s answered without a certificate that can be read: %v", in.Vault, path, err)
 	}
-	if err := s.asAsked(in, chain[0], root); err != nil {
+	if err := s.asAsked(in, chain[0], root, false); err != nil {
 		return SignedResult{}, err
 	}
 	return SignedResult{Outcome: out, ChainPEM: string(pki.EncodeChain(chain[0], root))}, nil
@@ -177,7 +177,7 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 	if err != nil {
 		return CAResult{}, err
 	}
-	if err := s.asAsked(in, found.issuer.certificate, root); err != nil {
+	if err := s.asAsked(in, found.issuer.certificate, root, found.adopted); err != nil {
 		return CAResult{}, err
 	}
 	imported, err := s.importedRoot(ctx, in, &out, &found, root)
@@ -289,9 +289,13 @@ func (s session) signedBefore(ctx context.Context, in IntermediateInput, csr *x5
 }
 
 // asAsked is a Mismatch if the intermediate's certificate is not what was asked
-// for, or the root does not vouch for it.
-func (s session) asAsked(in IntermediateInput, c, root *x509.Certificate) error {
-	wrong := append(identityOf(c, in.CA), lifetimeOf(c, in.CA.TTL)...)
+// for, or the root does not vouch for it. One that was adopted need only be the
+// root's.
+func (s session) asAsked(in IntermediateInput, c, root *x509.Certificate, adopted bool) error {
+	var wrong []string
+	if !adopted {
+		wrong = append(identityOf(c, in.CA), lifetimeOf(c, in.CA.TTL)...)
+	}
 	for _, err := range []error{pki.SignedBy(c, root), pki.Linear([]*x509.Certificate{c, root}), pki.Nested([]*x509.Certificate{c, root})} {
 		if err != nil {
 			wrong = append(wrong, err.Error())

@@ -111,7 +111,10 @@ func (a *Activities) GenerateRoot(ctx context.Context, in GenerateRootInput) (CA
 			return CAResult{}, failure.Transient(failure.Unavailable, "Vault %q: the root %s was generated in %s and is not listed yet", in.Vault, name, in.Mount)
 		}
 	}
-	wrong := lifetimeOf(root.issuer.certificate, in.CA.TTL)
+	var wrong []string
+	if !root.adopted {
+		wrong = lifetimeOf(root.issuer.certificate, in.CA.TTL)
+	}
 	if !pki.SelfSigned(root.issuer.certificate) {
 		wrong = append(wrong, "it is not self-signed")
 	}

@@ -123,7 +123,15 @@ func TestPlanByHand(t *testing.T) {
 	}
 	for _, c := range result.Clusters {
 		if c.Changed {
-			t.Errorf("after the script the setup changed something in %s", c.Cluster)
+			answer, err := w.temporal(t).QueryWorkflow(t.Context(), c.Workflow, "", procedure.ProgressQuery)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var p procedure.Progress
+			if err := answer.Get(&p); err != nil {
+				t.Fatal(err)
+			}
+			t.Errorf("after the script the setup changed something in %s: %+v", c.Cluster, p.Steps)
 		}
 	}
 	for cluster, changes := range w.plan(t, input) {

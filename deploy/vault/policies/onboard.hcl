@@ -34,6 +34,10 @@ path "pki/issuer/+" {
 path "pki/keys" {
   capabilities = ["list"]
 }
+# A key that somebody else has made gets a name when its CA is adopted.
+path "pki/key/+" {
+  capabilities = ["read", "update"]
+}
 path "pki/config/issuers" {
   capabilities = ["read", "update"]
 }
@@ -63,6 +67,10 @@ path "pki_relay/issuer/+" {
 }
 path "pki_relay/keys" {
   capabilities = ["list"]
+}
+# A key that somebody else has made gets a name when its CA is adopted.
+path "pki_relay/key/+" {
+  capabilities = ["read", "update"]
 }
 path "pki_relay/config/issuers" {
   capabilities = ["read", "update"]
