@@ -29,7 +29,7 @@ var enums = map[string][]any{
 	"pki.intermediate.keyType":         {"rsa", "ec"},
 	"certificates.server.keyAlgorithm": {"RSA", "ECDSA"},
 	"certificates.client.keyAlgorithm": {"RSA", "ECDSA"},
-	"credential.method":                {mesh.CredentialJWT, mesh.CredentialToken, mesh.CredentialAppRole},
+	"credential.method":                {mesh.CredentialJWT, mesh.CredentialToken, mesh.CredentialAppRole, mesh.CredentialKubernetes},
 	"credential.keys":                  {mesh.KeysPinned, mesh.KeysDiscovery},
 	"certManager.install":              {mesh.InstallAuto, mesh.InstallNever},
 	"gloo.identityToken.mode":          {mesh.TokenGenerate, mesh.TokenExisting, mesh.TokenNone},

@@ -339,6 +339,11 @@ func (i issuing) credential(ctx workflow.Context) (access vault.ClusterAccessRes
 	}
 	applied, err := call[procedure.Outcome](ctx, on(i.queue, acting), certManagers.ApplyIssuerCredential, i.issuer(access))
 	total.Add(applied)
+	if err == nil && i.spec.Credential.Method == mesh.CredentialKubernetes {
+		var review procedure.Outcome
+		review, err = call[procedure.Outcome](ctx, acting, vaults.ConfigureTokenReview, vault.TokenReviewInput{Spec: i.spec, Context: i.context, Mode: i.mode})
+		total.Add(review)
+	}
 	total.Detail = fmt.Sprintf("%s, signs by %s", i.spec.Credential.Method, access.SignPath)
 	return access, secretKey, total, err
 }

@@ -27,7 +27,7 @@ type IssuerInput struct {
 	Mesh      string `json:"mesh"`
 	Context   string `json:"context"`
 	Namespace string `json:"namespace"`
-	// Method is the credential's: jwt, token or appRole.
+	// Method is the credential's: jwt, token, appRole or kubernetes.
 	Method string `json:"method"`
 	// The rest is from vault.ClusterAccessResult.
 	AuthPath string `json:"authPath,omitempty"`

@@ -24,8 +24,9 @@ import (
 const caBundleKey = "ca.crt"
 
 // ApplyIssuerCredential applies the ServiceAccount with the Role and
-// RoleBinding that let cert-manager make its tokens (method jwt), and the
-// Secret with the CA of Vault's TLS certificate.
+// RoleBinding that let cert-manager make its tokens (methods jwt and
+// kubernetes), the ServiceAccount that Vault has them reviewed with
+// (kubernetes), and the Secret with the CA of Vault's TLS certificate.
 func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
 	c, err := a.Clients.Cluster(in.Context)
@@ -42,7 +43,10 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 			Data:       map[string][]byte{caBundleKey: []byte(in.CABundlePEM)},
 		}})
 	}
-	if in.Method == mesh.CredentialJWT {
+	if in.Method == mesh.CredentialKubernetes {
+		rows = append(rows, reviewer(in))
+	}
+	if in.Method == mesh.CredentialJWT || in.Method == mesh.CredentialKubernetes {
 		account, err := certManagerAccount(ctx, c)
 		if err != nil {
 			return out, err
@@ -92,6 +96,32 @@ func (a *Activities) ApplyIssuerCredential(ctx context.Context, in IssuerInput) 
 	return out, err
 }
 
+// reviewer is the ServiceAccount that Vault has tokens reviewed with, the right
+// to that, and the Secret into which the cluster writes its token: last, since a
+// cluster takes away one whose ServiceAccount is not there.
+func reviewer(in IssuerInput) []runtime.Object {
+	token := ours(in.Mesh, in.Namespace, mesh.ReviewerName)
+	token.Annotations = map[string]string{corev1.ServiceAccountNameKey: mesh.ReviewerName}
+	binding := ours(in.Mesh, "", mesh.Spec{Namespace: in.Namespace}.ReviewerBinding())
+	return []runtime.Object{
+		&corev1.ServiceAccount{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"},
+			ObjectMeta: ours(in.Mesh, in.Namespace, mesh.ReviewerName),
+		},
+		&rbacv1.ClusterRoleBinding{
+			TypeMeta:   metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRoleBinding"},
+			ObjectMeta: binding,
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "system:auth-delegator"},
+			Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: in.Namespace, Name: mesh.ReviewerName}},
+		},
+		&corev1.Secret{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
+			ObjectMeta: token,
+			Type:       corev1.SecretTypeServiceAccountToken,
+		},
+	}
+}
+
 func ours(mesh, namespace, name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: kube.Labels(mesh)}
 }
@@ -120,7 +150,7 @@ func issuerFor(in IssuerInput) (*cmapi.Issuer, error) {
 		vault.CABundleSecretRef = &cmmeta.SecretKeySelector{LocalObjectReference: cmmeta.LocalObjectReference{Name: mesh.CABundleSecretName}, Key: caBundleKey}
 	}
 	switch in.Method {
-	case mesh.CredentialJWT:
+	case mesh.CredentialJWT, mesh.CredentialKubernetes:
 		// The token's audiences are vault://<namespace>/<issuer>, which Vault's
 		// role is bound to, and the server's address, by cert-manager's default.
 		vault.Auth.Kubernetes = &cmapi.VaultKubernetesAuth{
@@ -135,7 +165,7 @@ func issuerFor(in IssuerInput) (*cmapi.Issuer, error) {
 	case mesh.CredentialToken:
 		vault.Auth.TokenSecretRef = &cmmeta.SecretKeySelector{LocalObjectReference: cmmeta.LocalObjectReference{Name: mesh.TokenSecretName}, Key: mesh.TokenSecretKey}
 	default:
-		return nil, failure.Permanent(failure.InvalidInput, "credential method %q is unknown; known: %s, %s, %s", in.Method, mesh.CredentialJWT, mesh.CredentialToken, mesh.CredentialAppRole)
+		return nil, failure.Permanent(failure.InvalidInput, "credential method %q is unknown; known: %s, %s, %s, %s", in.Method, mesh.CredentialJWT, mesh.CredentialToken, mesh.CredentialAppRole, mesh.CredentialKubernetes)
 	}
 	return &cmapi.Issuer{
 		TypeMeta:   metav1.TypeMeta{APIVersion: cmapi.SchemeGroupVersion.String(), Kind: cmapi.IssuerKind},

@@ -100,14 +100,23 @@ func (a *Activities) RemoveIssuer(ctx context.Context, in RemovalInput) (procedu
 		{"ServiceAccount", mesh.IssuerServiceAccount},
 		{"Secret", mesh.TokenSecretName},
 		{"Secret", mesh.AppRoleSecretName},
-		{"Secret", mesh.AppRoleSecretName},
+		{"Secret", mesh.ReviewerName},
+		{"ServiceAccount", mesh.ReviewerName},
 		{"Secret", mesh.CABundleSecretName},
 	} {
 		if err := kube.Delete(ctx, c, object.kind, w.Namespace, object.name, in.Spec.Mesh, in.Mode, &out); err != nil {
 			return out, err
 		}
 	}
-	return out, nil
+	// Of the whole cluster: a worker that was never to have tokens reviewed need not
+	// have rights on it.
+	spec := in.Spec
+	spec.Namespace = w.Namespace
+	err = kube.Delete(ctx, c, "ClusterRoleBinding", "", spec.ReviewerBinding(), spec.Mesh, in.Mode, &out)
+	if failure.KindOf(err) == failure.Denied && spec.Credential.Method != mesh.CredentialKubernetes {
+		err = nil
+	}
+	return out, err
 }
 
 // examples are as many of what uses a cert-manager as an answer names.

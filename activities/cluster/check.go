@@ -261,6 +261,14 @@ func permissions(in checkInput, withoutCertManager bool) []permission {
 			permission{verbs: "create", resource: "serviceaccounts/token", namespace: ns, names: []string{mesh.IssuerServiceAccount}},
 		)
 	}
+	if s.Credential.Method == mesh.CredentialKubernetes {
+		all = append(all,
+			permission{verbs: "get create patch", resource: "serviceaccounts", namespace: ns, names: []string{mesh.ReviewerName}},
+			permission{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{mesh.ReviewerName}},
+			permission{verbs: "get create patch", group: rbac, resource: "clusterrolebindings", names: []string{s.ReviewerBinding()}},
+			permission{verbs: "bind", group: rbac, resource: "clusterroles", names: []string{"system:auth-delegator"}},
+		)
+	}
 	if in.management {
 		all = append(all,
 			permission{verbs: "get create patch", resource: "configmaps", namespace: ns, names: []string{recordName(s.Mesh)}},

@@ -63,7 +63,7 @@ func removalPermissions(in CheckRemovalInput) []permission {
 			{verbs: "get delete", group: "admin.gloo.solo.io", resource: "kubernetesclusters", namespace: ns},
 		}
 	}
-	secrets := []string{mesh.RootSecretName, mesh.CABundleSecretName, mesh.TokenSecretName, mesh.AppRoleSecretName, s.Certificates.Client.SecretName}
+	secrets := []string{mesh.RootSecretName, mesh.CABundleSecretName, mesh.TokenSecretName, mesh.AppRoleSecretName, mesh.ReviewerName, s.Certificates.Client.SecretName}
 	if s.Gloo.IdentityToken.Mode != mesh.TokenNone {
 		secrets = append(secrets, s.Gloo.IdentityToken.SecretName)
 	}

@@ -155,7 +155,7 @@ func (s session) ensurePolicy(ctx context.Context, in ClusterAccessInput, signPa
 }
 
 // mountTypes are the types of the auth mounts, by method.
-var mountTypes = map[string]string{mesh.CredentialJWT: "jwt", mesh.CredentialAppRole: "approle"}
+var mountTypes = map[string]string{mesh.CredentialJWT: "jwt", mesh.CredentialAppRole: "approle", mesh.CredentialKubernetes: "kubernetes"}
 
 // ensureLogin makes the cluster's auth mount with its one role: with method jwt
 // one whose keys are the cluster's own, and that lets in exactly one
@@ -197,8 +197,11 @@ func (a *Activities) ensureLogin(ctx context.Context, s session, in ClusterAcces
 			}
 		}
 	}
-	if in.Spec.Credential.Method == mesh.CredentialAppRole {
+	switch in.Spec.Credential.Method {
+	case mesh.CredentialAppRole:
 		return s.ensureAppRole(ctx, in, out)
+	case mesh.CredentialKubernetes:
+		return s.ensureReviewRole(ctx, in, out)
 	}
 	discoveryCA, err := a.discoveryCA(in)
 	if err != nil {

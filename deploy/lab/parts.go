@@ -43,7 +43,7 @@ func partsOf(w *world.World, o order, log *zap.Logger) ([]supervise.Part, error)
 	if err != nil {
 		return nil, err
 	}
-	server, err := vault.New(w, o.Repo)
+	server, err := vault.New(w, o.Repo, o.Tools["vault-plugin-auth-kubernetes"][0])
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func partsOf(w *world.World, o order, log *zap.Logger) ([]supervise.Part, error)
 		{
 			Name:  "vault-identities",
 			After: []string{"vault"},
-			Key:   digest(vault.Policies(o.Repo)...),
+			Key:   digest(append(vault.Policies(o.Repo), o.Tools["vault-plugin-auth-kubernetes"][0])...),
 			Task:  server.AdmitWorker,
 		},
 	}

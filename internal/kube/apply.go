@@ -54,19 +54,20 @@ func OtherMesh(labels map[string]string, mesh string) string {
 // resources of the kinds that are applied or looked for. A table, and not discovery, because
 // some kinds are not there yet when they are first asked for.
 var resources = map[string]schema.GroupVersionResource{
-	"Namespace":         {Version: "v1", Resource: "namespaces"},
-	"ServiceAccount":    {Version: "v1", Resource: "serviceaccounts"},
-	"Secret":            {Version: "v1", Resource: "secrets"},
-	"ConfigMap":         {Version: "v1", Resource: "configmaps"},
-	"Service":           {Version: "v1", Resource: "services"},
-	"Deployment":        {Group: "apps", Version: "v1", Resource: "deployments"},
-	"StatefulSet":       {Group: "apps", Version: "v1", Resource: "statefulsets"},
-	"Role":              {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
-	"RoleBinding":       {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
-	"Issuer":            {Group: "cert-manager.io", Version: "v1", Resource: "issuers"},
-	"ClusterIssuer":     {Group: "cert-manager.io", Version: "v1", Resource: "clusterissuers"},
-	"Certificate":       {Group: "cert-manager.io", Version: "v1", Resource: "certificates"},
-	"KubernetesCluster": {Group: "admin.gloo.solo.io", Version: "v2", Resource: "kubernetesclusters"},
+	"Namespace":          {Version: "v1", Resource: "namespaces"},
+	"ServiceAccount":     {Version: "v1", Resource: "serviceaccounts"},
+	"Secret":             {Version: "v1", Resource: "secrets"},
+	"ConfigMap":          {Version: "v1", Resource: "configmaps"},
+	"Service":            {Version: "v1", Resource: "services"},
+	"Deployment":         {Group: "apps", Version: "v1", Resource: "deployments"},
+	"StatefulSet":        {Group: "apps", Version: "v1", Resource: "statefulsets"},
+	"Role":               {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"},
+	"ClusterRoleBinding": {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterrolebindings"},
+	"RoleBinding":        {Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "rolebindings"},
+	"Issuer":             {Group: "cert-manager.io", Version: "v1", Resource: "issuers"},
+	"ClusterIssuer":      {Group: "cert-manager.io", Version: "v1", Resource: "clusterissuers"},
+	"Certificate":        {Group: "cert-manager.io", Version: "v1", Resource: "certificates"},
+	"KubernetesCluster":  {Group: "admin.gloo.solo.io", Version: "v2", Resource: "kubernetesclusters"},
 }
 
 // Resource is a client for the object's kind in its namespace.

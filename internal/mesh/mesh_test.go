@@ -236,6 +236,12 @@ func TestPrivateProblems(t *testing.T) {
 	if got := guide.PrivateProblems("q"); len(got) != 2 || !strings.Contains(got[0], "credential.method") || !strings.Contains(got[1], "gloo.identityToken.mode") {
 		t.Errorf("the guide's credentials in a private cluster: %q", got)
 	}
+	for method, reason := range map[string]string{CredentialAppRole: "cannot mint its secret id", CredentialKubernetes: "Vault has to reach the API server"} {
+		s := Spec{Credential: Credential{Method: method}}.WithDefaults()
+		if got := s.PrivateProblems("q"); len(got) != 2 || !strings.Contains(got[0], reason) {
+			t.Errorf("%s in a private cluster: %q", method, got)
+		}
+	}
 	fit := Spec{Gloo: Gloo{IdentityToken: IdentityToken{Mode: TokenNone}}}.WithDefaults()
 	if got := fit.PrivateProblems("q"); len(got) > 0 {
 		t.Errorf("jwt without an identity token: %q", got)
@@ -253,6 +259,8 @@ func TestRefreshEvery(t *testing.T) {
 		"pinned keys":     {Credential{}, Hours(1)},
 		"discovered keys": {Credential{Keys: KeysDiscovery}, Duration{}},
 		"token":           {Credential{Method: CredentialToken}, Hours(1)},
+		"secret id":       {Credential{Method: CredentialAppRole}, Hours(1)},
+		"kubernetes":      {Credential{Method: CredentialKubernetes}, Duration{}},
 		"short token":     {Credential{Method: CredentialToken, TokenPeriod: Hours(2)}, Minutes(15)},
 	} {
 		s := Spec{Credential: test.credential}.WithDefaults()

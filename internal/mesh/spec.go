@@ -155,8 +155,9 @@ type Certificate struct {
 type Credential struct {
 	// Method is "jwt" (short-lived tokens of a ServiceAccount, checked by Vault
 	// with the cluster's own keys), "token" (the guide's vault-token Secret, with
-	// a token that may only sign for that cluster) or "appRole" (a secret id in a
-	// Secret, which lets in for tokens of minutes).
+	// a token that may only sign for that cluster), "appRole" (a secret id in a
+	// Secret, which lets in for tokens of minutes) or "kubernetes" (as jwt, with
+	// the tokens reviewed by the cluster's API server, which Vault has to reach).
 	Method string `json:"method,omitempty"`
 	// Keys of the jwt method: "pinned" (read by the worker and stored in Vault)
 	// or "discovery" (Vault fetches them from the cluster's issuer URL).
@@ -186,11 +187,12 @@ func (s Spec) RefreshEvery() Duration {
 
 // Values of Credential.Method and Credential.Keys.
 const (
-	CredentialJWT     = "jwt"
-	CredentialToken   = "token"
-	CredentialAppRole = "appRole"
-	KeysPinned        = "pinned"
-	KeysDiscovery     = "discovery"
+	CredentialJWT        = "jwt"
+	CredentialToken      = "token"
+	CredentialAppRole    = "appRole"
+	CredentialKubernetes = "kubernetes"
+	KeysPinned           = "pinned"
+	KeysDiscovery        = "discovery"
 )
 
 // CertManager says whether cert-manager is ours to install.
@@ -384,6 +386,10 @@ func (s Spec) ClusterLease(workload string) string {
 	return fmt.Sprintf("relaypki-%s-cluster-%s", s.Mesh, workload)
 }
 
+// ReviewerBinding is the ClusterRoleBinding of ReviewerName; it is of the whole
+// cluster, in which a mesh may have several namespaces.
+func (s Spec) ReviewerBinding() string { return ReviewerName + "-" + s.Namespace }
+
 // Names of objects that the procedures make in every cluster.
 const (
 	// IssuerName is the cert-manager Issuer, the guide's name.
@@ -396,6 +402,9 @@ const (
 	TokenSecretKey = "token"
 	// AppRoleSecretName is the Secret of the appRole method.
 	AppRoleSecretName = "relaypki-approle"
+	// ReviewerName is the ServiceAccount that Vault has tokens reviewed with, and
+	// the Secret with its token (method kubernetes).
+	ReviewerName = "relaypki-reviewer"
 	// CABundleSecretName holds the CA that Vault's own TLS is checked with.
 	CABundleSecretName = "relaypki-vault-ca"
 	// RootSecretName is the agents' trust, key ca.crt.
@@ -482,6 +491,9 @@ func (s Spec) PrivateProblems(queue string) []string {
 	var problems []string
 	if secret := map[string]string{CredentialToken: "token", CredentialAppRole: "secret id"}[s.Credential.Method]; queue != "" && secret != "" {
 		problems = append(problems, fmt.Sprintf("is served by the worker of task queue %q, which cannot mint its %s: set credential.method to %q", queue, secret, CredentialJWT))
+	}
+	if queue != "" && s.Credential.Method == CredentialKubernetes {
+		problems = append(problems, fmt.Sprintf("is served by the worker of task queue %q, inside a private network: Vault has to reach the API server to have tokens reviewed, and that worker does not reach Vault: set credential.method to %q", queue, CredentialJWT))
 	}
 	if queue != "" && s.Gloo.IdentityToken.Mode != TokenNone {
 		problems = append(problems, fmt.Sprintf("is served by the worker of task queue %q, which does not reach the identity token: with client certificates none is needed, so set gloo.identityToken.mode to %q", queue, TokenNone))

@@ -66,7 +66,7 @@ func (s Spec) Validate() []strict.Problem {
 	if s.PKI.Isolation == IsolationPerCluster && s.Certificates.Client.CommonName != "" {
 		v.bad("certificates.client.commonName", "cannot be chosen with pki.isolation %q: a cluster's role signs for its own name and no other", IsolationPerCluster)
 	}
-	v.oneOf("credential.method", s.Credential.Method, CredentialJWT, CredentialToken, CredentialAppRole)
+	v.oneOf("credential.method", s.Credential.Method, CredentialJWT, CredentialToken, CredentialAppRole, CredentialKubernetes)
 	v.oneOf("credential.keys", s.Credential.Keys, KeysPinned, KeysDiscovery)
 	if s.Credential.TokenPeriod.Duration < time.Hour {
 		v.bad("credential.tokenPeriod", "%s is too short to be renewed in time; give at least 1h", s.Credential.TokenPeriod)
@@ -181,7 +181,7 @@ func (v *validation) vault(vault Vault) {
 func (v *validation) identityToken(s Spec) {
 	token := s.Gloo.IdentityToken
 	v.objectName("gloo.identityToken.secretName", token.SecretName)
-	others := []string{s.Certificates.Server.SecretName, s.Certificates.Client.SecretName, RootSecretName, TokenSecretName, AppRoleSecretName, CABundleSecretName}
+	others := []string{s.Certificates.Server.SecretName, s.Certificates.Client.SecretName, RootSecretName, TokenSecretName, AppRoleSecretName, ReviewerName, CABundleSecretName}
 	if slices.Contains(others, token.SecretName) || strings.HasPrefix(token.SecretName, "sh.helm.") {
 		v.bad("gloo.identityToken.secretName", "%q holds something else; give the Secret of the identity token", token.SecretName)
 	}

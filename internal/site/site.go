@@ -59,6 +59,9 @@ type ClusterConfig struct {
 	// cluster's ServiceAccount tokens (credential.keys discovery); without it
 	// Vault uses its system's.
 	IssuerCAFile string `json:"issuerCAFile,omitempty"`
+	// AddressForVault is the API server's address as Vault reaches it
+	// (credential.method kubernetes); default: the kubeconfig's.
+	AddressForVault string `json:"addressForVault,omitempty"`
 	// ChartValues are Helm values for this cluster, by chart name, over which
 	// the input's are laid: registries, node selectors, webhook addresses.
 	ChartValues map[string]map[string]any `json:"chartValues,omitempty"`

@@ -24,6 +24,7 @@ import (
 	"go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
+	authentication "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
@@ -187,6 +188,37 @@ func TestCredentials(t *testing.T) {
 		t.Errorf("%+v", result)
 	}
 	w.renewed(t, w.renewLeaf(t)+1)
+
+	t.Log("kubernetes: nothing of it expires, and a setup sees that Vault has another reviewer than the cluster's")
+	setup("{method: kubernetes}")
+	w.renewed(t, w.renewLeaf(t)+1)
+	schedules := w.temporal(t).ScheduleClient()
+	if _, err := schedules.GetHandle(t.Context(), temporalactivities.RefreshScheduleID("demo")).Describe(t.Context()); err == nil {
+		t.Error("the schedule is still there, with nothing to refresh")
+	}
+	for _, context := range w.all() {
+		if _, err := w.cluster(t, context).kube.RbacV1().ClusterRoleBindings().Get(t.Context(), "relaypki-reviewer-gloo-mesh", metav1.GetOptions{}); err != nil {
+			t.Errorf("%s: %v", context, err)
+		}
+	}
+	configured, err := vault.Logical().Read(jwtConfig)
+	if err != nil || configured.Data["token_reviewer_jwt_set"] != true {
+		t.Fatalf("the mount's configuration is %+v (%v)", configured, err)
+	}
+	nobody, err := kube.CoreV1().ServiceAccounts("gloo-mesh").CreateToken(t.Context(), mesh.IssuerServiceAccount, &authentication.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vault.Logical().Write(jwtConfig, map[string]any{"kubernetes_host": configured.Data["kubernetes_host"], "kubernetes_ca_cert": configured.Data["kubernetes_ca_cert"],
+		"disable_local_ca_jwt": true, "token_reviewer_jwt": nobody.Status.Token}); err != nil {
+		t.Fatal(err)
+	}
+	revision = w.renewLeaf(t)
+	w.requestFails(t, revision+1)
+	if healed := w.setup(t, input); !healed.Changed {
+		t.Errorf("a setup did not see that Vault's reviewer may not review: %+v", healed)
+	}
+	w.renewed(t, revision+1)
 
 	t.Log("jwt again, with its schedule")
 	setup("{method: jwt}")

@@ -24,8 +24,9 @@ var Table = []Program{
 		LDFlags: "-X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"},
 	// Upstream's minimal variant: without the plugins and storages of clouds and
 	// databases, which are half of the compiling. pki, approle, jwt, cert and
-	// raft are in it; the kubernetes auth method is not.
+	// raft are in it; the kubernetes auth method is a plugin of its own.
 	{Name: "vault", Module: "deploy/lab/servers/vault", Package: "github.com/hashicorp/vault", Tags: "minimal", Seconds: 240, MB: 150},
+	{Name: "vault-plugin-auth-kubernetes", Module: "deploy/lab/servers/vaultkubernetes", Package: "github.com/hashicorp/vault-plugin-auth-kubernetes/cmd/vault-plugin-auth-kubernetes", Seconds: 120, MB: 45},
 	{Name: "lab-temporal", Module: "deploy/lab/servers/temporal", Package: ".", Seconds: 300, MB: 130},
 	{Name: "kwok", Module: "deploy/lab/servers/kwok", Package: "sigs.k8s.io/kwok/cmd/kwok", Seconds: 90, MB: 80},
 	{Name: "lab-cert-manager", Module: "deploy/lab/servers/certmanager", Package: ".", Seconds: 90, MB: 75},
@@ -60,6 +61,7 @@ var Tools = []Tool{
 	{Name: "kubectl", Program: "lab-kube", Args: []string{"kubectl"}, VersionArgs: []string{"version", "--client"}, From: "1.36.0", Below: "1.39.0"},
 	// What was measured of Vault's PKI was measured on 1.21.
 	{Name: "vault", Program: "vault", VersionArgs: []string{"version"}, From: "1.21.0", Below: "1.22.0"},
+	{Name: "vault-plugin-auth-kubernetes", Program: "vault-plugin-auth-kubernetes"},
 	{Name: "kwok", Program: "kwok", VersionArgs: []string{"--version"}, From: "0.8.0", Below: "0.9.0"},
 	{Name: "temporal", Program: "temporal", VersionArgs: []string{"--version"}, From: "1.5.0", Below: "2.0.0"},
 	{Name: "temporal-server", Program: "lab-temporal"},

@@ -3,8 +3,11 @@
 package vault
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,11 +32,22 @@ var Identities = []string{"onboard", "operate", "refresh"}
 type Server struct {
 	w    *world.World
 	repo string
+	// config is what Vault reads at its start.
+	config string
+	// plugin is the SHA-256 of the kubernetes auth method's program.
+	plugin string
 }
 
-// New makes Vault's certificate and configuration.
-func New(w *world.World, repo string) (*Server, error) {
+// pluginName is the kubernetes auth method's program in the plugin directory.
+const pluginName = "vault-plugin-auth-kubernetes"
+
+// New makes Vault's certificate and configuration. plugin is the program of the
+// kubernetes auth method.
+func New(w *world.World, repo, plugin string) (*Server, error) {
 	s := &Server{w: w, repo: repo}
+	if err := s.installPlugin(plugin); err != nil {
+		return nil, err
+	}
 	ca, err := certs.CA(w.Path("vault"), "relaypki lab Vault")
 	if err != nil {
 		return nil, err
@@ -53,16 +67,47 @@ func New(w *world.World, repo string) (*Server, error) {
 			"address": w.Addr("vault"), "cluster_address": w.Addr("vault-cluster"),
 			"tls_cert_file": server.Cert, "tls_key_file": server.Key,
 		}},
-		"api_addr":      w.URL("vault"),
-		"cluster_addr":  w.URL("vault-cluster"),
-		"disable_mlock": true,
-		"ui":            false,
+		"api_addr":         w.URL("vault"),
+		"plugin_directory": w.Path("vault", "plugins"),
+		"cluster_addr":     w.URL("vault-cluster"),
+		"disable_mlock":    true,
+		"ui":               false,
 	}
 	data, err := json.MarshalIndent(config, "", "  ")
 	if err != nil {
 		return nil, err
 	}
+	s.config = string(data)
 	return s, world.WriteFile(w.Path("vault", "config.json"), data, 0o644)
+}
+
+// installPlugin puts the program where Vault runs plugins from: it follows no
+// link out of that directory.
+func (s *Server) installPlugin(program string) error {
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(data)
+	s.plugin = hex.EncodeToString(sum[:])
+	path := s.w.Path("vault", "plugins", pluginName)
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	_ = os.Remove(path) // a running one is not overwritten
+	return os.WriteFile(path, data, 0o700)
+}
+
+// registerPlugin tells Vault of the kubernetes auth method.
+func (s *Server) registerPlugin(ctx context.Context, client *api.Client) error {
+	have, err := client.Sys().GetPluginWithContext(ctx, &api.GetPluginInput{Name: "kubernetes", Type: api.PluginTypeCredential})
+	if err == nil && have.SHA256 == s.plugin {
+		return nil
+	}
+	return client.Sys().RegisterPluginWithContext(ctx, &api.RegisterPluginInput{Name: "kubernetes", Type: api.PluginTypeCredential, Command: pluginName, SHA256: s.plugin})
 }
 
 // CAFile is the CA of Vault's own TLS certificate.
@@ -73,6 +118,7 @@ func (s *Server) CAFile() string { return s.w.Path("vault", "ca.crt") }
 func (s *Server) Part(program []string) supervise.Part {
 	return supervise.Part{
 		Name:    "vault",
+		Key:     s.config,
 		Listen:  []string{s.w.Addr("vault"), s.w.Addr("vault-cluster")},
 		Log:     s.w.Log("vault"),
 		Command: slices.Concat(program, []string{"server", "-config=" + s.w.Path("vault", "config.json")}),
@@ -191,6 +237,9 @@ func (s *Server) AdmitWorker(ctx context.Context) error {
 	client, err := s.client(token)
 	if err != nil {
 		return err
+	}
+	if err := s.registerPlugin(ctx, client); err != nil {
+		return fmt.Errorf("vault plugin %s: %w", pluginName, err)
 	}
 	devices, err := client.Sys().ListAuditWithContext(ctx)
 	if err != nil {
