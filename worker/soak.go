@@ -231,7 +231,7 @@ var (
 	// a login alone.
 	readOnly     = regexp.MustCompile(`/(self|local)?subject(access|rules)?reviews$|/portforward$|/serviceaccounts/[^/]+/token$|^/v1/sys/capabilities-self$|^/v1/auth/.*/login$|^/v1/auth/token/renew-self$|/lookup(-self)?$`)
 	helmRelease  = regexp.MustCompile(`"meta\.helm\.sh/release-name":\s*"([^"]+)"`)
-	helmRevision = regexp.MustCompile(`sh\.helm\.release\.v1\.([^"/]+)\.v\d+`)
+	helmRevision = regexp.MustCompile(`sh\.helm\.release\.v1\.([a-z0-9-]+)\.v\d+`)
 	// Of a label, in JSON as in protobuf.
 	helmStatus = regexp.MustCompile(`status[^a-z]{2,5}(deployed|failed|superseded|uninstalled|uninstalling|pending-[a-z]+)`)
 )

@@ -25,6 +25,7 @@ func TestEffectOf(t *testing.T) {
 		{"POST", api + "secrets", `{"metadata":{"name":"sh.helm.release.v1.gloo-platform.v3","labels":{"status":"pending-upgrade","version":"3"}}}`, "helm POST release gloo-platform pending-upgrade"},
 		{"POST", api + "secrets", "k8s\x00\n\x0c\n\x02v1\n\x22sh.helm.release.v1.cert-manager.v1\x12\n\n\x06status\x12\x0fpending-install", "helm POST release cert-manager pending-install"},
 		{"PUT", api + "secrets/sh.helm.release.v1.cert-manager.v12", `{"metadata":{"name":"sh.helm.release.v1.cert-manager.v12","labels":{"status":"deployed"}}}`, "helm PUT release cert-manager deployed"},
+		{"PUT", api + "secrets/sh.helm.release.v1.cert-manager.v12", "k8s\x00\n\x0c\n\x02v1\n\x23sh.helm.release.v1.cert-manager.v12\x12\n\n\x06status\x12\x06failed", "helm PUT release cert-manager failed"},
 		{"DELETE", api + "secrets/sh.helm.release.v1.cert-manager.v2", "", "helm DELETE release cert-manager"},
 		{"PATCH", "/apis/apps/v1/namespaces/gloo-mesh/deployments/d?fieldManager=helm", `{"metadata":{"annotations":{"meta.helm.sh/release-name":"gloo-platform"}}}`, "helm PATCH deployments of gloo-platform"},
 		{"DELETE", "/apis/apps/v1/namespaces/gloo-mesh/deployments/d", "{}", "helm DELETE deployments"},
