@@ -55,7 +55,8 @@ func init() { onTrial = soak }
 type boundary struct {
 	// Workflow, Activity and ID are empty for what Helm writes.
 	Workflow, Activity, ID string
-	// Server and Effect are of a write, empty for the activity itself.
+	// Effect is a write, empty for the activity itself; Server where it is, empty
+	// for an object of a chart.
 	Server, Effect string
 	Side           string // before or after
 	// Process is the one that was killed there.
@@ -213,6 +214,9 @@ func (s *soakingWrites) RoundTrip(req *http.Request) (*http.Response, error) {
 		return s.next.RoundTrip(req)
 	}
 	b.Server, b.Effect, b.Side = s.server, effect, "before"
+	if strings.HasPrefix(effect, "helm ") && !strings.Contains(effect, " release ") {
+		b.Server = "" // a chart is the same in each of them
+	}
 	s.reach(b, 1, 0)
 	response, err := s.next.RoundTrip(req)
 	if err != nil || response.StatusCode >= http.StatusBadRequest {
