@@ -225,7 +225,7 @@ func TestConflicts(t *testing.T) {
 		{"a foreign root", func() {
 			mount("pki", "pki")
 			write("pki/root/generate/internal", map[string]any{"common_name": "Somebody Else", "ttl": "1000h", "issuer_name": "theirs", "key_type": "ec"})
-		}, func() error { _, err := w.GenerateRoot(ctx, rootInput); return err }, []string{"theirs", "Somebody Else", "adopting"}},
+		}, func() error { _, err := w.GenerateRoot(ctx, rootInput); return err }, []string{"theirs", "Somebody Else", "relaypki adopt"}},
 		{"our name on another CA", func() {
 			mount("pki", "pki")
 			write("pki/root/generate/internal", map[string]any{"common_name": "Somebody Else", "ttl": "187600h", "issuer_name": "relay-root-g1", "key_type": "ec"})
