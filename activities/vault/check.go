@@ -160,10 +160,11 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 	} {
 		have, err := s.mountAt(ctx, m.path)
 		if err == nil && have != nil {
+			var found authority
 			if err = have.unfit(s.vault, m.path, c.spec.Mesh); err == nil {
-				_, err = s.authority(ctx, m.path, m.name, m.prefix, m.ca)
+				found, err = s.authority(ctx, m.path, m.name, m.prefix, m.ca)
 			}
-			if err == nil && m.path == c.spec.Vault.RelayMount && have.Description != mountMark(c.spec.Mesh) {
+			if err == nil && m.path == c.spec.Vault.RelayMount && found.issuer == nil {
 				err = c.foreignRoles(ctx, s)
 			}
 		}
@@ -174,9 +175,8 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 	return nil
 }
 
-// foreignRoles names the roles of our names in a mount that is not marked as
-// this mesh's, and so are somebody else's. Vault keeps no mark of who made a
-// role: once the mount is the mesh's, its roles are.
+// foreignRoles names the roles of our names in a mount without our CA, and so
+// are somebody else's: ours come after it. Vault keeps no mark of who made a role.
 func (c *vaultCheck) foreignRoles(ctx context.Context, s session) error {
 	desired := map[string]map[string]any{c.spec.PKI.Role: serverRole(c.spec, ""), c.spec.ProbeRole(): probeRole("")}
 	for name, role := range desired {
