@@ -143,7 +143,7 @@ func Apply(ctx context.Context, c *site.Cluster, want *unstructured.Unstructured
 	}
 	if by := live.GetLabels()[LabelManagedBy]; by != ManagedBy {
 		return nil, failure.Permanent(failure.Conflict,
-			"cluster %q: %s is there and is not relaypki's (label %s is %q). It is left as it is. Delete or rename it, or have relaypki take it over (relaypki adopt -f mesh.yaml); then run this again",
+			"cluster %q: %s is there and is not relaypki's (label %s is %q). It is left as it is. Delete or rename it and run this again, or have relaypki take it over: relaypki adopt -f mesh.yaml",
 			c.Name, name, LabelManagedBy, by)
 	}
 	if owner := OtherMesh(live.GetLabels(), labels[LabelMesh]); owner != "" {
