@@ -85,10 +85,7 @@ func TestPlanByHand(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	helm := t.TempDir()
-	if out, err := run(nil, "go", "-C", filepath.Join(repository, "test", "helm"), "build", "-o", filepath.Join(helm, "helm"), "helm.sh/helm/v4/cmd/helm"); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	helm := w.helm(t)
 	w.startWorker(t, filepath.Join(repository, "bin", "relaypki-worker"))
 	input := filepath.Join(t.TempDir(), "mesh.yaml")
 	if err := os.WriteFile(input, []byte("mesh: byhand\nworkloads: [{name: cluster1}]\n"), 0o600); err != nil {
@@ -161,29 +158,19 @@ kubectl --context cluster1 -n gloo-mesh delete secret relay-root-tls-secret`)
 // site file's chart values, which a plan does not show.
 func (w *world) runByHand(t *testing.T, helm, script string) {
 	t.Helper()
-	site, err := sitefile.Load(filepath.Join(w.dir, "worker", "site.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range site.Clusters {
-		for chart, values := range c.ChartValues {
-			data, err := yaml.Marshal(values)
-			if err != nil {
-				t.Fatal(err)
-			}
-			path := filepath.Join(t.TempDir(), "values.yaml")
-			if err := os.WriteFile(path, data, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			lines := strings.Split(script, "\n")
-			for i, line := range lines {
-				if strings.HasPrefix(line, "helm upgrade --install "+chart+" ") && strings.Contains(line, "--kube-context "+c.Name+" ") {
-					lines[i] = strings.Replace(line, " -f -", " -f "+path+" -f -", 1)
-				}
-			}
-			script = strings.Join(lines, "\n")
+	w.chartValues(t, func(cluster, chart string, values []byte) {
+		path := filepath.Join(t.TempDir(), "values.yaml")
+		if err := os.WriteFile(path, values, 0o600); err != nil {
+			t.Fatal(err)
 		}
-	}
+		lines := strings.Split(script, "\n")
+		for i, line := range lines {
+			if strings.HasPrefix(line, "helm upgrade --install "+chart+" ") && strings.Contains(line, "--kube-context "+cluster+" ") {
+				lines[i] = strings.Replace(line, " -f -", " -f "+path+" -f -", 1)
+			}
+		}
+		script = strings.Join(lines, "\n")
+	})
 	path := filepath.Join(t.TempDir(), "plan.sh")
 	if err := os.WriteFile(path, []byte(script), 0o600); err != nil {
 		t.Fatal(err)
@@ -195,5 +182,33 @@ func (w *world) runByHand(t *testing.T, helm, script string) {
 	env["PATH"] = helm + ":" + w.env["PATH"]
 	if out, err := run(env, "bash", path); err != nil {
 		t.Fatalf("%v\n%s\n--- the script:\n%s", err, out, script)
+	}
+}
+
+// helm is a directory with Helm's command in it.
+func (w *world) helm(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := run(nil, "go", "-C", filepath.Join(repository, "test", "helm"), "build", "-o", filepath.Join(dir, "helm"), "helm.sh/helm/v4/cmd/helm"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return dir
+}
+
+// chartValues calls for each of the site file's chart values, as YAML.
+func (w *world) chartValues(t *testing.T, each func(cluster, chart string, values []byte)) {
+	t.Helper()
+	site, err := sitefile.Load(filepath.Join(w.dir, "worker", "site.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range site.Clusters {
+		for chart, values := range c.ChartValues {
+			data, err := yaml.Marshal(values)
+			if err != nil {
+				t.Fatal(err)
+			}
+			each(c.Name, chart, data)
+		}
 	}
 }
