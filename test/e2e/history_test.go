@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -96,6 +97,18 @@ func TestHistories(t *testing.T) {
 	w := demoWorld(t)
 	c := w.temporal(t)
 	_ = w.setup(t, example) // a second run: one that only looks around
+	refresh := c.ScheduleClient().GetHandle(t.Context(), "relaypki-refresh-demo")
+	if err := refresh.Trigger(t.Context(), client.ScheduleTriggerOptions{Overlap: enumspb.SCHEDULE_OVERLAP_POLICY_ALLOW_ALL}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, func() error {
+		for _, x := range executions(t, c) {
+			if x.Type.Name == procedure.RefreshCredentials && x.Status == enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED {
+				return nil
+			}
+		}
+		return errors.New("no RefreshCredentials has ended well since its schedule was triggered")
+	})
 	directory := filepath.Join(repository, "workflows", "testdata")
 	found := map[string]bool{}
 	for _, x := range executions(t, c) {
@@ -108,7 +121,7 @@ func TestHistories(t *testing.T) {
 			kind = "first-run"
 		}
 		name := fmt.Sprintf("%s-%s.json.gz", x.Type.Name, kind)
-		if x.Type.Name == procedure.VerifyMesh {
+		if x.Type.Name == procedure.VerifyMesh || x.Type.Name == procedure.RefreshCredentials {
 			name = x.Type.Name + ".json.gz"
 		}
 		if found[name] {
