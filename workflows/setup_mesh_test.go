@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,6 +49,9 @@ type outside struct {
 	calls  []string
 }
 
+// noting guards calls: activities begin side by side.
+var noting sync.Mutex
+
 func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	t.Helper()
 	var suite testsuite.WorkflowTestSuite
@@ -73,7 +77,10 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 			Lease   string
 		}
 		_ = decode(&in)
-		o.calls = append(o.calls, strings.TrimSpace(fmt.Sprintf("%s %s%s %s", info.ActivityType.Name, in.Context, in.Lease, in.Mode)))
+		call := strings.TrimSpace(fmt.Sprintf("%s %s%s %s", info.ActivityType.Name, in.Context, in.Lease, in.Mode)) + ofMember(info.ActivityType.Name, decode)
+		noting.Lock()
+		defer noting.Unlock()
+		o.calls = append(o.calls, call)
 	}
 	env.SetOnActivityStartedListener(func(info *activity.Info, _ context.Context, args converter.EncodedValues) {
 		note(info, func(into any) error { return args.Get(into) })
