@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/relaypki/relaypki/internal/procedure"
@@ -185,16 +186,27 @@ func (w *world) stopCluster(t *testing.T, cluster string) {
 	}
 }
 
-// startCluster brings it back, and waits until it answers.
+// startCluster brings it back, and waits until it is at work: its controllers
+// look for the API server again in their own time. What they do for every
+// namespace is to give it a ServiceAccount.
 func (w *world) startCluster(t *testing.T, cluster string) {
 	t.Helper()
 	if _, err := w.lab("start", cluster+"-apiserver"); err != nil {
 		t.Fatal(err)
 	}
+	c := w.cluster(t, cluster).kube.CoreV1()
+	name := fmt.Sprintf("back-%d", time.Now().Unix())
 	eventually(t, time.Minute, func() error {
-		_, err := w.cluster(t, cluster).kube.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(t.Context())
+		_, err := c.Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 		return err
 	})
+	eventually(t, 3*time.Minute, func() error {
+		_, err := c.ServiceAccounts(name).Get(t.Context(), "default", metav1.GetOptions{})
+		return err
+	})
+	if err := c.Namespaces().Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // hasCertificate fails the test if a cluster's client certificate is not ready.
