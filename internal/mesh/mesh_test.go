@@ -132,6 +132,22 @@ func TestProblems(t *testing.T) {
 	}
 }
 
+// Members that were added in another order are the same members.
+func TestNormalForgetsTheOrderOfMembers(t *testing.T) {
+	one := Spec{Mesh: "m", Workloads: []Workload{{Name: "a"}, {Name: "b", Context: "x"}, {Name: "c"}}}
+	other := Spec{Mesh: "m", Workloads: []Workload{{Name: "c"}, {Name: "a"}, {Name: "b", Context: "x"}}}
+	if !reflect.DeepEqual(one.Normal(), other.Normal()) {
+		t.Errorf("%+v and %+v are not the same", one.Normal(), other.Normal())
+	}
+	other.Workloads[2].Context = "y"
+	if reflect.DeepEqual(one.Normal(), other.Normal()) {
+		t.Error("another context is not seen")
+	}
+	if other.Workloads[0].Name != "c" {
+		t.Error("the spec itself was sorted")
+	}
+}
+
 func TestDuration(t *testing.T) {
 	for text, want := range map[string]time.Duration{"30m": 30 * time.Minute, "72h": 72 * time.Hour, "30d": 720 * time.Hour,
 		"1d12h": 36 * time.Hour, "0s": 0, "187600h": 187600 * time.Hour} {

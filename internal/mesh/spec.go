@@ -7,6 +7,8 @@ package mesh
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/relaypki/relaypki/internal/strict"
@@ -502,7 +504,8 @@ func (s Spec) PrivateProblems(queue string) []string {
 }
 
 // Normal is the spec as it is when it has gone through JSON, so that two can
-// be compared: numbers in Helm values are alike, empty and missing are one.
+// be compared: numbers in Helm values are alike, empty and missing are one, and
+// the order in which members were added does not count.
 func (s Spec) Normal() Spec {
 	data, err := json.Marshal(s)
 	var out Spec
@@ -512,5 +515,6 @@ func (s Spec) Normal() Spec {
 	if err != nil {
 		panic(fmt.Sprintf("a spec does not survive JSON: %v", err))
 	}
+	slices.SortStableFunc(out.Workloads, func(a, b Workload) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
