@@ -119,7 +119,7 @@ func TestSteering(t *testing.T) {
 	// Back: one command finishes it.
 	w.startCluster(t, "cluster2")
 	w.standing(t, "retry", "demo")
-	out, _ = w.command(t, 0, "watch", "demo", "-o", "json")
+	out, _ = w.command(t, 0, "watch", "demo", "-o", "json", "--timeout", "8m")
 	if result := resultOf[procedure.SetupResult](t, out); len(result.Clusters) != 2 || !result.Verification.Healthy {
 		t.Errorf("the run that was retried ended with %+v", result)
 	}
@@ -129,7 +129,7 @@ func TestSteering(t *testing.T) {
 	w.stopCluster(t, "cluster2")
 	w.command(t, exitWaiting, "setup", "-f", file)
 	w.standing(t, "skip", "demo", "cluster2", "--reason", "in repair")
-	out, errOut = w.command(t, exitFailed, "watch", "demo")
+	out, errOut = w.command(t, exitFailed, "watch", "demo", "--timeout", "8m")
 	if !slices.Contains(strings.Split(out, "\n"), "cluster2  skipped  in repair") || !strings.Contains(errOut, "Next: relaypki setup -f") {
 		t.Errorf("what was left out is not said:\n%s\n%s", out, errOut)
 	}
@@ -142,7 +142,7 @@ func TestSteering(t *testing.T) {
 	if standing := w.standing(t, "abort", "demo", "--reason", "wrong day", "--yes"); !standing.Aborting {
 		t.Errorf("abort answers %+v", standing)
 	}
-	if _, errOut := w.command(t, exitFailed, "watch", "setup-demo"); !strings.Contains(errOut, "wrong day") {
+	if _, errOut := w.command(t, exitFailed, "watch", "setup-demo", "--timeout", "8m"); !strings.Contains(errOut, "wrong day") {
 		t.Errorf("the reason of the abort is not said:\n%s", errOut)
 	}
 	leases, err := w.cluster(t, management).kube.CoordinationV1().Leases("gloo-mesh").List(t.Context(), metav1.ListOptions{})
@@ -187,8 +187,8 @@ func (w *world) stopCluster(t *testing.T, cluster string) {
 }
 
 // startCluster brings it back, and waits until it is at work: its controllers
-// look for the API server again in their own time. What they do for every
-// namespace is to give it a ServiceAccount.
+// and whoever runs its Pods look for the API server again in their own time. So a
+// namespace gets its ServiceAccount, and a Pod in it runs.
 func (w *world) startCluster(t *testing.T, cluster string) {
 	t.Helper()
 	if _, err := w.lab("start", cluster+"-apiserver"); err != nil {
@@ -202,6 +202,17 @@ func (w *world) startCluster(t *testing.T, cluster string) {
 	})
 	eventually(t, 3*time.Minute, func() error {
 		_, err := c.ServiceAccounts(name).Get(t.Context(), "default", metav1.GetOptions{})
+		return err
+	})
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "probe"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "probe", Image: "probe"}}}}
+	if _, err := c.Pods(name).Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 3*time.Minute, func() error {
+		probe, err := c.Pods(name).Get(t.Context(), "probe", metav1.GetOptions{})
+		if err == nil && probe.Status.Phase != corev1.PodRunning {
+			err = fmt.Errorf("the Pod is %s", probe.Status.Phase)
+		}
 		return err
 	})
 	if err := c.Namespaces().Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
