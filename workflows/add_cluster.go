@@ -97,7 +97,7 @@ func (a *addition) run(ctx workflow.Context) error {
 // changed by its end.
 func (a *addition) preflight(ctx workflow.Context) (procedure.Outcome, error) {
 	var err error
-	if a.queues, err = a.report.describe(ctx); err != nil {
+	if a.queues, err = a.report.describe(ctx, "preflight"); err != nil {
 		return procedure.Outcome{}, err
 	}
 	record, err := readMesh(ctx, a.in.Mesh, a.in.Management, a.in.Namespace)

@@ -43,7 +43,7 @@ type adoption struct {
 }
 
 func (a *adoption) run(ctx workflow.Context) error {
-	queues, err := a.report.describe(ctx)
+	queues, err := a.report.describe(ctx, "preflight")
 	if err != nil {
 		return err
 	}

@@ -340,23 +340,7 @@ func TestMemberFailures(t *testing.T) {
 			o := c.outside
 			env := newRun(t, &o)
 			env.ExecuteWorkflow(c.procedure, json.RawMessage(c.input))
-			err := env.GetWorkflowError()
-			if err == nil {
-				t.Fatal("the run ended well")
-			}
-			if kind := failure.KindOf(err); kind != c.kind {
-				t.Errorf("it failed as %q, want %q: %v", kind, c.kind, err)
-			}
-			for _, want := range c.says {
-				if !strings.Contains(failure.Message(err), want) {
-					t.Errorf("the failure does not say %q: %s", want, failure.Message(err))
-				}
-			}
-			for _, never := range c.never {
-				if o.count(never) > 0 {
-					t.Errorf("%s was called: %q", never, o.calls)
-				}
-			}
+			o.failed(t, env.GetWorkflowError(), c.kind, c.says, c.never)
 			if locks, releases := o.count("AcquireLock"), o.count("ReleaseLock"); c.kind != failure.Locked && locks != releases {
 				t.Errorf("%d locks were taken, %d given back", locks, releases)
 			}

@@ -16,16 +16,16 @@ import (
 	"github.com/relaypki/relaypki/internal/procedure"
 )
 
-// describe asks Temporal and the site file what there is, and begins the
-// preflight: the report uses the search attributes from then on, if there are
+// describe asks Temporal and the site file what there is, and begins the first
+// phase: the report uses the search attributes from then on, if there are
 // any. It answers the task queues of clusters in private networks, by context.
-func (r *report) describe(ctx workflow.Context) (map[string]string, error) {
+func (r *report) describe(ctx workflow.Context, phase string) (map[string]string, error) {
 	facts, err := call[temporalactivities.Facts](ctx, summarized(looking, "Ask Temporal and the site file what there is"), temporals.DescribeTemporal, nil)
 	if err != nil {
 		return nil, err
 	}
 	r.attributes = facts.SearchAttributes
-	return facts.TaskQueues, r.phase(ctx, "preflight")
+	return facts.TaskQueues, r.phase(ctx, phase)
 }
 
 // complaints are what is in the way, each with who says so.

@@ -10,7 +10,6 @@ import (
 
 	"github.com/relaypki/relaypki/activities/certmanager"
 	"github.com/relaypki/relaypki/activities/cluster"
-	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
@@ -100,12 +99,8 @@ func (c refreshed) detail() string {
 }
 
 func (r *refresh) run(ctx workflow.Context) error {
-	facts, err := call[temporalactivities.Facts](ctx, summarized(looking, "Ask Temporal and the site file what there is"), temporals.DescribeTemporal, nil)
+	queues, err := r.report.describe(ctx, "credentials")
 	if err != nil {
-		return err
-	}
-	r.report.attributes = facts.SearchAttributes
-	if err := r.report.phase(ctx, "credentials"); err != nil {
 		return err
 	}
 	record, err := r.readMesh(ctx)
@@ -121,7 +116,7 @@ func (r *refresh) run(ctx workflow.Context) error {
 	for _, w := range r.spec.Workloads {
 		// What is just coming or going has a credential not yet, or no longer.
 		moving, _ := record.Moving(w.Name)
-		r.clusters = append(r.clusters, refreshed{name: w.Name, context: w.Context, workload: w.Name, queue: facts.TaskQueues[w.Context], skipped: moving})
+		r.clusters = append(r.clusters, refreshed{name: w.Name, context: w.Context, workload: w.Name, queue: queues[w.Context], skipped: moving})
 	}
 	r.report.Clusters = pendingChecks(r.spec)
 	r.all(ctx)

@@ -90,7 +90,7 @@ func (r *removal) run(ctx workflow.Context) error {
 // removed; nothing has been changed by its end. What is no member, but was one
 // a while ago, needs no removing.
 func (r *removal) preflight(ctx workflow.Context) (member bool, detail string, err error) {
-	queues, err := r.report.describe(ctx)
+	queues, err := r.report.describe(ctx, "preflight")
 	if err != nil {
 		return false, "", err
 	}

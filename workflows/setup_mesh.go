@@ -186,7 +186,7 @@ func (r *setup) preflight(ctx workflow.Context) error {
 
 func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error) {
 	var err error
-	if r.Queues, err = r.report.describe(ctx); err != nil {
+	if r.Queues, err = r.report.describe(ctx, "preflight"); err != nil {
 		return procedure.Outcome{}, err
 	}
 	return checkEverything(ctx, r.spec, r.Queues, func(cluster, why string) { r.fleet.park(ctx, cluster, why) })

@@ -345,28 +345,34 @@ func TestFailures(t *testing.T) {
 				c.input = `{"mesh":"demo","workloads":[{"name":"cluster1"},{"name":"cluster2"}]}`
 			}
 			env.ExecuteWorkflow(procedure.SetupMesh, json.RawMessage(c.input))
-			err := env.GetWorkflowError()
-			if err == nil {
-				t.Fatal("the run ended well")
-			}
-			if kind := failure.KindOf(err); kind != c.kind {
-				t.Errorf("it failed as %q, want %q: %v", kind, c.kind, err)
-			}
-			for _, want := range c.says {
-				if !strings.Contains(failure.Message(err), want) {
-					t.Errorf("the failure does not say %q: %s", want, failure.Message(err))
-				}
-			}
-			for _, never := range c.never {
-				if slices.ContainsFunc(o.calls, func(call string) bool { return strings.HasPrefix(call, never) }) {
-					t.Errorf("%s was called: %q", never, o.calls)
-				}
-			}
+			o.failed(t, env.GetWorkflowError(), c.kind, c.says, c.never)
 			locks, releases := o.count("AcquireLock"), o.count("ReleaseLock")
 			if c.kind != failure.Locked && locks != releases {
 				t.Errorf("%d locks were taken, %d given back", locks, releases)
 			}
 		})
+	}
+}
+
+// failed checks how a run failed: of which kind, with which words, and without
+// which calls, by prefix.
+func (o *outside) failed(t *testing.T, err error, kind failure.Kind, says, never []string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("the run ended well")
+	}
+	if got := failure.KindOf(err); got != kind {
+		t.Errorf("it failed as %q, want %q: %v", got, kind, err)
+	}
+	for _, want := range says {
+		if !strings.Contains(failure.Message(err), want) {
+			t.Errorf("the failure does not say %q: %s", want, failure.Message(err))
+		}
+	}
+	for _, call := range never {
+		if o.count(call) > 0 {
+			t.Errorf("%s was called: %q", call, o.calls)
+		}
 	}
 }
 

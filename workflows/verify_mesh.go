@@ -12,7 +12,6 @@ import (
 
 	"github.com/relaypki/relaypki/activities/cluster"
 	"github.com/relaypki/relaypki/activities/relay"
-	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
@@ -97,12 +96,8 @@ type verification struct {
 }
 
 func (v *verification) run(ctx workflow.Context) error {
-	facts, err := call[temporalactivities.Facts](ctx, summarized(looking, "Ask Temporal and the site file what there is"), temporals.DescribeTemporal, nil)
+	queues, err := v.report.describe(ctx, "verification")
 	if err != nil {
-		return err
-	}
-	v.report.attributes = facts.SearchAttributes
-	if err := v.report.phase(ctx, "verification"); err != nil {
 		return err
 	}
 	record, err := call[cluster.MeshRecord](ctx, summarized(looking, "Read the mesh's record"), kubernetes.ReadMesh,
@@ -121,7 +116,7 @@ func (v *verification) run(ctx workflow.Context) error {
 		spec = v.settled(spec, record)
 	}
 	v.report.Clusters = pendingChecks(spec)
-	v.findings(ctx, spec, others(record.Spec, spec), facts.TaskQueues)
+	v.findings(ctx, spec, others(record.Spec, spec), queues)
 	return ctx.Err()
 }
 
