@@ -55,8 +55,10 @@ func budget(attempt, total time.Duration) workflow.ActivityOptions {
 	}
 }
 
-// clustersAtOnce bounds how many clusters a verification looks at together.
-const clustersAtOnce = 10
+// clustersAtOnce bounds how many clusters are looked at together, which is to be
+// over in seconds also where they are far away. What is worked on together, the
+// rollout says.
+const clustersAtOnce = 25
 
 // on returns the options with the task queue of the worker that reaches the
 // cluster; empty for the queue of this workflow.

@@ -465,7 +465,7 @@ func (r *setup) lookAround(ctx workflow.Context) error {
 	if err := r.report.phase(ctx, "workload clusters"); err != nil {
 		return err
 	}
-	places := workflow.NewSemaphore(ctx, int64(r.spec.Rollout.Parallelism))
+	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
 	results := make([]procedure.ClusterResult, len(r.spec.Workloads))
 	differs := false

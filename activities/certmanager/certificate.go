@@ -24,6 +24,10 @@ import (
 	"github.com/relaypki/relaypki/internal/site"
 )
 
+// soon is when most certificates are there; what stands in the way of one, which
+// takes two more questions, is asked from then on.
+const soon = time.Second
+
 // usages are those of the guide: the server's certificate is a client's too.
 func usages(server bool) []cmapi.KeyUsage {
 	all := []cmapi.KeyUsage{cmapi.UsageDigitalSignature, cmapi.UsageKeyEncipherment}
@@ -108,6 +112,7 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	}
 	failedBefore := attempts(&live)
 
+	began := time.Now()
 	var issued *cmapi.Certificate
 	err = await(ctx, in.Mode, &result.Outcome, func(ctx context.Context) (bool, string, error) {
 		now, err := c.CertManager.CertmanagerV1().Certificates(in.Namespace).Get(ctx, in.Certificate.Name, metav1.GetOptions{})
@@ -118,6 +123,9 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 		if ready {
 			issued = now
 			return true, "", nil
+		}
+		if in.Mode.Writes() && time.Since(began) < soon && attempts(now) == failedBefore {
+			return false, fmt.Sprintf("cluster %q: %s", c.Name, state), nil
 		}
 		request, err := currentRequest(ctx, c, now)
 		if err != nil {

@@ -3,16 +3,19 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	authorization "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/component-helpers/auth/rbac/validation"
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/kube"
@@ -322,11 +325,22 @@ func charts(namespace string) []permission {
 	}
 }
 
-// deniedTo asks for every permission at once and says which are not given, in
-// the words "patch secrets relay-root-tls-secret in namespace gloo-mesh".
+// deniedTo says which permissions are not given, in the words "patch secrets
+// relay-root-tls-secret in namespace gloo-mesh". A namespace's are asked for in
+// one question, where its answer is the whole truth; what it does not give, and
+// all that is of no namespace, is asked for one by one.
 func deniedTo(ctx context.Context, c *site.Cluster, asked []permission) ([]string, error) {
+	rules := map[string][]rbacv1.PolicyRule{}
 	reviews := map[string]authorization.SelfSubjectAccessReviewSpec{}
 	for _, p := range asked {
+		given, known := rules[p.namespace]
+		if !known && p.namespace != corev1.NamespaceAll {
+			var err error
+			if given, err = rulesIn(ctx, c, p.namespace); err != nil {
+				return nil, err
+			}
+			rules[p.namespace] = given
+		}
 		for _, verb := range strings.Fields(p.verbs) {
 			names := p.names
 			if len(names) == 0 {
@@ -334,15 +348,13 @@ func deniedTo(ctx context.Context, c *site.Cluster, asked []permission) ([]strin
 			}
 			for _, name := range names {
 				text, spec := p.review(verb, name)
-				reviews[text] = spec
+				if covered, _ := validation.Covers(given, []rbacv1.PolicyRule{p.rule(verb, name)}); !covered {
+					reviews[text] = spec
+				}
 			}
 		}
 	}
-	texts := make([]string, 0, len(reviews))
-	for text := range reviews {
-		texts = append(texts, text)
-	}
-	sort.Strings(texts)
+	texts := slices.Sorted(maps.Keys(reviews))
 	allowed := make([]bool, len(texts))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(10)
@@ -367,6 +379,37 @@ func deniedTo(ctx context.Context, c *site.Cluster, asked []permission) ([]strin
 		}
 	}
 	return missing, nil
+}
+
+// rulesIn are the rules that give the worker its permissions in a namespace;
+// none where the API server has authorizers that cannot list theirs, such as a
+// cloud's webhook.
+func rulesIn(ctx context.Context, c *site.Cluster, namespace string) ([]rbacv1.PolicyRule, error) {
+	review, err := c.Kube.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx,
+		&authorization.SelfSubjectRulesReview{Spec: authorization.SelfSubjectRulesReviewSpec{Namespace: namespace}}, metav1.CreateOptions{})
+	if err != nil {
+		return nil, kube.Error(ctx, c, "ask for the worker's permissions", err)
+	}
+	if review.Status.Incomplete {
+		return nil, nil
+	}
+	var rules []rbacv1.PolicyRule
+	for _, r := range review.Status.ResourceRules {
+		rules = append(rules, rbacv1.PolicyRule{Verbs: r.Verbs, APIGroups: r.APIGroups, Resources: r.Resources, ResourceNames: r.ResourceNames})
+	}
+	return rules, nil
+}
+
+// rule is the rule that gives no more than this.
+func (p permission) rule(verb, name string) rbacv1.PolicyRule {
+	if p.path != "" {
+		return rbacv1.PolicyRule{Verbs: []string{verb}, NonResourceURLs: []string{p.path}}
+	}
+	rule := rbacv1.PolicyRule{Verbs: []string{verb}, APIGroups: []string{p.group}, Resources: []string{p.resource}}
+	if name != "" {
+		rule.ResourceNames = []string{name}
+	}
+	return rule
 }
 
 func (p permission) review(verb, name string) (string, authorization.SelfSubjectAccessReviewSpec) {

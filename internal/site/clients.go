@@ -118,9 +118,11 @@ func (c *Clients) stateOfKubeconfig() string {
 }
 
 func newCluster(config ClusterConfig, restConfig *rest.Config) (*Cluster, error) {
-	// One worker serves many clusters, each with a few calls at a time; the
-	// client's own limit of 5 a second would be the slowest part of a setup.
-	restConfig.QPS, restConfig.Burst = 50, 100
+	// Without the client's own limit on requests, which would be the slowest part
+	// of a setup: a rollout bounds what is worked on at once, and an API server
+	// that has too much to do says so (API Priority and Fairness), which
+	// client-go heeds.
+	restConfig.QPS = -1
 	restConfig.UserAgent = FieldManager
 	kube, err := kubernetes.NewForConfig(restConfig)
 	if err != nil {
