@@ -13,6 +13,7 @@ import (
 	authorization "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/component-helpers/auth/rbac/validation"
@@ -382,11 +383,14 @@ func deniedTo(ctx context.Context, c *site.Cluster, asked []permission) ([]strin
 }
 
 // rulesIn are the rules that give the worker its permissions in a namespace;
-// none where the API server has authorizers that cannot list theirs, such as a
-// cloud's webhook.
+// none where it may not ask for them, or the API server has an authorizer that
+// cannot list them all, such as a cloud's webhook.
 func rulesIn(ctx context.Context, c *site.Cluster, namespace string) ([]rbacv1.PolicyRule, error) {
 	review, err := c.Kube.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx,
 		&authorization.SelfSubjectRulesReview{Spec: authorization.SelfSubjectRulesReviewSpec{Namespace: namespace}}, metav1.CreateOptions{})
+	if apierrors.IsForbidden(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, kube.Error(ctx, c, "ask for the worker's permissions", err)
 	}

@@ -146,7 +146,7 @@ func workerWrites(requests []map[string]any) []string {
 		case user["username"] != "system:serviceaccount:relaypki:relaypki-worker",
 			verb == "get", verb == "list", verb == "watch",
 			strings.Contains(uri, "dryRun=All"),
-			strings.Contains(uri, "selfsubjectaccessreviews"),
+			strings.Contains(uri, "/selfsubject"),
 			strings.Contains(uri, "/portforward"):
 		default:
 			out = append(out, verb+" "+uri)
