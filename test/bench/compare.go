@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 )
 
@@ -13,7 +14,12 @@ type comparison struct {
 	script   time.Duration
 	floor    time.Duration
 	ours     ours
+	// work is the processor time of everything on the machine, by way.
+	work map[string]time.Duration
 }
+
+// The three ways.
+const byScript, byFloor, bySetup = "script", "floor", "SetupMesh"
 
 // compare measures the three ways for every number of clusters, next door and
 // far away. A first setup, with Helm and verification, brings cert-manager and
@@ -29,29 +35,38 @@ func (b *bench) compare(ctx context.Context, numbers []int, latency time.Duratio
 			return nil, err
 		}
 		for _, n := range numbers {
-			c := comparison{place: p, clusters: n}
+			c := comparison{place: p, clusters: n, work: map[string]time.Duration{}}
 			for _, way := range []struct {
 				name string
 				run  func() (time.Duration, error)
 			}{
-				{"script", func() (took time.Duration, err error) {
+				{byScript, func() (took time.Duration, err error) {
 					c.script, err = b.script(ctx, p, workloads(n))
 					return c.script, err
 				}},
-				{"floor", func() (took time.Duration, err error) {
+				{byFloor, func() (took time.Duration, err error) {
 					c.floor, err = b.floor(ctx, p, n)
 					return c.floor, err
 				}},
-				{"SetupMesh", func() (took time.Duration, err error) {
+				{bySetup, func() (took time.Duration, err error) {
 					c.ours, err = b.setup(ctx, p, b.spec(workloads(n), false), false)
 					return c.ours.compared, err
 				}},
 			} {
+				before, err := processorTime()
+				if err != nil {
+					return nil, err
+				}
 				took, err := way.run()
 				if err != nil {
 					return nil, fmt.Errorf("%s, %d clusters, %s: %w", way.name, n, p, err)
 				}
-				say("%-9s %3d clusters, %s: %s", way.name, n, p, took.Round(time.Millisecond))
+				after, err := processorTime()
+				if err != nil {
+					return nil, err
+				}
+				c.work[way.name] = after - before
+				say("%-9s %3d clusters, %s: %s, %s of processor time", way.name, n, p, took.Round(time.Millisecond), c.work[way.name].Round(time.Second))
 				if err := b.clean(ctx); err != nil {
 					return nil, err
 				}
@@ -139,4 +154,19 @@ func (b *bench) reruns(ctx context.Context, n int, latency time.Duration) ([]rer
 		all = append(all, r)
 	}
 	return all, b.clean(ctx)
+}
+
+// processorTime is what the machine's processors have worked since it started:
+// where they are busy throughout, that is what a measurement has measured.
+func processorTime() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	var user, nice, system, idle, iowait, irq, softirq int64
+	if _, err := fmt.Sscanf(string(text), "cpu %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &iowait, &irq, &softirq); err != nil {
+		return 0, fmt.Errorf("/proc/stat: %w", err)
+	}
+	// In hundredths of a second, whatever the kernel's own tick (proc(5), USER_HZ).
+	return time.Duration(user+nice+system+irq+softirq) * 10 * time.Millisecond, nil
 }
