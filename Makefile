@@ -47,7 +47,7 @@ bin/lab:
 test: check ## run every check and test, on real servers
 	@test/run.sh
 
-soak: servers ## kill the worker with SIGKILL at every boundary of a setup in turn
+soak: servers ## kill the worker at every boundary of a setup, a removal and an addition: about an hour
 	go test -count=1 -timeout 120m -v ./test/e2e -run 'TestKilledWorker' -args -soak
 
 check: ## formatting, vet, staticcheck, workflowcheck, in every module

@@ -49,7 +49,7 @@ func TestKilledWorker(t *testing.T) {
 	w := labWorld(t, "cluster1", "cluster2")
 	s := w.newSoak(t, seed(t), "")
 	s.setup(t, example)
-	s.covered(t, 50, 80)
+	s.covered(t, 50, 60)
 	w.oneOfEach(t)
 	w.noSecrets(t)
 	if len(s.killedAt(t)) == 0 {
