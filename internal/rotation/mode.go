@@ -1,0 +1,119 @@
+// Package rotation reasons about the rotation of a mesh's root CA: which chain
+// Vault returns, what each member may hold of it, and which step is safe now.
+// It is pure; others look and act.
+//
+// The new intermediate has two ways up: to the new root, and over a bridge (the
+// new root's name and key, signed by the old root) to the old one. Its
+// manual_chain in Vault decides which of them every next issuance returns, and
+// so what a member presents and, as the last of the chain, trusts as its ca.crt.
+// A rotation steers the mesh through the modes one by one: members in
+// neighbouring modes always shake hands, those two modes apart do not.
+package rotation
+
+import (
+	"math/bits"
+	"strings"
+)
+
+// Mode is what an issuance returns.
+type Mode uint8
+
+const (
+	// Old is the previous intermediate under the old root.
+	Old Mode = iota
+	// Bridged is the new intermediate, the bridge and the old root.
+	Bridged
+	// Pivot is the new intermediate and the bridge.
+	Pivot
+	// Final is the new intermediate and the new root.
+	Final
+)
+
+func (m Mode) String() string { return [...]string{"old", "bridged", "pivot", "final"}[m] }
+
+// Roots are the roots of a rotation: those that a chain leads to, or that a
+// trust store holds. The bridge as an anchor counts as the new root: it has
+// its name and key.
+type Roots uint8
+
+const (
+	OldRoot Roots = 1 << iota
+	NewRoot
+)
+
+func (r Roots) String() string {
+	return [...]string{"no root", "the old root", "the new root", "both roots"}[r]
+}
+
+// LeadsTo are the roots under each of which a chain of this mode verifies.
+func (m Mode) LeadsTo() Roots {
+	return [...]Roots{Old: OldRoot, Bridged: OldRoot | NewRoot, Pivot: OldRoot | NewRoot, Final: NewRoot}[m]
+}
+
+// Anchor is the root in ca.crt of what is issued in this mode.
+func (m Mode) Anchor() Roots {
+	return [...]Roots{Old: OldRoot, Bridged: OldRoot, Pivot: NewRoot, Final: NewRoot}[m]
+}
+
+// Modes are those that something may be in, where it is not known better.
+type Modes uint8
+
+// AnyMode is for what nothing is known of.
+const AnyMode = Modes(1<<Old | 1<<Bridged | 1<<Pivot | 1<<Final)
+
+// In is the set of the given modes.
+func In(modes ...Mode) Modes {
+	var set Modes
+	for _, m := range modes {
+		set |= 1 << m
+	}
+	return set
+}
+
+func (s Modes) Has(m Mode) bool { return s&(1<<m) != 0 }
+
+func (s Modes) String() string {
+	var names []string
+	for m := Old; m <= Final; m++ {
+		if s.Has(m) {
+			names = append(names, m.String())
+		}
+	}
+	return strings.Join(names, " or ")
+}
+
+// anchors are the trust stores that ca.crt may be.
+func (s Modes) anchors() Stores {
+	var stores Stores
+	for m := Old; m <= Final; m++ {
+		if s.Has(m) {
+			stores |= Trusting(m.Anchor())
+		}
+	}
+	return stores
+}
+
+// Stores are the trust stores that something may be, each given by its roots.
+type Stores uint8
+
+// AnyStore is for a trust store that nothing is known of.
+var AnyStore = Trusting(OldRoot, NewRoot, OldRoot|NewRoot)
+
+// Trusting is the set of the given trust stores.
+func Trusting(each ...Roots) Stores {
+	var set Stores
+	for _, r := range each {
+		set |= 1 << r
+	}
+	return set
+}
+
+// without says that one of the stores may lack the root.
+func (s Stores) without(root Roots) bool {
+	for left := s; left != 0; left &= left - 1 {
+		if Roots(bits.TrailingZeros8(uint8(left)))&root == 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,495 @@
+package rotation
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The model: a server and an agent in every state that they can come into, when
+// cert-manager renews whenever it likes, what it has asked for is written
+// whenever it is written, processes reload late or restart at any moment, and
+// our steps are taken as soon as the gates allow them, forward or back. It is
+// walked whole; a state in which some handshake fails is a hole in the gates.
+
+// noMode is the mode of a certificate that is not there.
+const noMode = Mode(7)
+
+// truth is how it really is with a member.
+type truth struct {
+	// flying is what Vault has signed and nobody has stored yet.
+	flying Mode
+	// since are the modes that Vault has been in since the stored one was signed,
+	// sinceFlying the same of the one in flight.
+	since, sinceFlying Modes
+	stored, chain      Mode
+	anchor             Roots // loaded: of ca.crt or the bundle
+	bundle             Roots // stored; none with a trust of its own
+	newIssuer          bool
+	out                bool // not a member yet
+	quarantined        bool
+}
+
+// world is all there is. It is comparable: it is what has been seen or not.
+type world struct {
+	mode   Mode
+	server truth
+	agent  truth
+}
+
+// model is the rules. Everybody reloads its chain and its trust, each by itself,
+// late or never, and may restart: who reloads both at once, its chain alone or
+// nothing does a part of that.
+type model struct {
+	gates Gates
+	// ownTrust says that the agent trusts the ca.crt of its own certificate, as
+	// the server does, and not a bundle.
+	ownTrust bool
+	// mistakes is what the gates take a member for, if they are wrong on purpose.
+	mistakes func(m *Member)
+	// again: a resumed procedure sets a mode that it remembers.
+	again bool
+}
+
+type next struct {
+	what string
+	to   world
+}
+
+// starts are the beginnings: the new intermediate staged as it should be, or in
+// another mode, while nobody uses it; and agents there, or to join later.
+func (m model) starts() []world {
+	old := truth{flying: noMode, since: In(Old), stored: Old, chain: Old, anchor: OldRoot}
+	there := old
+	if !m.ownTrust {
+		there.bundle = OldRoot
+	}
+	var starts []world
+	for mode := Bridged; mode <= Final; mode++ {
+		starts = append(starts, world{mode, old, there}, world{mode, old, truth{out: true}})
+	}
+	return starts
+}
+
+// issues is what Vault signs for a member now.
+func (w world) issues(t truth) Mode {
+	if t.newIssuer {
+		return w.mode
+	}
+	return Old
+}
+
+// trust is what the member trusts after a restart.
+func (t truth) trust(ownTrust bool) Roots {
+	if ownTrust {
+		return t.stored.Anchor()
+	}
+	return t.bundle
+}
+
+func only(m Mode) Modes {
+	if m == noMode {
+		return 0
+	}
+	return In(m)
+}
+
+// seen is the member as our gates see it. What is loaded is the truth: nobody
+// can know more, and who knows less waits for more.
+func (m model) seen(name string, ownTrust bool, t truth) Member {
+	seen := Member{
+		Name: name, OwnTrust: ownTrust, Quarantined: t.quarantined,
+		Chain: Copies[Modes]{InFlight: t.since, Stored: only(t.stored), Loaded: only(t.chain)},
+	}
+	loaded := Stores(0)
+	if t.chain != noMode {
+		loaded = Trusting(t.anchor)
+	}
+	if ownTrust {
+		seen.LoadedAnchor = loaded
+	} else {
+		seen.Bundle = Copies[Stores]{Stored: Trusting(t.bundle), Loaded: loaded}
+	}
+	if m.mistakes != nil {
+		m.mistakes(&seen)
+	}
+	return seen
+}
+
+func (m model) fleet(w world) Fleet {
+	f := Fleet{Mode: w.mode, Server: m.seen("server", true, w.server)}
+	if !w.agent.out {
+		f.Agents = []Member{m.seen("agent", m.ownTrust, w.agent)}
+	}
+	return f
+}
+
+// broken says which handshake fails, or nothing.
+func (w world) broken() string {
+	s, a := w.server, w.agent
+	switch {
+	case a.out, a.quarantined, a.chain == noMode:
+	case s.chain.LeadsTo()&a.anchor == 0:
+		return fmt.Sprintf("the agent, which trusts %s, refuses the server's %s chain", a.anchor, s.chain)
+	case a.chain.LeadsTo()&s.anchor == 0:
+		return fmt.Sprintf("the server, which trusts %s, refuses the agent's %s chain", s.anchor, a.chain)
+	}
+	return ""
+}
+
+// after are all states that may come next.
+func (m model) after(w world) []next {
+	out := nature(w, "server", true, (*world).theServer)
+	if !w.agent.out {
+		out = append(out, nature(w, "agent", m.ownTrust, (*world).theAgent)...)
+	}
+	return append(out, m.ours(w)...)
+}
+
+func (w *world) theServer() *truth { return &w.server }
+func (w *world) theAgent() *truth  { return &w.agent }
+
+// nature is what happens by itself.
+func nature(w world, who string, ownTrust bool, of func(*world) *truth) []next {
+	var out []next
+	happens := func(what string, change func(t *truth)) {
+		to := w
+		change(of(&to))
+		if to != w {
+			out = append(out, next{who + " " + what, to})
+		}
+	}
+	t := *of(&w)
+	if t.flying == noMode {
+		mode := w.issues(t)
+		happens("is issued a certificate, "+mode.String(), func(t *truth) { t.flying, t.sinceFlying = mode, In(mode) })
+	} else {
+		happens("has it written into its Secret: "+t.flying.String(), func(t *truth) {
+			t.stored, t.since, t.flying, t.sinceFlying = t.flying, t.sinceFlying, noMode, 0
+		})
+	}
+	if t.stored == noMode {
+		return out // no process without a certificate
+	}
+	happens("restarts", func(t *truth) { t.chain, t.anchor = t.stored, t.trust(ownTrust) })
+	if t.chain == noMode {
+		return out
+	}
+	happens("reloads its chain", func(t *truth) { t.chain = t.stored })
+	happens("reloads its trust", func(t *truth) { t.anchor = t.trust(ownTrust) })
+	return out
+}
+
+// ours are the steps that the gates allow.
+func (m model) ours(w world) []next {
+	f := m.fleet(w)
+	var out []next
+	take := func(step Step, change func(w *world)) {
+		if len(m.gates.Waits(f, step)) > 0 {
+			return
+		}
+		to := w
+		change(&to)
+		if to != w {
+			out = append(out, next{step.String(), to})
+		}
+	}
+	take(Step{Kind: ToBridged}, func(w *world) { w.become(Bridged) })
+	take(Step{Kind: ToPivot}, func(w *world) { w.become(Pivot) })
+	take(Step{Kind: ToFinal}, func(w *world) { w.become(Final) })
+	role := func(who string, of func(*world) *truth) {
+		take(Step{UseNew, who}, func(w *world) { of(w).use(true, w.mode) })
+		take(Step{UseOld, who}, func(w *world) { of(w).use(false, Old) })
+	}
+	role("server", (*world).theServer)
+	if w.agent.out {
+		// In the inventory before its first certificate.
+		to := w
+		to.agent = truth{flying: noMode, stored: noMode, chain: noMode, newIssuer: f.JoinsNew()}
+		to.agent.since = In(w.issues(to.agent))
+		if !m.ownTrust {
+			to.agent.bundle = OldRoot | NewRoot
+		}
+		return append(out, next{"agent joins", to})
+	}
+	role("agent", (*world).theAgent)
+	bundle := func(kind StepKind, becomes Roots) {
+		if becomes != 0 && !m.ownTrust {
+			take(Step{kind, "agent"}, func(w *world) { w.agent.bundle = becomes })
+		}
+	}
+	bundle(AddNew, w.agent.bundle|NewRoot)
+	bundle(AddOld, w.agent.bundle|OldRoot)
+	bundle(DropNew, w.agent.bundle&^NewRoot)
+	bundle(DropOld, w.agent.bundle&^OldRoot)
+	if w.agent.quarantined {
+		take(Step{Rejoin, "agent"}, func(w *world) { w.agent.quarantined = false })
+	} else {
+		to := w
+		to.agent.quarantined = true
+		out = append(out, next{"agent is quarantined", to})
+	}
+	if m.again {
+		to := w
+		to.become(Bridged)
+		out = append(out, next{"a procedure that goes on after a crash sets the mode that it remembers: bridged", to})
+	}
+	return out
+}
+
+// become moves the new intermediate's chain: for everybody who signs with it
+// there may now be the one more in flight.
+func (w *world) become(mode Mode) {
+	w.mode = mode
+	for _, t := range []*truth{&w.server, &w.agent} {
+		if t.newIssuer {
+			t.issuing(mode)
+		}
+	}
+}
+
+func (t *truth) use(newIssuer bool, mode Mode) {
+	if t.newIssuer != newIssuer {
+		t.newIssuer = newIssuer
+		t.issuing(mode)
+	}
+}
+
+func (t *truth) issuing(mode Mode) {
+	t.since |= In(mode)
+	if t.flying != noMode {
+		t.sinceFlying |= In(mode)
+	}
+}
+
+// walk goes through every state. It answers how many there are, and the way to
+// the nearest one in which a handshake fails, if there is one.
+func (m model) walk(t *testing.T) (states int, trace []string, reached Modes) {
+	t.Helper()
+	type came struct {
+		from int32
+		by   string
+	}
+	seen := map[world]bool{}
+	var queue []world
+	var ways []came
+	for _, w := range m.starts() {
+		seen[w] = true
+		queue, ways = append(queue, w), append(ways, came{-1, fmt.Sprintf("the new intermediate is staged, %s", w.mode)})
+	}
+	for at := 0; at < len(queue); at++ {
+		w := queue[at]
+		reached |= only(w.server.chain)
+		if why := w.broken(); why != "" {
+			trace = []string{why}
+			for i := int32(at); i >= 0; i = ways[i].from {
+				trace = append(trace, ways[i].by)
+			}
+			slices.Reverse(trace)
+			return len(queue), trace, reached
+		}
+		for _, n := range m.after(w) {
+			if !seen[n.to] {
+				seen[n.to] = true
+				queue, ways = append(queue, n.to), append(ways, came{int32(at), n.what})
+			}
+		}
+	}
+	return len(queue), nil, reached
+}
+
+var trusts = map[string]bool{"an agent that trusts its own ca.crt": true, "an agent that trusts a bundle": false}
+
+// No handshake fails, and everybody comes through all modes. That it is so for
+// one agent makes it so for any number: see TestGatesAreAboutPairs.
+func TestNoHandshakeFails(t *testing.T) {
+	for name, ownTrust := range trusts {
+		m := model{gates: Standard, ownTrust: ownTrust}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			states, trace, reached := m.walk(t)
+			if trace != nil {
+				t.Fatalf("a handshake fails:\n  %s", strings.Join(trace, "\n  "))
+			}
+			if reached != AnyMode {
+				t.Errorf("the server was %s and nothing else: the gates let nobody through", reached)
+			}
+			t.Logf("%d states", states)
+		})
+	}
+}
+
+// Without any one of its conditions, a gate lets a handshake fail.
+func TestEveryConditionIsNecessary(t *testing.T) {
+	for kind, conditions := range Standard {
+		for i := range conditions {
+			gates := maps.Clone(Standard)
+			gates[kind] = slices.Delete(slices.Clone(conditions), i, i+1)
+			t.Run(fmt.Sprintf("%s/%d", Step{kind, "a member"}, i+1), func(t *testing.T) {
+				seenToFail(t, model{gates: gates})
+			})
+		}
+	}
+}
+
+// What is done wrong, by hand or by a tool, is seen to fail.
+func TestWrongProcedures(t *testing.T) {
+	with := func(kind StepKind, conditions ...condition) Gates {
+		gates := maps.Clone(Standard)
+		gates[kind] = conditions
+		return gates
+	}
+	for name, m := range map[string]model{
+		"the bridge is skipped": {gates: with(UseNew)},
+		"committed with an agent of its own trust still bridged": {gates: with(ToFinal, func(f Fleet, _ Step) []Reason {
+			return trusting([]Member{f.Server}, NewRoot)
+		})},
+		"contracted on what is stored alone": {gates: with(DropOld, func(f Fleet, _ Step) []Reason {
+			f.Server.Chain.InFlight, f.Server.Chain.Loaded = 0, 0
+			return serverNotOld(f, Step{})
+		})},
+		"final straight to bridged": {gates: with(ToBridged)},
+		"pivot before all roles have moved": {gates: with(ToPivot, func(f Fleet, _ Step) []Reason {
+			f.Agents = slices.Clone(f.Agents)
+			for i := range f.Agents {
+				f.Agents[i].Chain.InFlight = 0
+			}
+			return notOld(f, Step{})
+		})},
+		"a mode remembered and set again": {gates: Standard, again: true},
+		// A container that has started again in an old Pod may still mount the old Secret.
+		"loaded told by when the container started": {gates: Standard, mistakes: func(m *Member) {
+			if m.Name != "server" {
+				m.Chain.Loaded, m.Bundle.Loaded, m.LoadedAnchor = m.Chain.Stored, m.Bundle.Stored, m.Chain.Stored.anchors()
+			}
+		}},
+		// A request of the acceptable CAs says more than the chain does.
+		"the server's trust told by its chain": {gates: Standard, mistakes: func(m *Member) {
+			if m.Name == "server" {
+				m.LoadedAnchor = m.Chain.Loaded.anchors()
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) { seenToFail(t, m) })
+	}
+}
+
+// seenToFail fails the test if no handshake fails, with neither kind of agent.
+func seenToFail(t *testing.T, m model) {
+	t.Helper()
+	for name, ownTrust := range trusts {
+		m.ownTrust = ownTrust
+		states, trace, _ := m.walk(t)
+		if trace == nil {
+			continue
+		}
+		t.Logf("%s, after %d states:\n  %s", name, states, strings.Join(trace, "\n  "))
+		return
+	}
+	t.Error("no handshake fails")
+}
+
+// What is true of the server and one agent is true of any number of them: a step
+// that a fleet allows, each agent alone with the server allows too, so that
+// whatever can happen to it among others can happen to it alone; and a handshake
+// is between the server and one agent.
+func TestGatesAreAboutPairs(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	allowed := 0
+	for range 20000 {
+		f := randomFleet(random)
+		for kind := UseNew; kind <= Rejoin; kind++ {
+			for _, member := range append([]Member{f.Server}, f.Agents...) {
+				step := Step{kind, member.Name}
+				if len(Standard.Waits(f, step)) > 0 {
+					continue
+				}
+				allowed++
+				for _, agent := range f.Agents {
+					if agent.Name != member.Name && member.Name != f.Server.Name {
+						continue // it sees nothing of the step
+					}
+					pair := Fleet{Mode: f.Mode, Server: f.Server, Agents: []Member{agent}}
+					if reasons := Standard.Waits(pair, step); len(reasons) > 0 {
+						t.Fatalf("%s: the fleet allows it, the pair with %s does not: %v\n%+v", step, agent.Name, reasons, f)
+					}
+				}
+			}
+		}
+	}
+	if allowed < 1000 {
+		t.Errorf("%d steps were allowed: nothing was tried", allowed)
+	}
+}
+
+// Who knows less waits for more: no step becomes allowed by taking something for
+// possible that is not so.
+func TestLessKnownWaitsForMore(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 20000 {
+		f := randomFleet(random)
+		less := Fleet{Mode: f.Mode, Server: f.Server, Agents: slices.Clone(f.Agents)}
+		for i := range less.Agents {
+			a := &less.Agents[i]
+			switch random.IntN(4) {
+			case 0:
+				a.Chain.Loaded = AnyMode
+			case 1:
+				a.Chain.InFlight |= randomModes(random)
+			case 2:
+				a.Bundle.Loaded, a.LoadedAnchor = AnyStore, AnyStore
+			}
+		}
+		for kind := UseNew; kind <= Rejoin; kind++ {
+			for _, member := range append([]Member{f.Server}, f.Agents...) {
+				step := Step{kind, member.Name}
+				if len(Standard.Waits(less, step)) < len(Standard.Waits(f, step)) {
+					t.Fatalf("%s waits for less: %v\n%+v\nthan %v\n%+v", step, Standard.Waits(less, step), less, Standard.Waits(f, step), f)
+				}
+			}
+		}
+	}
+}
+
+// randomModes is one mode, mostly.
+func randomModes(random *rand.Rand) Modes {
+	set := In(Mode(random.IntN(int(Final) + 1)))
+	if random.IntN(4) == 0 {
+		set |= In(Mode(random.IntN(int(Final) + 1)))
+	}
+	return set
+}
+
+func randomFleet(random *rand.Rand) Fleet {
+	store := func() Stores { return Trusting(Roots(1 + random.IntN(3))) }
+	// Modes near one another, as they are in a rotation.
+	low := Mode(random.IntN(int(Final)))
+	modes := func() Modes { return In(low + Mode(random.IntN(2))) }
+	member := func(name string, ownTrust bool) Member {
+		m := Member{Name: name, OwnTrust: ownTrust, Chain: Copies[Modes]{modes(), modes(), modes()}}
+		if random.IntN(8) == 0 {
+			m.Chain.Loaded = randomModes(random)
+		}
+		if ownTrust {
+			m.LoadedAnchor = m.Chain.Loaded.anchors()
+		} else {
+			m.Bundle = Copies[Stores]{Stored: store(), Loaded: store()}
+		}
+		return m
+	}
+	f := Fleet{Mode: Bridged + Mode(random.IntN(3)), Server: member("server", true)}
+	for i := range 1 + random.IntN(5) {
+		a := member(fmt.Sprintf("agent%d", i+1), random.IntN(2) == 0)
+		a.Quarantined = random.IntN(5) == 0
+		f.Agents = append(f.Agents, a)
+	}
+	return f
+}
