@@ -40,6 +40,8 @@ type adoption struct {
 	mode   procedure.Mode
 	report *report
 	result procedure.AdoptResult
+	// inTheWay is what a look has found that cannot be taken over.
+	inTheWay complaints
 }
 
 func (a *adoption) run(ctx workflow.Context) error {
@@ -47,16 +49,17 @@ func (a *adoption) run(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.mode == procedure.Plan {
-		return a.adopt(ctx, queues)
-	}
 	// Everything is looked at before anything is taken over: what cannot be
-	// leaves the rest untouched.
+	// leaves the rest untouched, and all of it is said at once.
+	told := a.mode
 	a.mode = procedure.Plan
 	if err := a.adopt(ctx, queues); err != nil {
 		return err
 	}
-	a.mode, a.result.Changed, a.report.Steps = procedure.Apply, false, nil
+	if err := a.inTheWay.err(ctx); err != nil || told == procedure.Plan {
+		return err
+	}
+	a.mode, a.result.Changed, a.report.Steps = told, false, nil
 	lock := cluster.LockInput{
 		Context: a.spec.Management.Context, Namespace: a.spec.Management.Namespace,
 		Lease: "relaypki-" + a.spec.Mesh + "-ca", Holder: holder(ctx),
@@ -112,8 +115,13 @@ func (a *adoption) cluster(ctx workflow.Context, spec mesh.Spec, context, queue 
 	})
 }
 
+// step takes one step. A look goes on to the next after what is in the way.
 func (a *adoption) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) error {
 	_, changed, err := takeStep(ctx, a.report, a.mode, name, summary, run)
 	a.result.Changed = a.result.Changed || changed
+	if err != nil && a.mode == procedure.Plan && ctx.Err() == nil {
+		a.inTheWay.blame(name, nil, err)
+		return nil
+	}
 	return err
 }

@@ -96,6 +96,16 @@ func TestAdopt(t *testing.T) {
 	if _, errOut, code := w.relaypki(t, "adopt", "-f", input); code != 2 || !strings.Contains(errOut, "--yes") {
 		t.Errorf("without a terminal: exit code %d, %s", code, errOut)
 	}
+	for _, c := range w.all() {
+		w.sh(t, "kubectl --context "+c+" -n gloo-mesh label issuer/vault-issuer app.kubernetes.io/managed-by=relaypki relaypki.io/mesh=theirs")
+	}
+	_, errOut, code := w.relaypki(t, "adopt", "-f", input, "--yes", "-o", "json")
+	if code != 1 || strings.Count(errOut, `Issuer gloo-mesh/vault-issuer belongs to the mesh "theirs"`) != len(w.all()) {
+		t.Errorf("an adoption of what is another mesh's: exit code %d, %s", code, errOut)
+	}
+	for _, c := range w.all() {
+		w.sh(t, "kubectl --context "+c+" -n gloo-mesh label issuer/vault-issuer app.kubernetes.io/managed-by- relaypki.io/mesh-")
+	}
 	before := w.issuedByHand(t)
 	out, errOut, code := w.relaypki(t, "adopt", "-f", input, "--yes", "-o", "json")
 	if code != 0 {
