@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	historypb "go.temporal.io/api/history/v1"
@@ -25,7 +26,11 @@ func TestReplay(t *testing.T) {
 	if len(paths) == 0 {
 		t.Fatal("there are no recorded histories in testdata; run make histories")
 	}
+	unrecorded := names{}
+	Register(unrecorded)
 	for _, path := range paths {
+		name, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(path), ".json.gz"), "-")
+		delete(unrecorded, name)
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			replayer := worker.NewWorkflowReplayer()
 			Register(replayer)
@@ -38,6 +43,18 @@ func TestReplay(t *testing.T) {
 			}
 		})
 	}
+	for name := range unrecorded {
+		t.Errorf("there is no recorded history of %s in testdata; have TestHistories run it, and run make histories", name)
+	}
+}
+
+// names are the names that workflows are registered under.
+type names map[string]bool
+
+func (n names) RegisterWorkflowWithOptions(_ any, o workflow.RegisterOptions) { n[o.Name] = true }
+func (n names) RegisterWorkflow(any)                                          { panic("a workflow without a name") }
+func (n names) RegisterDynamicWorkflow(any, workflow.DynamicRegisterOptions) {
+	panic("a workflow without a name")
 }
 
 func recorded(t *testing.T, path string) *historypb.History {
