@@ -233,12 +233,16 @@ func (v view) clusterRows() []clusterRow {
 	for _, c := range v.Progress.Clusters {
 		row := clusterRow{ClusterProgress: c}
 		if child, ok := v.Children[c.Workflow]; ok && len(child.Steps) > 0 {
-			last := child.Steps[len(child.Steps)-1]
+			at := child.Steps[len(child.Steps)-1]
+			// Of several at once, the oldest that is not done: the others wait for it.
+			if left := unfinished(child.Steps); len(left) > 0 {
+				at = left[0]
+			}
 			if c.State == procedure.Running || c.State == procedure.Failed {
-				row.step = last.Name
+				row.step = at.Name
 			}
 			if row.Detail == "" {
-				row.Detail = last.Detail
+				row.Detail = at.Detail
 			}
 			if child.Awaiting != "" {
 				row.Detail = child.Awaiting

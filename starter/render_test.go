@@ -38,6 +38,11 @@ func TestDraw(t *testing.T) {
 	ended := running()
 	ended.Progress.Ended, ended.Progress.Problem, ended.Progress.Phase = true, "cluster1: denied", "clusters"
 	ended.Progress.Steps, ended.Progress.Clusters = nil, []procedure.ClusterProgress{{Cluster: "cluster1", State: procedure.Failed, Detail: "denied\x1b[2J\nby Vault"}}
+	together := running()
+	together.Children = map[string]procedure.Progress{"setup-demo/cluster1": {Steps: []procedure.Step{
+		{Name: "lock", State: procedure.UpToDate, Detail: "lock taken"}, {Name: "cert-manager", State: procedure.Running},
+		{Name: "credential", State: procedure.Running}, {Name: "registration", State: procedure.Created, Detail: "registered"},
+	}}}
 	tests := []struct {
 		name  string
 		paper paper
@@ -71,6 +76,14 @@ func TestDraw(t *testing.T) {
 
     CLUSTER   STATE       STEP    DETAIL
   ▸ cluster1  running     issuer  not ready yet
+  · cluster2  pending`},
+		{"low, and a cluster with steps that are taken at once", paper{width: 80, height: 9}, together, `
+▸ SetupMesh demo  clusters  1m05s
+
+  ▸ server  running
+
+    CLUSTER   STATE       STEP          DETAIL
+  ▸ cluster1  running     cert-manager
   · cluster2  pending`},
 		{"plain characters", paper{width: 80, height: 24, ascii: true}, waiting, `
 . SetupMesh  3s
