@@ -126,10 +126,11 @@ func (f *fleet) begin(ctx workflow.Context, cluster string, do work) {
 	})
 }
 
-// park notes that a cluster waits for a person, and why.
+// park notes that a cluster waits for a person, and why. It is always said
+// beside the cluster's name, so the reason need not begin with it.
 func (f *fleet) park(ctx workflow.Context, cluster, problem string) {
 	f.status[cluster] = rollout.Parked
-	f.report.cluster(ctx, cluster, procedure.Parked, problem)
+	f.report.cluster(ctx, cluster, procedure.Parked, strings.TrimPrefix(problem, fmt.Sprintf("cluster %q: ", cluster)))
 }
 
 // in are the clusters in that state.
@@ -166,7 +167,7 @@ func (f *fleet) awaitPeople(ctx workflow.Context, next rollout.Decision) {
 		if next.Held != "" {
 			why = "no other cluster is begun: " + next.Held
 		}
-		f.await(ctx, fmt.Sprintf("%s. Put it right, then: relaypki retry %[2]s; or leave it out: relaypki skip %[2]s %[3]s --reason ...; or end the run: relaypki abort %[2]s --reason ...",
+		f.await(ctx, fmt.Sprintf("%s. Put it right, then: relaypki retry %[2]s; or leave it out: relaypki skip %[2]s %[3]s --reason WHY; or end the run: relaypki abort %[2]s --reason WHY",
 			why, name, strings.Join(parked, " ")), idle)
 	}
 }

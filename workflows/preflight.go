@@ -107,11 +107,11 @@ func checkEverything(ctx workflow.Context, spec mesh.Spec, queues map[string]str
 	if err := problems.err(ctx); err != nil {
 		return procedure.Outcome{}, err
 	}
-	detail := fmt.Sprintf("%d clusters, Kubernetes %s, Vault %s", len(versions), versionRange(versions), vaultVersion)
+	who := fmt.Sprintf("%d clusters", len(versions))
 	if gone > 0 {
-		detail += fmt.Sprintf("; %d more do not answer", gone)
+		who = fmt.Sprintf("%d of %d clusters answer", len(versions), len(versions)+gone)
 	}
-	return procedure.Outcome{Detail: detail}, nil
+	return procedure.Outcome{Detail: fmt.Sprintf("%s, Kubernetes %s, Vault %s", who, versionRange(versions), vaultVersion)}, nil
 }
 
 // batch is some workloads that one worker looks at in one activity.

@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"go.temporal.io/sdk/temporal"
@@ -116,9 +117,9 @@ func markdown(p procedure.Progress) string {
 	var b strings.Builder
 	switch {
 	case p.Problem != "":
-		b.WriteString(fmt.Sprintf("**Failed:** %s\n\n", p.Problem))
+		b.WriteString(fmt.Sprintf("**Failed:** %s\n\n", verbatim(p.Problem)))
 	case p.Awaiting != "":
-		b.WriteString(fmt.Sprintf("**Waiting:** %s\n\n", p.Awaiting))
+		b.WriteString(fmt.Sprintf("**Waiting:** %s\n\n", verbatim(p.Awaiting)))
 	case p.Ended:
 		b.WriteString(fmt.Sprintf("**Done.** Mesh `%s`\n\n", p.Mesh))
 	default:
@@ -128,7 +129,7 @@ func markdown(p procedure.Progress) string {
 		shown, hidden := urgent(p.Clusters, mostRows)
 		b.WriteString("| cluster | state | detail |\n|---|---|---|\n")
 		for _, c := range shown {
-			b.WriteString(fmt.Sprintf("| %s | %s %s | %s |\n", c.Cluster, symbol(c.State), c.State, cell(c.Detail)))
+			b.WriteString(fmt.Sprintf("| %s | %s | %s |\n", c.Cluster, sign(c.State), cell(c.Detail)))
 		}
 		b.WriteString("\n")
 		if hidden != "" {
@@ -138,7 +139,7 @@ func markdown(p procedure.Progress) string {
 	if len(p.Steps) > 0 {
 		b.WriteString("| step | state | detail |\n|---|---|---|\n")
 		for _, s := range p.Steps {
-			b.WriteString(fmt.Sprintf("| %s | %s %s | %s |\n", s.Name, symbol(s.State), s.State, cell(s.Detail)))
+			b.WriteString(fmt.Sprintf("| %s | %s | %s |\n", s.Name, sign(s.State), cell(s.Detail)))
 		}
 	}
 	return b.String()
@@ -173,6 +174,11 @@ func urgent(clusters []procedure.ClusterProgress, room int) (shown []procedure.C
 	return shown, strings.Join(counts, ", ")
 }
 
+// sign is a state in a cell of its own, which is too narrow to be broken in two.
+func sign(s procedure.State) string {
+	return strings.ReplaceAll(symbol(s)+" "+string(s), " ", "\u00a0")
+}
+
 func symbol(s procedure.State) string {
 	switch s {
 	case procedure.Pending:
@@ -182,7 +188,7 @@ func symbol(s procedure.State) string {
 	case procedure.Failed:
 		return "✗"
 	case procedure.Parked:
-		return "⏸"
+		return "‖"
 	case procedure.Skipped:
 		return "–"
 	default:
@@ -192,5 +198,17 @@ func symbol(s procedure.State) string {
 
 // cell makes a text fit into a markdown table.
 func cell(text string) string {
-	return strings.NewReplacer("\n", " ", "|", "\\|").Replace(text)
+	return strings.NewReplacer("\n", " ", "|", "\\|").Replace(verbatim(text))
+}
+
+// command is a command in a text, up to where its sentence goes on, or what is
+// marked as code already.
+var command = regexp.MustCompile(`\x60[^\x60\n]*\x60|` +
+	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|retry|skip|resume|abort)|kubectl|temporal operator)` +
+	`(?: [^\s;:,()\x60]*[^\s;:,().\x60])+`)
+
+// verbatim marks the commands in a text as code: in the UI's prose a "--" turns
+// into a dash, and what is copied from there would not run.
+func verbatim(text string) string {
+	return command.ReplaceAllStringFunc(text, func(found string) string { return "`" + strings.Trim(found, "`") + "`" })
 }

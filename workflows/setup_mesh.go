@@ -14,6 +14,7 @@ import (
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/rollout"
 	"github.com/relaypki/relaypki/internal/strict"
@@ -579,5 +580,5 @@ func pending(ctx workflow.Context, spec mesh.Spec) []procedure.ClusterProgress {
 }
 
 func expiry(leaf procedure.Leaf) string {
-	return "certificate until " + leaf.NotAfter.UTC().Format(time.DateTime) + "Z"
+	return "certificate until " + pki.Date(leaf.NotAfter)
 }

@@ -235,7 +235,7 @@ func TestSetupAppliesWhatHasDrifted(t *testing.T) {
 // right all the same.
 func TestOneClustersFailureHidesNoDrift(t *testing.T) {
 	o := &outside{record: complete(), drifted: "InstallChart cluster2",
-		fails: map[string]error{"InstallChart cluster1": failure.Permanent(failure.Conflict, "a foreign release")}}
+		fails: map[string]error{"InstallChart cluster1": failure.Permanent(failure.Conflict, `cluster "cluster1": a foreign release`)}}
 	env := newRun(t, o)
 	later(t, env, procedure.AbortUpdate, `{"reason":"enough"}`)
 	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec}, nil)
@@ -388,15 +388,18 @@ func (o *outside) count(prefix string) int {
 
 func TestMarkdownSaysFirstWhatMatters(t *testing.T) {
 	p := procedure.Progress{Procedure: procedure.SetupMesh, Mesh: "demo", Phase: "workload clusters",
-		Clusters: []procedure.ClusterProgress{{Cluster: "cluster1", State: procedure.Failed, Detail: "a | b\nc"}}}
+		Clusters: []procedure.ClusterProgress{{Cluster: "cluster1", State: procedure.Failed, Detail: "have relaypki take it | over:\nrelaypki adopt -f mesh.yaml. Or not"}}}
 	for what, c := range map[string]struct {
 		change func(*procedure.Progress)
 		first  string
 	}{
 		"at work": {func(*procedure.Progress) {}, "**SetupMesh** of mesh `demo`: workload clusters"},
 		"waiting": {func(p *procedure.Progress) { p.Awaiting = "an operator" }, "**Waiting:** an operator"},
-		"failed":  {func(p *procedure.Progress) { p.Problem = "no rights" }, "**Failed:** no rights"},
-		"done":    {func(p *procedure.Progress) { p.Ended = true }, "**Done.** Mesh `demo`"},
+		"waiting for a command": {func(p *procedure.Progress) {
+			p.Awaiting = "Put it right, then: relaypki retry demo; or unseal it (kubectl -n vault exec vault-0 -- vault status), or: relaypki skip demo c --reason WHY. `relaypki abort --yes` ends it"
+		}, "**Waiting:** Put it right, then: `relaypki retry demo`; or unseal it (`kubectl -n vault exec vault-0 -- vault status`), or: `relaypki skip demo c --reason WHY`. `relaypki abort --yes` ends it"},
+		"failed": {func(p *procedure.Progress) { p.Problem = "no rights" }, "**Failed:** no rights"},
+		"done":   {func(p *procedure.Progress) { p.Ended = true }, "**Done.** Mesh `demo`"},
 	} {
 		q := p
 		c.change(&q)
@@ -404,7 +407,7 @@ func TestMarkdownSaysFirstWhatMatters(t *testing.T) {
 		if first, _, _ := strings.Cut(text, "\n"); first != c.first {
 			t.Errorf("%s: the first line is %q, want %q", what, first, c.first)
 		}
-		if !strings.Contains(text, `| cluster1 | ✗ failed | a \| b c |`) {
+		if !strings.Contains(text, "| cluster1 | ✗\u00a0failed | have relaypki take it \\| over: `relaypki adopt -f mesh.yaml`. Or not |") {
 			t.Errorf("%s: the cluster's row is broken:\n%s", what, text)
 		}
 	}

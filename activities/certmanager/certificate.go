@@ -19,6 +19,7 @@ import (
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/kube"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/shell"
 	"github.com/relaypki/relaypki/internal/site"
@@ -161,7 +162,7 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 		return result, failure.Permanent(failure.Mismatch, "cluster %q: %s was not issued as asked for: %s. %s", c.Name, name, strings.Join(problems, "; "), mismatchRemedy(in))
 	}
 	result.Leaf = leaf
-	result.Detail = "valid until " + leaf.NotAfter.UTC().Format(time.RFC3339)
+	result.Detail = "until " + pki.Date(leaf.NotAfter)
 	return result, nil
 }
 
