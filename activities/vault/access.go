@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -210,12 +211,20 @@ func (a *Activities) ensureLogin(ctx context.Context, s session, in ClusterAcces
 	if err := s.ensureKeys(ctx, in, discoveryCA, out); err != nil {
 		return err
 	}
-	rolePath := "auth/" + name + "/role/" + mesh.IssuerServiceAccount
-	return s.ensure(ctx, in.Mode, out, "vault auth role "+rolePath, rolePath, map[string]any{
-		"role_type":               "jwt",
-		"user_claim":              "sub",
-		"bound_subject":           "system:serviceaccount:" + in.Spec.Namespace + ":" + mesh.IssuerServiceAccount,
-		"bound_audiences":         []string{"vault://" + in.Spec.Namespace + "/" + mesh.IssuerName},
+	role := loginRole(in.Spec, in.Context)
+	return s.ensure(ctx, in.Mode, out, "vault auth role "+role, role, loggingIn(in, map[string]any{
+		"role_type":       "jwt",
+		"user_claim":      "sub",
+		"bound_subject":   "system:serviceaccount:" + in.Spec.Namespace + ":" + mesh.IssuerServiceAccount,
+		"bound_audiences": []string{issuerAudience(in.Spec)},
+		"groups_claim":    "",
+	}))
+}
+
+// loggingIn are the fields of a login's role, whoever it lets in: with those of
+// its method, those of the token that it gives.
+func loggingIn(in ClusterAccessInput, method map[string]any) map[string]any {
+	fields := map[string]any{
 		"token_ttl":               seconds(loginTTL),
 		"token_max_ttl":           seconds(loginTTL),
 		"token_period":            int64(0),
@@ -224,8 +233,9 @@ func (a *Activities) ensureLogin(ctx context.Context, s session, in ClusterAcces
 		"token_explicit_max_ttl":  int64(0),
 		"token_num_uses":          int64(0),
 		"token_bound_cidrs":       []string{},
-		"groups_claim":            "",
-	})
+	}
+	maps.Copy(fields, method)
+	return fields
 }
 
 // discoveryCA is the CA of the cluster's issuer address, if the site file names one.

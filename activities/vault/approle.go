@@ -69,20 +69,12 @@ func secretIDKey(n int) string { return secretIDPrefix + strconv.Itoa(n) }
 // role id is the mount's name: what has to be kept secret is the secret id.
 func (s session) ensureAppRole(ctx context.Context, in ClusterAccessInput, out *procedure.Outcome) error {
 	path := loginRole(in.Spec, in.Context)
-	if err := s.ensure(ctx, in.Mode, out, "vault auth role "+path, path, map[string]any{
-		"bind_secret_id":          true,
-		"secret_id_bound_cidrs":   []string{},
-		"secret_id_num_uses":      int64(0),
-		"secret_id_ttl":           seconds(in.Spec.Credential.TokenPeriod),
-		"token_ttl":               seconds(loginTTL),
-		"token_max_ttl":           seconds(loginTTL),
-		"token_period":            int64(0),
-		"token_policies":          []string{policyName(in.Spec, in.Context)},
-		"token_no_default_policy": true,
-		"token_explicit_max_ttl":  int64(0),
-		"token_num_uses":          int64(0),
-		"token_bound_cidrs":       []string{},
-	}); err != nil {
+	if err := s.ensure(ctx, in.Mode, out, "vault auth role "+path, path, loggingIn(in, map[string]any{
+		"bind_secret_id":        true,
+		"secret_id_bound_cidrs": []string{},
+		"secret_id_num_uses":    int64(0),
+		"secret_id_ttl":         seconds(in.Spec.Credential.TokenPeriod),
+	})); err != nil {
 		return err
 	}
 	return s.ensure(ctx, in.Mode, out, "vault role id of "+path, path+"/role-id", map[string]any{"role_id": in.Spec.AuthMount(in.Context)})

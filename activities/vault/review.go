@@ -170,18 +170,10 @@ func issuerAudience(spec mesh.Spec) string {
 // this Issuer (method kubernetes).
 func (s session) ensureReviewRole(ctx context.Context, in ClusterAccessInput, out *procedure.Outcome) error {
 	path := loginRole(in.Spec, in.Context)
-	return s.ensure(ctx, in.Mode, out, "vault auth role "+path, path, map[string]any{
+	return s.ensure(ctx, in.Mode, out, "vault auth role "+path, path, loggingIn(in, map[string]any{
 		"bound_service_account_names":      []string{mesh.IssuerServiceAccount},
 		"bound_service_account_namespaces": []string{in.Spec.Namespace},
 		"audience":                         issuerAudience(in.Spec),
 		"alias_name_source":                "serviceaccount_uid",
-		"token_ttl":                        seconds(loginTTL),
-		"token_max_ttl":                    seconds(loginTTL),
-		"token_period":                     int64(0),
-		"token_policies":                   []string{policyName(in.Spec, in.Context)},
-		"token_no_default_policy":          true,
-		"token_explicit_max_ttl":           int64(0),
-		"token_num_uses":                   int64(0),
-		"token_bound_cidrs":                []string{},
-	})
+	}))
 }

@@ -64,11 +64,6 @@ kubectl --context cluster1 -n gloo-mesh create secret generic relay-root-tls-sec
 // on from there.
 func TestAdopt(t *testing.T) {
 	w := labWorld(t, "cluster1")
-	t.Cleanup(func() {
-		if _, err := w.lab("down"); err != nil {
-			t.Error(err)
-		}
-	})
 	helm := w.helm(t)
 	w.startWorker(t, filepath.Join(repository, "bin", "relaypki-worker"))
 	w.chartValues(t, func(cluster, chart string, values []byte) {

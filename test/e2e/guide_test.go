@@ -30,11 +30,6 @@ func TestGuidesWay(t *testing.T) {
 	} {
 		t.Run(test.install, func(t *testing.T) {
 			w := labWorld(t, "cluster1")
-			t.Cleanup(func() {
-				if _, err := w.lab("down"); err != nil {
-					t.Error(err)
-				}
-			})
 			w.startWorker(t, filepath.Join(repository, "bin", "relaypki-worker"))
 			input := filepath.Join(t.TempDir(), "mesh.yaml")
 			if err := os.WriteFile(input, fmt.Appendf(nil, `mesh: guide

@@ -80,11 +80,6 @@ func objectsOf(changes []procedure.Change) []string {
 // do, and the mesh is healthy.
 func TestPlanByHand(t *testing.T) {
 	w := labWorld(t, "cluster1")
-	t.Cleanup(func() {
-		if _, err := w.lab("down"); err != nil {
-			t.Error(err)
-		}
-	})
 	helm := w.helm(t)
 	w.startWorker(t, filepath.Join(repository, "bin", "relaypki-worker"))
 	input := filepath.Join(t.TempDir(), "mesh.yaml")
