@@ -58,6 +58,9 @@ type IntermediateInput struct {
 	Generation   int            `json:"generation"`
 	CA           mesh.CA        `json:"ca"`
 	Mode         procedure.Mode `json:"mode"`
+	// Rotation: it is made beside one that is at work, with the identity operate,
+	// and does not become the mount's default.
+	Rotation bool `json:"rotation,omitempty"`
 	// CSRPEM is the answer of GenerateIntermediateCSR, given to SignIntermediate.
 	CSRPEM string `json:"csrPEM,omitempty"`
 	// ChainPEM is the answer of SignIntermediate, given to SetSignedIntermediate;

@@ -34,6 +34,8 @@ type Spec struct {
 	Verify       Verify       `json:"verify,omitempty"`
 	// Rollout is how procedures go over the workload clusters.
 	Rollout Rollout `json:"rollout,omitempty"`
+	// Rotation is how certificates and CAs are rotated, and when.
+	Rotation Rotation `json:"rotation,omitempty"`
 }
 
 // Management is the cluster of the management server.
@@ -43,6 +45,9 @@ type Management struct {
 	// Namespace is where the relay's objects live in this cluster; defaults to
 	// the mesh's.
 	Namespace string `json:"namespace,omitempty"`
+	// Reload is "hot" (the server reads its changed Secret by itself, the guide's)
+	// or "restart".
+	Reload string `json:"reload,omitempty"`
 }
 
 // Workload is one cluster with an agent.
@@ -272,11 +277,71 @@ type Rollout struct {
 	RetryFor Duration `json:"retryFor,omitempty"`
 }
 
+// Rotation is how a rotation of a CA goes on from phase to phase, and at what
+// remaining life one begins by itself.
+type Rotation struct {
+	// Approval is for what a person is asked: "none", "afterCanary" (before
+	// anything but the canary is changed) or "eachPhase". What deletes a key is
+	// always asked for.
+	Approval string `json:"approval,omitempty"`
+	// Soak is how long the canary is left to itself, and then looked at again,
+	// before the others follow.
+	Soak *Duration `json:"soak,omitempty"`
+	// Snapshot is what is wanted before the first change of a CA: "word" (a person
+	// says where there is a snapshot of Vault), "take" (the worker takes one, of a
+	// Vault on integrated storage, into the directory that the site file names) or
+	// "none".
+	Snapshot string `json:"snapshot,omitempty"`
+	// Windows are when a rotation may begin work on a cluster; at any time if
+	// there are none.
+	Windows []Window `json:"windows,omitempty"`
+	// TimeZone is that of the windows, an IANA name.
+	TimeZone string `json:"timeZone,omitempty"`
+	// Maintain is how often MaintainMesh looks whether a rotation is due; "0s" for
+	// never.
+	Maintain *Duration `json:"maintain,omitempty"`
+	// Due is at what remaining share of their life certificates are rotated.
+	Due Due `json:"due,omitempty"`
+}
+
+// Values of Rotation.Approval and Rotation.Snapshot.
+const (
+	ApprovalNone        = "none"
+	ApprovalAfterCanary = "afterCanary"
+	ApprovalEachPhase   = "eachPhase"
+	SnapshotWord        = "word"
+	SnapshotTake        = "take"
+	SnapshotNone        = "none"
+)
+
+// Window is a maintenance window.
+type Window struct {
+	// Days are those on which the window opens, "Mon" to "Sun"; every day if it
+	// is empty.
+	Days []string `json:"days,omitempty"`
+	// From and To are times of day, "22:00". One that ends before it begins goes
+	// over midnight.
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+// Due is, for each kind of certificate, the percentage of its life that is left
+// when it is to be rotated; 0 for never.
+type Due struct {
+	// Leaf is below what cert-manager renews at by itself: it is for leaves that
+	// it has not renewed.
+	Leaf         *int `json:"leaf,omitempty"`
+	Intermediate *int `json:"intermediate,omitempty"`
+	// Root: its rotation is not begun by itself, people are told.
+	Root *int `json:"root,omitempty"`
+}
+
 // WithDefaults returns the spec with every default filled in.
 func (s Spec) WithDefaults() Spec {
 	set(&s.Namespace, "gloo-mesh")
 	set(&s.Management.Context, "mgmt")
 	set(&s.Management.Namespace, s.Namespace)
+	set(&s.Management.Reload, ReloadHot)
 	s.Workloads = append([]Workload(nil), s.Workloads...)
 	for i := range s.Workloads {
 		w := &s.Workloads[i]
@@ -328,7 +393,31 @@ func (s Spec) WithDefaults() Spec {
 		s.Rollout.FailureBudget = &budget
 	}
 	set(&s.Rollout.RetryFor, Minutes(15))
+	s.Rotation = s.Rotation.withDefaults()
 	return s
+}
+
+func (r Rotation) withDefaults() Rotation {
+	set(&r.Approval, ApprovalAfterCanary)
+	set(&r.Snapshot, SnapshotWord)
+	set(&r.TimeZone, "UTC")
+	for _, d := range []struct {
+		field **Duration
+		value Duration
+	}{{&r.Soak, Minutes(10)}, {&r.Maintain, Hours(1)}} {
+		if *d.field == nil {
+			*d.field = &d.value
+		}
+	}
+	for _, d := range []struct {
+		field **int
+		value int
+	}{{&r.Due.Leaf, 1}, {&r.Due.Intermediate, 33}, {&r.Due.Root, 33}} {
+		if *d.field == nil {
+			*d.field = &d.value
+		}
+	}
+	return r
 }
 
 func (c CA) withDefaults(d CA) CA {

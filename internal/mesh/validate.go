@@ -52,6 +52,7 @@ func (s Spec) Validate() []strict.Problem {
 	if s.Management.Namespace != s.Namespace {
 		v.name("management.namespace", s.Management.Namespace, 63)
 	}
+	v.oneOf("management.reload", s.Management.Reload, ReloadHot, ReloadRestart)
 	v.workloads(s)
 	v.vault(s.Vault)
 	v.pki(s.PKI)
@@ -86,6 +87,7 @@ func (s Spec) Validate() []strict.Problem {
 		v.bad("verify.every", "%s is too often; give at least 1m, or 0s for no schedule", s.Verify.Every)
 	}
 	v.rollout(s)
+	v.rotation(s.Rotation)
 	return v.problems
 }
 
@@ -377,4 +379,50 @@ func AddressProblem(text string) string {
 func covers(dnsNames []string, name string) bool {
 	_, parent, _ := strings.Cut(name, ".")
 	return slices.Contains(dnsNames, name) || slices.Contains(dnsNames, "*."+parent)
+}
+
+var (
+	weekdays  = []string{"Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"}
+	timeOfDay = regexp.MustCompile(`^([01]\d|2[0-3]):[0-5]\d$`)
+)
+
+// minMaintain keeps MaintainMesh from doing little else.
+const minMaintain = time.Minute
+
+func (v *validation) rotation(r Rotation) {
+	v.oneOf("rotation.approval", r.Approval, ApprovalNone, ApprovalAfterCanary, ApprovalEachPhase)
+	v.oneOf("rotation.snapshot", r.Snapshot, SnapshotWord, SnapshotTake, SnapshotNone)
+	if r.Soak.Duration < 0 {
+		v.bad("rotation.soak", "%s is negative", *r.Soak)
+	}
+	if every := r.Maintain.Duration; every != 0 && every < minMaintain {
+		v.bad("rotation.maintain", "%s is too often; give at least %s, or 0s for never", *r.Maintain, minMaintain)
+	}
+	if _, err := time.LoadLocation(r.TimeZone); err != nil || r.TimeZone == "Local" {
+		v.bad("rotation.timeZone", "%q is no time zone; write it like \"Europe/Berlin\" or \"UTC\"", r.TimeZone)
+	}
+	for i, w := range r.Windows {
+		path := fmt.Sprintf("rotation.windows[%d]", i)
+		for _, day := range w.Days {
+			if !slices.Contains(weekdays, day) {
+				v.bad(path+".days", "%q is none of %s", day, strings.Join(weekdays, ", "))
+			}
+		}
+		for _, t := range []struct{ name, text string }{{"from", w.From}, {"to", w.To}} {
+			if !timeOfDay.MatchString(t.text) {
+				v.bad(path+"."+t.name, "%q is no time of day; write it like \"22:00\"", t.text)
+			}
+		}
+		if w.From == w.To {
+			v.bad(path, "begins and ends at %s; for any time of the day, write no from later than 00:00 and to 23:59, or no windows at all", w.From)
+		}
+	}
+	for _, d := range []struct {
+		name    string
+		percent *int
+	}{{"leaf", r.Due.Leaf}, {"intermediate", r.Due.Intermediate}, {"root", r.Due.Root}} {
+		if *d.percent < 0 || *d.percent > 99 {
+			v.bad("rotation.due."+d.name, "%d is not between 0 and 99 percent", *d.percent)
+		}
+	}
 }

@@ -1,0 +1,139 @@
+package procedure
+
+import (
+	"time"
+)
+
+// Workflow types of the rotations.
+const (
+	RotateLeafCertificates = "RotateLeafCertificates"
+	RotateIntermediateCA   = "RotateIntermediateCA"
+	// RotateCluster is the part of a rotation that is done in one cluster.
+	RotateCluster = "RotateCluster"
+)
+
+// Updates of a rotation, beside those of every procedure.
+const (
+	// ApproveUpdate lets a rotation go on that waits for it.
+	ApproveUpdate = "approve"
+	// RollbackUpdate has a rotation of a CA go back the way it came.
+	RollbackUpdate = "rollback"
+)
+
+// ApproveInput names the phase that may begin.
+type ApproveInput struct {
+	// Phase is the one that the rotation waits to begin: what was read by whoever
+	// approves must be what is approved.
+	Phase string `json:"phase"`
+	// By is who approves, as the client says: Temporal knows no more of it.
+	By string `json:"by,omitempty"`
+	// Note is for whoever looks at the rotation later.
+	Note string `json:"note,omitempty"`
+}
+
+// RollbackInput says why; the rotation's end repeats it.
+type RollbackInput struct {
+	Reason string `json:"reason"`
+}
+
+// RotateIntermediateInput is what RotateIntermediateCA takes. What it does not
+// say is in the mesh's spec, under rotation and rollout.
+type RotateIntermediateInput struct {
+	Mesh string `json:"mesh"`
+	// Management and Namespace say where the mesh's membership is stored;
+	// default: the site's management cluster, gloo-mesh.
+	Management string `json:"management,omitempty"`
+	Namespace  string `json:"namespace,omitempty"`
+	// Plan changes nothing: it looks, says phase by phase who presents and who
+	// trusts what, and what would be done.
+	Plan bool `json:"plan,omitempty"`
+	// Rollback takes back the rotation that has begun, whose run is gone.
+	Rollback bool   `json:"rollback,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+	// Approval is, if given, taken in place of the spec's rotation.approval.
+	Approval string `json:"approval,omitempty"`
+	// Snapshot is the operator's word that Vault can be restored to now: where the
+	// snapshot is. It is asked for if rotation.snapshot is "word" and none is given.
+	Snapshot string `json:"snapshot,omitempty"`
+	// DeleteOldKey has the previous intermediate's key deleted at the end, which
+	// has to be approved then.
+	DeleteOldKey bool `json:"deleteOldKey,omitempty"`
+}
+
+// RotateLeafInput is what RotateLeafCertificates takes.
+type RotateLeafInput struct {
+	Mesh string `json:"mesh"`
+	// Management and Namespace are as in RotateIntermediateInput.
+	Management string `json:"management,omitempty"`
+	Namespace  string `json:"namespace,omitempty"`
+	// Clusters are the workload clusters whose certificates are issued anew; all,
+	// and the management server's, if it is empty.
+	Clusters []string `json:"clusters,omitempty"`
+	Plan     bool     `json:"plan,omitempty"`
+}
+
+// RotateResult is the result of a rotation, and the details of one that failed.
+type RotateResult struct {
+	Mesh    string `json:"mesh"`
+	Changed bool   `json:"changed"`
+	Plan    bool   `json:"plan,omitempty"`
+	// RolledBack is why the rotation went back; empty if it did not.
+	RolledBack string `json:"rolledBack,omitempty"`
+	// From and To are the CAs; empty in a rotation of leaves.
+	From Authority `json:"from,omitzero"`
+	To   Authority `json:"to,omitzero"`
+	// Server is the management server's certificate, Clusters the agents'.
+	Server   Leaf            `json:"server,omitzero"`
+	Clusters []ClusterResult `json:"clusters,omitempty"`
+	// Matrix is, in a plan, who presents and who trusts what in each phase.
+	Matrix []PhaseView `json:"matrix,omitempty"`
+	Steps  []Step      `json:"steps,omitempty"`
+	// RetiredUntil is when the last certificate of the previous intermediate ends.
+	RetiredUntil time.Time     `json:"retiredUntil,omitzero"`
+	Verification *VerifyResult `json:"verification,omitempty"`
+}
+
+// PhaseView is one phase of a plan: who presents and who trusts what by its end.
+type PhaseView struct {
+	Phase string `json:"phase"`
+	// Does is what the phase does, in a few words.
+	Does    string       `json:"does"`
+	Members []MemberView `json:"members"`
+	// Broken are the pairs that would not shake hands; a plan with any is refused.
+	Broken []string `json:"broken,omitempty"`
+}
+
+// MemberView is the server, or agents that are alike, in a phase.
+type MemberView struct {
+	// Member is "server" or the clusters' names.
+	Member string `json:"member"`
+	// Presents and Trusts name CAs: "relay-intermediate-g1 or -g2".
+	Presents string `json:"presents"`
+	Trusts   string `json:"trusts"`
+}
+
+// Rotation is a rotation that a mesh is in, as its record says. It is written
+// before anything is changed, so that whoever comes next goes on with it.
+type Rotation struct {
+	Procedure string `json:"procedure"`
+	// From and To are generations of the intermediate.
+	From int `json:"from"`
+	To   int `json:"to"`
+	// Workflow is the run that began it, as a lock's holder is written.
+	Workflow string    `json:"workflow"`
+	Began    time.Time `json:"began"`
+	// Back is why it goes back; empty as long as it goes forward.
+	Back string `json:"back,omitempty"`
+	// Snapshot is what was said of a snapshot of Vault, or where it was put.
+	Snapshot string `json:"snapshot,omitempty"`
+	// Converged is when the last certificate of the previous intermediate was
+	// replaced; zero before.
+	Converged time.Time `json:"converged,omitzero"`
+}
+
+// Generations are those that a mesh's CAs are of, as its record says. Of a
+// mesh that has never been rotated they are 1.
+type Generations struct {
+	Root         int `json:"root"`
+	Intermediate int `json:"intermediate"`
+}
