@@ -68,3 +68,6 @@ func brief(text string) string {
 	}
 	return text
 }
+
+// notice tells people of something that waits for them, or has come to an end.
+func notice(ctx workflow.Context, r *report, text string) {}

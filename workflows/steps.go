@@ -256,6 +256,36 @@ func agentValues(spec mesh.Spec, w mesh.Workload, address string) map[string]any
 	}, spec.Gloo.AgentValues, w.AgentValues)
 }
 
+// makeIntermediate makes an intermediate in three calls, each of which finds what
+// an interrupted one has left.
+func makeIntermediate(ctx workflow.Context, in vault.IntermediateInput) (vault.CAResult, procedure.Outcome, error) {
+	var ca vault.CAResult
+	var total procedure.Outcome
+	csr, err := call[vault.CSRResult](ctx, acting, vaults.GenerateIntermediateCSR, in)
+	if err != nil {
+		return ca, total, err
+	}
+	total.Add(csr.Outcome)
+	if !csr.Present {
+		if in.Mode == procedure.Observe {
+			return ca, total, errWouldChange
+		}
+		in.CSRPEM = csr.CSRPEM
+		signed, err := call[vault.SignedResult](ctx, acting, vaults.SignIntermediate, in)
+		if err != nil {
+			return ca, total, err
+		}
+		total.Add(signed.Outcome)
+		in.ChainPEM = signed.ChainPEM
+	}
+	if ca, err = call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in); err != nil {
+		return ca, total, err
+	}
+	total.Add(ca.Outcome)
+	total.Detail = ca.Detail
+	return ca, total, nil
+}
+
 // issuing gives one cluster its credential for Vault, its Issuer and its
 // certificate.
 type issuing struct {
