@@ -296,12 +296,13 @@ func roleStep(workload string) string {
 // verify verifies the whole mesh but what was left out.
 func (r *rotating) verify(ctx workflow.Context) error {
 	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Settle: settleWithin}
-	if len(r.fleet.in(procedure.Skipped)) > 0 {
-		for _, c := range r.report.Clusters {
-			if c.State != procedure.Skipped {
-				in.Clusters = append(in.Clusters, c.Cluster)
-			}
+	for _, c := range r.report.Clusters {
+		if _, member := r.spec.Workload(c.Cluster); member && c.State != procedure.Skipped {
+			in.Clusters = append(in.Clusters, c.Cluster)
 		}
+	}
+	if len(in.Clusters) == len(r.spec.Workloads) {
+		in.Clusters = nil
 	}
 	_, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var verified procedure.VerifyResult
