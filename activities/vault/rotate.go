@@ -126,7 +126,8 @@ func (a *Activities) UseIssuer(ctx context.Context, in UseIssuerInput) (procedur
 			return out, err
 		}
 	}
-	if users := relay.users(i.ID); !in.Signs && len(users) > 0 {
+	// In a plan the steps before have moved the roles.
+	if users := relay.users(i.ID); !in.Signs && len(users) > 0 && in.Mode != procedure.Plan {
 		return out, failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is not taken out of use: roles sign with it, %s, and nothing of theirs could be renewed. Point them at another issuer first",
 			s.vault, relay.mount, i, strings.Join(users, ", "))
 	}
@@ -198,7 +199,7 @@ func (a *Activities) DeleteKey(ctx context.Context, in DeleteKeyInput) (procedur
 	keyID := ""
 	if i != nil && i.KeyID != "" {
 		keyID = i.KeyID
-		if err := s.dispensable(relay, in, *i); err != nil {
+		if err := s.dispensable(relay, in, *i); err != nil && in.Mode != procedure.Plan { // as for UseIssuer
 			return out, err
 		}
 	} else if keyID, err = s.keyFor(ctx, relay.mount, chain[0]); err != nil {
