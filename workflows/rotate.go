@@ -46,7 +46,8 @@ type rotatingState struct {
 
 // target is what a member's certificate is to be issued by.
 type target struct {
-	// IssuerID is the intermediate's, to which roles are moved; empty if they stay.
+	// IssuerID is the intermediate's, to which roles are moved; in a plan its name,
+	// if it is still to be made; empty if roles stay.
 	IssuerID        string `json:"issuerId,omitempty"`
 	Generation      int    `json:"generation,omitempty"`
 	RootPEM         string `json:"rootPEM"`
@@ -273,7 +274,7 @@ func (r *rotating) server(ctx workflow.Context) error {
 // moveRole has the role of a workload, or of the management server, sign with the
 // target, if roles are moved at all.
 func (r *rotating) moveRole(ctx workflow.Context, workload string) error {
-	if r.Target.IssuerID == "" && r.Target.Generation == 0 {
+	if r.Target.IssuerID == "" {
 		return nil
 	}
 	_, err := r.step(ctx, roleStep(workload), "Have Vault's role sign with the intermediate "+vault.IntermediateName(r.Target.Generation), func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -283,7 +284,7 @@ func (r *rotating) moveRole(ctx workflow.Context, workload string) error {
 }
 
 func (t target) role(spec mesh.Spec, workload string, mode procedure.Mode) vault.MoveRoleInput {
-	return vault.MoveRoleInput{Spec: spec, Workload: workload, IssuerID: t.IssuerID, Generation: t.Generation, Mode: mode}
+	return vault.MoveRoleInput{Spec: spec, Workload: workload, IssuerID: t.IssuerID, Mode: mode}
 }
 
 func roleStep(workload string) string {
