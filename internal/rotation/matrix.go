@@ -3,6 +3,8 @@ package rotation
 import (
 	"crypto/x509"
 	"time"
+
+	"github.com/relaypki/relaypki/internal/pki"
 )
 
 // Side is one end of a handshake with everything that it may present and trust.
@@ -27,5 +29,21 @@ type Pair struct {
 // crypto/tls does; names and usages are not judged, as they do not change when
 // a CA is rotated.
 func Broken(server Side, agents []Side, at time.Time) []Pair {
-	return nil
+	var broken []Pair
+	for _, agent := range agents {
+		for _, way := range []struct{ presenter, verifier Side }{{server, agent}, {agent, server}} {
+			for _, chain := range way.presenter.Chains {
+				for _, trust := range way.verifier.Trusts {
+					if problem := verify(chain, trust, at); problem != nil {
+						broken = append(broken, Pair{Presenter: way.presenter.Name, Verifier: way.verifier.Name, Chain: chain, Trust: trust, Problem: problem})
+					}
+				}
+			}
+		}
+	}
+	return broken
+}
+
+func verify(chain, trust []*x509.Certificate, at time.Time) error {
+	return pki.Peer{Trust: trust, Usage: x509.ExtKeyUsageAny, At: at}.Verify(chain)
 }
