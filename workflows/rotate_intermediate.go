@@ -680,8 +680,9 @@ func (r *intermediateRotation) plan(ctx workflow.Context) error {
 // matrix is who presents and who trusts what in each phase.
 func (r *intermediateRotation) matrix(agents []rotation.PlanMember) {
 	server := rotation.PlanMember{Name: "server", Presents: r.Server.Presents, Trusts: r.Server.Trusted}
-	for _, p := range rotation.IntermediatePlan(server, agents, rotation.Intermediate{Name: vault.IntermediateName(r.Record.From)}, rotation.Intermediate{Name: vault.IntermediateName(r.Record.To)}) {
-		view := procedure.PhaseView{Phase: string(p.Phase), Does: p.Does, Broken: p.Broken}
+	slices.SortFunc(agents, func(a, b rotation.PlanMember) int { return strings.Compare(a.Name, b.Name) })
+	for _, p := range rotation.IntermediatePlan(server, agents, canaries(r.spec), r.Root.Authority.Name, r.From.Authority.Name, vault.IntermediateName(r.Record.To)) {
+		view := procedure.PhaseView{Phase: string(p.Phase), Does: rotation.Does(p.Phase), Broken: p.Broken}
 		for _, m := range p.Members {
 			view.Members = append(view.Members, procedure.MemberView{Member: m.Member, Presents: m.Presents, Trusts: m.Trusts})
 		}
