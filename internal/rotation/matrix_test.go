@@ -42,80 +42,121 @@ func certs(pairs ...pkitest.Pair) []*x509.Certificate {
 
 const authority = "gloo-mesh-mgmt-server.gloo-mesh"
 
-// presented are all chains that a member may present in a rotation, leaf first,
-// and some that it should not.
-func (a authorities) presented(t testing.TB) map[string][]pkitest.Pair {
+// presented are the chains that a member presents in a rotation, leaf first, and
+// some that go wrong.
+func (a authorities) presented(t testing.TB) (modes, others map[string][]pkitest.Pair) {
 	leaf := func(ca pkitest.Pair, options ...pkitest.Option) pkitest.Pair {
 		return ca.Leaf(t, []string{authority}, options...)
 	}
 	short := a.r1.Cross(t, a.r2, func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true })
 	return map[string][]pkitest.Pair{
-		"old":                         {leaf(a.i2), a.i2},
-		"bridged or pivot":            {leaf(a.i3), a.i3, a.bridge},
-		"final or pinned":             {leaf(a.i3), a.i3},
-		"I4 at pivot":                 {leaf(a.i4), a.i4, a.bridge},
-		"I4 final or pinned":          {leaf(a.i4), a.i4},
-		"the leaf has ended":          {leaf(a.i3, pkitest.Valid(-48*time.Hour, -time.Hour)), a.i3, a.bridge},
-		"a bridge with path length 0": {leaf(a.i3), a.i3, short},
-	}
+			"old":              {leaf(a.i2), a.i2},
+			"bridged or pivot": {leaf(a.i3), a.i3, a.bridge},
+			"final or pinned":  {leaf(a.i3), a.i3},
+		}, map[string][]pkitest.Pair{
+			"I4 at pivot":                 {leaf(a.i4), a.i4, a.bridge},
+			"I4 final or pinned":          {leaf(a.i4), a.i4},
+			"the leaf has ended":          {leaf(a.i3, pkitest.Valid(-48*time.Hour, -time.Hour)), a.i3, a.bridge},
+			"a bridge with path length 0": {leaf(a.i3), a.i3, short},
+		}
 }
 
-// trusted are all trust stores of a rotation, and some that should not be.
-func (a authorities) trusted(t testing.TB) map[string][]*x509.Certificate {
+// trusted are the trust stores of a rotation, and some that go wrong.
+func (a authorities) trusted(t testing.TB) (modes, others map[string][]*x509.Certificate) {
 	ended := a.r1.Cross(t, a.r2, pkitest.Valid(-48*time.Hour, -time.Hour))
 	return map[string][]*x509.Certificate{
-		"R1":                   certs(a.r1),
-		"R2":                   certs(a.r2),
-		"the bridge":           certs(a.bridge),
-		"R1 and R2":            certs(a.r1, a.r2),
-		"I2, pinned":           certs(a.i2),
-		"I3, pinned":           certs(a.i3),
-		"I3 and I4":            certs(a.i3, a.i4),
-		"another of R2's name": certs(pkitest.Root(t, "relay-root-g2")),
-		"a bridge that ended":  certs(ended),
-		"nothing":              certs(),
-	}
+			"R1, as old and bridged": certs(a.r1),
+			"the bridge, as pivot":   certs(a.bridge),
+			"R2, as final":           certs(a.r2),
+			"I3, as pinned":          certs(a.i3),
+			"R1 and R2":              certs(a.r1, a.r2),
+		}, map[string][]*x509.Certificate{
+			"I2":                   certs(a.i2),
+			"I3 and I4":            certs(a.i3, a.i4),
+			"another of R2's name": certs(pkitest.Root(t, "relay-root-g2")),
+			"a bridge that ended":  certs(ended),
+			"nothing":              certs(),
+		}
 }
 
-// The matrix is what crypto/tls does: for every chain and trust of the server
-// with every chain and trust of an agent.
+// The matrix is what crypto/tls does. What members have in the modes of a
+// rotation is tried whole, each chain and trust of the server with each chain
+// and trust of an agent; what goes wrong besides, once in each direction, with
+// all that may be opposite.
 func TestBrokenIsWhatTLSDoes(t *testing.T) {
 	a := newAuthorities(t)
-	chains, trusts := a.presented(t), a.trusted(t)
-	shaken, failed := 0, 0
+	chains, otherChains := a.presented(t)
+	trusts, otherTrusts := a.trusted(t)
+	tried := matrixTest{}
 	for serverChain, server := range chains {
 		for serverTrusts, serverTrust := range trusts {
 			for agentChain, agent := range chains {
 				for agentTrusts, agentTrust := range trusts {
 					name := fmt.Sprintf("server: %s, trusts %s; agent: %s, trusts %s", serverChain, serverTrusts, agentChain, agentTrusts)
-					broken := Broken(
-						Side{"server", [][]*x509.Certificate{certs(server...)}, [][]*x509.Certificate{serverTrust}},
-						[]Side{{"agent", [][]*x509.Certificate{certs(agent...)}, [][]*x509.Certificate{agentTrust}}}, pkitest.Now)
-					serverErr, agentErr := shakeHands(t, server, serverTrust, agent, agentTrust)
-					if (len(broken) == 0) != (serverErr == nil && agentErr == nil) {
-						t.Fatalf("%s: computed %v; crypto/tls says server: %v, agent: %v", name, broken, serverErr, agentErr)
-					}
-					if len(broken) == 0 {
-						shaken++
-						continue
-					}
-					failed++
-					// The agent judges first, and tells the server nothing else.
-					if refuses := broken[0].Presenter == "server"; refuses != (agentErr != nil && !strings.Contains(agentErr.Error(), "remote error")) {
-						t.Errorf("%s: computed that %s refuses; crypto/tls says server: %v, agent: %v", name, broken[0].Verifier, serverErr, agentErr)
-					} else if !refuses {
-						sent := !strings.Contains(fmt.Sprint(serverErr), "client didn't provide a certificate")
-						if sent != (broken[0].Problem != errNotOffered) {
-							t.Errorf("%s: computed %v; crypto/tls says server: %v", name, broken[0].Problem, serverErr)
-						}
-					}
+					tried.handshake(t, name, server, serverTrust, agent, agentTrust)
 				}
 			}
 		}
 	}
-	t.Logf("%d handshakes succeed, %d fail", shaken, failed)
-	if shaken == 0 || failed == 0 {
-		t.Error("they are all alike: nothing was tried")
+	fits, both := chains["bridged or pivot"], trusts["R1 and R2"]
+	direction := func(chainName string, chain []pkitest.Pair, trustName string, trust []*x509.Certificate) {
+		tried.handshake(t, fmt.Sprintf("server: %s; agent trusts %s", chainName, trustName), chain, both, fits, trust)
+		tried.handshake(t, fmt.Sprintf("agent: %s; server trusts %s", chainName, trustName), fits, trust, chain, both)
+	}
+	for chainName, chain := range otherChains {
+		for trustName, trust := range trusts {
+			direction(chainName, chain, trustName, trust)
+		}
+		for trustName, trust := range otherTrusts {
+			direction(chainName, chain, trustName, trust)
+		}
+	}
+	for chainName, chain := range chains {
+		for trustName, trust := range otherTrusts {
+			direction(chainName, chain, trustName, trust)
+		}
+	}
+	t.Logf("%+v", tried)
+	if tried.succeeded == 0 || tried.refused == 0 || tried.notOffered == 0 {
+		t.Errorf("%+v: not everything was tried", tried)
+	}
+}
+
+// matrixTest counts what handshakes came to.
+type matrixTest struct{ succeeded, refused, notOffered int }
+
+// handshake computes one, makes it and compares.
+func (tried *matrixTest) handshake(t *testing.T, name string, server []pkitest.Pair, serverTrust []*x509.Certificate, agent []pkitest.Pair, agentTrust []*x509.Certificate) {
+	t.Helper()
+	broken := Broken(
+		Side{"server", [][]*x509.Certificate{certs(server...)}, [][]*x509.Certificate{serverTrust}},
+		[]Side{{"agent", [][]*x509.Certificate{certs(agent...)}, [][]*x509.Certificate{agentTrust}}}, pkitest.Now)
+	serverErr, agentErr := shakeHands(t, server, serverTrust, agent, agentTrust)
+	computed, happened := "", ""
+	if len(broken) > 0 { // the agent judges first
+		computed = broken[0].Verifier + " refuses"
+		if broken[0].Problem == errNotOffered {
+			computed = "agent sends nothing"
+		}
+	}
+	switch {
+	case agentErr != nil && !strings.Contains(agentErr.Error(), "remote error"):
+		happened = "agent refuses"
+	case serverErr != nil && strings.Contains(serverErr.Error(), "client didn't provide a certificate"):
+		happened = "agent sends nothing"
+	case serverErr != nil:
+		happened = "server refuses"
+	}
+	if computed != happened || (agentErr == nil) != (happened == "") {
+		t.Errorf("%s: computed %q: %v; crypto/tls: %q, server: %v, agent: %v", name, computed, broken, happened, serverErr, agentErr)
+	}
+	switch happened {
+	case "":
+		tried.succeeded++
+	case "agent sends nothing":
+		tried.notOffered++
+	default:
+		tried.refused++
 	}
 }
 
