@@ -18,5 +18,8 @@ func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(RefreshCredentials, workflow.RegisterOptions{Name: procedure.RefreshCredentials})
 	r.RegisterWorkflowWithOptions(AddCluster, workflow.RegisterOptions{Name: procedure.AddCluster})
 	r.RegisterWorkflowWithOptions(RemoveCluster, workflow.RegisterOptions{Name: procedure.RemoveCluster})
+	r.RegisterWorkflowWithOptions(RotateIssuerCredentials, workflow.RegisterOptions{Name: procedure.RotateIssuerCredentials})
+	r.RegisterWorkflowWithOptions(MaintainMesh, workflow.RegisterOptions{Name: procedure.MaintainMesh})
+	r.RegisterWorkflowWithOptions(ApplySchedules, workflow.RegisterOptions{Name: procedure.ApplySchedules})
 	r.RegisterWorkflowWithOptions(VerifyMesh, workflow.RegisterOptions{Name: procedure.VerifyMesh})
 }

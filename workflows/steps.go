@@ -355,3 +355,16 @@ func (i issuing) issuer(access vault.ClusterAccessResult) certmanager.IssuerInpu
 		Server: access.Server, VaultNamespace: access.Namespace, CABundlePEM: access.CABundlePEM, Mode: i.mode,
 	}
 }
+
+// inputProblems are those of an input that names a mesh. It is strict for what
+// people type; what a schedule or a parent has stored may be of another release.
+func inputProblems(ctx workflow.Context, mesh string, found []strict.Problem) []strict.Problem {
+	var problems []strict.Problem
+	if typed(ctx) {
+		problems = found
+	}
+	if mesh == "" {
+		problems = append(problems, strict.Problem{Path: "mesh", Message: "is missing"})
+	}
+	return problems
+}

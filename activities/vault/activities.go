@@ -125,7 +125,9 @@ type IssueClusterTokenInput struct {
 	Spec     mesh.Spec      `json:"spec"`
 	Context  string         `json:"context"`
 	Workload string         `json:"workload,omitempty"`
-	Mode     procedure.Mode `json:"mode"`
+	// Renewal is as in RefreshCredentialInput.
+	Renewal string         `json:"renewal,omitempty"`
+	Mode    procedure.Mode `json:"mode"`
 }
 
 // RemoveAccessInput names a workload to close Vault to.
