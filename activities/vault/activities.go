@@ -122,9 +122,9 @@ type ClusterAccessResult struct {
 
 // IssueClusterTokenInput is for method token.
 type IssueClusterTokenInput struct {
-	Spec     mesh.Spec      `json:"spec"`
-	Context  string         `json:"context"`
-	Workload string         `json:"workload,omitempty"`
+	Spec     mesh.Spec `json:"spec"`
+	Context  string    `json:"context"`
+	Workload string    `json:"workload,omitempty"`
 	// Renewal is as in RefreshCredentialInput.
 	Renewal string         `json:"renewal,omitempty"`
 	Mode    procedure.Mode `json:"mode"`

@@ -20,8 +20,8 @@ import (
 
 // TokenReviewInput names one cluster, for method kubernetes.
 type TokenReviewInput struct {
-	Spec    mesh.Spec      `json:"spec"`
-	Context string         `json:"context"`
+	Spec    mesh.Spec `json:"spec"`
+	Context string    `json:"context"`
 	// Anew writes the reviewer's token also if the one in Vault works.
 	Anew bool           `json:"anew,omitempty"`
 	Mode procedure.Mode `json:"mode"`

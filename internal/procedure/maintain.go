@@ -1,6 +1,7 @@
 package procedure
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -82,6 +83,16 @@ var idPrefixes = map[string]string{
 	RotateIntermediateCA:    "rotate-intermediate-",
 	RotateIssuerCredentials: "rotate-credentials-",
 	ApplySchedules:          "schedules-",
+}
+
+// IDs are all those ids of a mesh, in order.
+func IDs(mesh string) []string {
+	ids := make([]string, 0, len(idPrefixes))
+	for _, prefix := range idPrefixes {
+		ids = append(ids, prefix+mesh)
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // MeshOf is the mesh in an id that ID has made; empty in any other.
