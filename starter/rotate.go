@@ -45,7 +45,7 @@ says, then retry, skip or abort.`,
 			if !meshName.MatchString(args[0]) {
 				return badInput(c.again("status"), "%q is not the name of a mesh", args[0])
 			}
-			input, err := json.Marshal(procedure.RotateCredentialsInput{Mesh: args[0], Clusters: args[1:]})
+			input, err := json.Marshal(procedure.RotateCredentialsInput{MeshInput: procedure.MeshInput{Mesh: args[0]}, Clusters: args[1:]})
 			if err != nil {
 				return err
 			}

@@ -24,13 +24,13 @@ import (
 // for them. Its result says of each kind of certificate why, or why not. People
 // are told what needs one of them, once for as long as it stays the same: the
 // last run's result says what they know.
-func MaintainMesh(ctx workflow.Context, in procedure.MeshInput) (procedure.MaintainResult, error) {
-	m := &maintenance{in: in, result: procedure.MaintainResult{Mesh: in.Mesh}}
+func MaintainMesh(ctx workflow.Context, in procedure.Typed[procedure.MeshInput]) (procedure.MaintainResult, error) {
+	m := &maintenance{in: in.In, result: procedure.MaintainResult{Mesh: in.In.Mesh}}
 	var err error
-	if m.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.MaintainMesh, Mesh: in.Mesh, Phase: "certificates"}); err != nil {
+	if m.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.MaintainMesh, Mesh: in.In.Mesh, Phase: "certificates"}); err != nil {
 		return m.result, err
 	}
-	if err := invalid(inputProblems(ctx, in.Mesh, in.Problems)); err != nil {
+	if err := invalid(inputProblems(ctx, in.In, in.Problems)); err != nil {
 		return m.result, m.report.finish(ctx, err)
 	}
 	if err := m.run(ctx); err != nil {
@@ -200,17 +200,17 @@ func (m *maintenance) carryOut(ctx workflow.Context, d rotation.Decision) error 
 
 // rotation is the procedure that a decision starts, and its input.
 func (m *maintenance) rotation(d rotation.Decision) (name string, input json.RawMessage, err error) {
-	management, namespace := m.spec.Management.Context, m.spec.Management.Namespace
+	of := procedure.MeshInput{Mesh: m.spec.Mesh, Management: m.spec.Management.Context, Namespace: m.spec.Management.Namespace}
 	var in any
 	switch d.What {
 	case rotation.Leaf:
-		leaf := procedure.RotateLeafInput{Mesh: m.spec.Mesh, Management: management, Namespace: namespace}
+		leaf := procedure.RotateLeafInput{MeshInput: of}
 		if !slices.Contains(d.Members, rotation.Server) { // the server's comes with everybody's
 			leaf.Clusters = d.Members
 		}
 		name, in = procedure.RotateLeafCertificates, leaf
 	case rotation.Intermediate:
-		name, in = procedure.RotateIntermediateCA, procedure.RotateIntermediateInput{Mesh: m.spec.Mesh, Management: management, Namespace: namespace}
+		name, in = procedure.RotateIntermediateCA, procedure.RotateIntermediateInput{MeshInput: of}
 	default:
 		return "", nil, failure.Permanent(failure.InvalidInput, "a rotation of the %s is not begun by itself", d.What)
 	}

@@ -25,15 +25,15 @@ import (
 //
 // Nobody types long: it is what a run hands to its continuation when its history
 // has grown long.
-func RotateIssuerCredentials(ctx workflow.Context, in procedure.RotateCredentialsInput, long *procedure.Progress) (procedure.RefreshResult, error) {
+func RotateIssuerCredentials(ctx workflow.Context, in procedure.Typed[procedure.RotateCredentialsInput], long *procedure.Progress) (procedure.RefreshResult, error) {
 	ctx, abort := workflow.WithCancel(ctx)
-	r := &credentialRotation{chosen: in.Clusters, refresh: refresh{
-		in:      procedure.RefreshInput{Mesh: in.Mesh, Management: in.Management, Namespace: in.Namespace},
-		result:  procedure.RefreshResult{Mesh: in.Mesh},
+	r := &credentialRotation{chosen: in.In.Clusters, refresh: refresh{
+		in:      procedure.RefreshInput{Mesh: in.In.Mesh, Management: in.In.Management, Namespace: in.In.Namespace},
+		result:  procedure.RefreshResult{Mesh: in.In.Mesh},
 		renewal: workflow.GetInfo(ctx).FirstRunID, // which a continued run has too
 	}}
 	// One at a time, until somebody says otherwise (setParallelism).
-	progress := procedure.Progress{Procedure: procedure.RotateIssuerCredentials, Mesh: in.Mesh, Phase: "credentials", Parallelism: 1}
+	progress := procedure.Progress{Procedure: procedure.RotateIssuerCredentials, Mesh: in.In.Mesh, Phase: "credentials", Parallelism: 1}
 	if long != nil && workflow.GetInfo(ctx).ContinuedExecutionRunID != "" {
 		r.resumed, progress = true, *long
 	}
@@ -41,12 +41,12 @@ func RotateIssuerCredentials(ctx workflow.Context, in procedure.RotateCredential
 	if r.report, err = newReport(ctx, progress); err != nil {
 		return r.result, err
 	}
-	if err := invalid(inputProblems(ctx, in.Mesh, in.Problems)); err != nil {
+	if err := invalid(inputProblems(ctx, in.In.MeshInput, in.Problems)); err != nil {
 		return r.result, r.report.finish(ctx, err)
 	}
 	err = r.run(ctx, abort)
 	if errors.Is(err, errLong) {
-		return r.result, workflow.NewContinueAsNewError(ctx, procedure.RotateIssuerCredentials, in, r.report.Progress)
+		return r.result, workflow.NewContinueAsNewError(ctx, procedure.RotateIssuerCredentials, in.In, r.report.Progress)
 	}
 	r.sum()
 	return r.result, r.report.finish(ctx, err)

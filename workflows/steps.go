@@ -256,6 +256,36 @@ func agentValues(spec mesh.Spec, w mesh.Workload, address string) map[string]any
 	}, spec.Gloo.AgentValues, w.AgentValues)
 }
 
+// makeIntermediate makes an intermediate in three calls, each of which finds what
+// an interrupted one has left.
+func makeIntermediate(ctx workflow.Context, in vault.IntermediateInput) (vault.CAResult, procedure.Outcome, error) {
+	var ca vault.CAResult
+	var total procedure.Outcome
+	csr, err := call[vault.CSRResult](ctx, acting, vaults.GenerateIntermediateCSR, in)
+	if err != nil {
+		return ca, total, err
+	}
+	total.Add(csr.Outcome)
+	if !csr.Present {
+		if in.Mode == procedure.Observe {
+			return ca, total, errWouldChange
+		}
+		in.CSRPEM = csr.CSRPEM
+		signed, err := call[vault.SignedResult](ctx, acting, vaults.SignIntermediate, in)
+		if err != nil {
+			return ca, total, err
+		}
+		total.Add(signed.Outcome)
+		in.ChainPEM = signed.ChainPEM
+	}
+	if ca, err = call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in); err != nil {
+		return ca, total, err
+	}
+	total.Add(ca.Outcome)
+	total.Detail = ca.Detail
+	return ca, total, nil
+}
+
 // issuing gives one cluster its credential for Vault, its Issuer and its
 // certificate.
 type issuing struct {
@@ -358,13 +388,9 @@ func (i issuing) issuer(access vault.ClusterAccessResult) certmanager.IssuerInpu
 
 // inputProblems are those of an input that names a mesh. It is strict for what
 // people type; what a schedule or a parent has stored may be of another release.
-func inputProblems(ctx workflow.Context, mesh string, found []strict.Problem) []strict.Problem {
-	var problems []strict.Problem
-	if typed(ctx) {
-		problems = found
+func inputProblems(ctx workflow.Context, in procedure.MeshInput, found []strict.Problem) []strict.Problem {
+	if !typed(ctx) {
+		return in.Validate()
 	}
-	if mesh == "" {
-		problems = append(problems, strict.Problem{Path: "mesh", Message: "is missing"})
-	}
-	return problems
+	return append(found, in.Validate()...)
 }

@@ -27,6 +27,9 @@ type ServerResult struct {
 	Chains        []string `json:"chains"`
 	Trusts        []string `json:"trusts"`
 	AcceptableCAs []string `json:"acceptableCAs,omitempty"`
+	// Presents and Trusted are as in CheckPairResult.
+	Presents string   `json:"presents"`
+	Trusted  []string `json:"trusted"`
 }
 
 // ReadServer reads what the management server has stored and loaded.

@@ -38,7 +38,7 @@ func (a *Activities) AdoptAuthorities(ctx context.Context, in AdoptAuthoritiesIn
 	if err != nil {
 		return out, err
 	}
-	relay, err := s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RelayMount, intermediateName(1), intermediatePrefix)
+	relay, err := s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RelayMount, IntermediateName(1), intermediatePrefix)
 	if err != nil {
 		return out, err
 	}

@@ -20,7 +20,9 @@ const (
 )
 
 func rootName(generation int) string { return fmt.Sprintf("%s%d", rootPrefix, generation) }
-func intermediateName(generation int) string {
+
+// IntermediateName is the name of an intermediate's issuer and key in Vault.
+func IntermediateName(generation int) string {
 	return fmt.Sprintf("%s%d", intermediatePrefix, generation)
 }
 

@@ -156,7 +156,7 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 		ca           mesh.CA
 	}{
 		{c.spec.Vault.RootMount, rootPrefix, rootName(1), c.spec.PKI.Root},
-		{c.spec.Vault.RelayMount, intermediatePrefix, intermediateName(1), c.spec.PKI.Intermediate},
+		{c.spec.Vault.RelayMount, intermediatePrefix, IntermediateName(1), c.spec.PKI.Intermediate},
 	} {
 		have, err := s.mountAt(ctx, m.path)
 		if err == nil && have != nil {

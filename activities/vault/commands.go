@@ -84,7 +84,7 @@ func (s session) imported(mount, path, argument string, settings map[string]any)
 // rootCommands bring the root's certificate into the relay mount, and into the
 // chain of the intermediate.
 func (s session) rootCommands(in IntermediateInput) []string {
-	root, intermediate := rootName(in.Generation), intermediateName(in.Generation)
+	root, intermediate := rootName(in.Generation), IntermediateName(in.Generation)
 	return append(
 		s.imported(in.RelayMount, "/issuers/import/cert",
 			`pem_bundle="$(`+s.command("read", "-field=certificate", in.RootMount+"/issuer/"+in.rootRef())+`)"`,

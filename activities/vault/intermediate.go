@@ -23,7 +23,7 @@ func (a *Activities) GenerateIntermediateCSR(ctx context.Context, in Intermediat
 	if err != nil {
 		return CSRResult{}, err
 	}
-	name := intermediateName(in.Generation)
+	name := IntermediateName(in.Generation)
 	found, err := s.authority(ctx, in.RelayMount, name, intermediatePrefix, in.CA)
 	if err != nil {
 		return CSRResult{}, err
@@ -71,7 +71,7 @@ func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput)
 	if err != nil {
 		return SignedResult{}, err
 	}
-	found, err := s.authority(ctx, in.RelayMount, intermediateName(in.Generation), intermediatePrefix, in.CA)
+	found, err := s.authority(ctx, in.RelayMount, IntermediateName(in.Generation), intermediatePrefix, in.CA)
 	if err != nil || found.issuer != nil {
 		return SignedResult{}, err
 	}
@@ -139,7 +139,7 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 	if err != nil {
 		return CAResult{}, err
 	}
-	name := intermediateName(in.Generation)
+	name := IntermediateName(in.Generation)
 	object := "vault issuer " + in.RelayMount + "/" + name
 	found, err := s.authority(ctx, in.RelayMount, name, intermediatePrefix, in.CA)
 	if err != nil {

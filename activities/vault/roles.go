@@ -144,7 +144,7 @@ func (s session) ensureRole(ctx context.Context, mode procedure.Mode, out *proce
 			return err
 		}
 		desired["issuer_ref"] = "$issuer"
-		out.By(mode, assign("issuer", s.command("read", "-field=issuer_id", mount+"/issuer/"+intermediateName(1))),
+		out.By(mode, assign("issuer", s.command("read", "-field=issuer_id", mount+"/issuer/"+IntermediateName(1))),
 			s.data("write", path, desired, "issuer"))
 		return nil
 	}

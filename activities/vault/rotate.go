@@ -51,10 +51,12 @@ func (a *Activities) Survey(ctx context.Context, in SurveyInput) (SurveyResult, 
 
 // ProveIssuerInput names a new intermediate that nothing uses yet.
 type ProveIssuerInput struct {
-	Spec     mesh.Spec      `json:"spec"` // without workloads
-	IssuerID string         `json:"issuerId"`
-	RootPEM  string         `json:"rootPEM"`
-	Mode     procedure.Mode `json:"mode"`
+	Spec     mesh.Spec `json:"spec"` // without workloads
+	IssuerID string    `json:"issuerId"`
+	// Generation is the issuer's; in a plan it names one that is still to be made.
+	Generation int            `json:"generation"`
+	RootPEM    string         `json:"rootPEM"`
+	Mode       procedure.Mode `json:"mode"`
 }
 
 // ProveIssuerResult has the chain that the issuer would have cert-manager store.
@@ -77,9 +79,11 @@ type MoveRoleInput struct {
 	Spec mesh.Spec `json:"spec"`
 	// Workload is the registered name; empty for the management server's role and
 	// the probe's.
-	Workload string         `json:"workload,omitempty"`
-	IssuerID string         `json:"issuerId"`
-	Mode     procedure.Mode `json:"mode"`
+	Workload string `json:"workload,omitempty"`
+	IssuerID string `json:"issuerId"`
+	// Generation is the issuer's; in a plan it names one that is still to be made.
+	Generation int            `json:"generation"`
+	Mode       procedure.Mode `json:"mode"`
 }
 
 // MoveRole has a role sign with the issuer from now on. A role that is not there

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/relaypki/relaypki/internal/rotation"
-	"github.com/relaypki/relaypki/internal/strict"
 )
 
 // Workflow types of what is done again and again.
@@ -14,27 +13,6 @@ const (
 	MaintainMesh   = "MaintainMesh"
 	ApplySchedules = "ApplySchedules"
 )
-
-// MeshInput is what a procedure takes that asks for no more than which mesh.
-type MeshInput struct {
-	Mesh string `json:"mesh"`
-	// Management and Namespace say where the mesh's membership is stored;
-	// default: the site's management cluster, gloo-mesh.
-	Management string           `json:"management,omitempty"`
-	Namespace  string           `json:"namespace,omitempty"`
-	Problems   []strict.Problem `json:"-"`
-}
-
-type meshInput MeshInput // without methods, for decoding
-
-// UnmarshalJSON keeps what is wrong in Problems, as SetupInput does.
-func (in *MeshInput) UnmarshalJSON(data []byte) error {
-	var m meshInput
-	problems := strict.Decode(data, &m)
-	*in = MeshInput(m)
-	in.Problems = problems
-	return nil
-}
 
 // MaintainResult is the result of MaintainMesh. The next look of the schedule
 // starts from it.

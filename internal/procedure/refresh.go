@@ -44,23 +44,8 @@ const RotateIssuerCredentials = "RotateIssuerCredentials"
 
 // RotateCredentialsInput is what RotateIssuerCredentials takes.
 type RotateCredentialsInput struct {
-	Mesh string `json:"mesh"`
-	// Management and Namespace are as in RefreshInput.
-	Management string `json:"management,omitempty"`
-	Namespace  string `json:"namespace,omitempty"`
+	MeshInput
 	// Clusters are the workload clusters whose credentials are made anew; all, and
 	// the management cluster's, if it is empty.
-	Clusters []string         `json:"clusters,omitempty"`
-	Problems []strict.Problem `json:"-"`
-}
-
-type rotateCredentialsInput RotateCredentialsInput // without methods, for decoding
-
-// UnmarshalJSON keeps what is wrong in Problems, as SetupInput does.
-func (in *RotateCredentialsInput) UnmarshalJSON(data []byte) error {
-	var r rotateCredentialsInput
-	problems := strict.Decode(data, &r)
-	*in = RotateCredentialsInput(r)
-	in.Problems = problems
-	return nil
+	Clusters []string `json:"clusters,omitempty"`
 }
