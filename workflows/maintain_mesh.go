@@ -15,6 +15,7 @@ import (
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/rotation"
 )
@@ -61,7 +62,7 @@ func (m *maintenance) run(ctx workflow.Context) error {
 		return err
 	}
 	m.spec = m.record.Spec.WithDefaults()
-	m.state = rotation.State{Now: workflow.Now(ctx), IntermediateTTL: m.spec.PKI.Intermediate.TTL.Duration}
+	m.state = rotation.State{Now: workflow.Now(ctx), IntermediateTTL: m.spec.PKI.Intermediate.TTL.Duration, Begun: begun(m.record.Rotation)}
 	for _, look := range []func(workflow.Context) error{m.leaves, m.authorities, m.atWork, m.dates} {
 		if err := look(ctx); err != nil {
 			return err
@@ -142,7 +143,6 @@ func (m *maintenance) atWork(ctx workflow.Context) error {
 		busy, err := call[string](ctx, looking, kubernetes.LockHolder, cluster.LockInput{
 			Context: m.spec.Management.Context, Namespace: m.spec.Management.Namespace, Lease: caLease(m.spec)})
 		m.state.Busy = busy
-		m.state.Rotating = busy != "" && (m.state.Begun != "" || busy == procedure.ID(procedure.RotateIntermediateCA, m.spec.Mesh))
 		if err != nil || busy == "" {
 			return "nobody", err
 		}
@@ -154,9 +154,40 @@ func (m *maintenance) atWork(ctx workflow.Context) error {
 	})
 }
 
+// begun says which rotation of a CA a record has; empty if none.
+func begun(r *procedure.Rotation) string {
+	if r == nil {
+		return ""
+	}
+	way := "has begun"
+	if r.Back != "" {
+		way = "is being taken back, begun"
+	}
+	return fmt.Sprintf("%s from generation %d to %d %s on %s", r.Procedure, r.From, r.To, way, pki.Date(r.Began))
+}
+
 // dates computes by when rotations have to begin, and when they may.
 func (m *maintenance) dates(workflow.Context) error {
-	m.state.Opens = m.state.Now
+	zone, err := time.LoadLocation(m.spec.Rotation.TimeZone)
+	if err != nil {
+		return failure.Permanent(failure.InvalidInput, "rotation.timeZone: %v", err)
+	}
+	how, certificates := m.spec.Rollout, m.spec.Certificates
+	pace := rotation.Pace{
+		Clusters: len(m.spec.Workloads), Canaries: len(canaries(m.spec)), WaveSize: how.WaveSize, Parallelism: how.Parallelism,
+		// What a cluster takes at the most: then it is parked, and the others go on.
+		PerCluster: how.RetryFor.Duration, Soak: m.spec.Rotation.Soak.Duration,
+		Windows: m.spec.Rotation.Windows, Zone: zone,
+	}
+	leaf := max(certificates.Server.Duration.Duration, certificates.Client.Duration.Duration)
+	ca, root := &m.state.Intermediate, &m.state.Root
+	ca.LatestStart, _ = rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)
+	root.LatestStart, _ = rotation.LatestStart(rotation.KindRoot, root.NotAfter, leaf, pace)
+	if open, next := rotation.NextOpen(pace.Windows, zone, m.state.Now); open {
+		m.state.Opens = m.state.Now
+	} else {
+		m.state.Opens = next
+	}
 	return nil
 }
 
@@ -172,7 +203,7 @@ func (m *maintenance) look(ctx workflow.Context, name, summary string, run func(
 
 // carryOut starts the rotation that was decided on, and reports the decision.
 func (m *maintenance) carryOut(ctx workflow.Context, d rotation.Decision) error {
-	step := m.report.begin(ctx, string(d.What))
+	step := m.report.begin(ctx, string(d.Kind))
 	outcome := procedure.Outcome{Detail: d.Why}
 	if !d.Start {
 		m.report.end(ctx, step, outcome, nil)
@@ -202,17 +233,17 @@ func (m *maintenance) carryOut(ctx workflow.Context, d rotation.Decision) error 
 func (m *maintenance) rotation(d rotation.Decision) (name string, input json.RawMessage, err error) {
 	of := procedure.MeshInput{Mesh: m.spec.Mesh, Management: m.spec.Management.Context, Namespace: m.spec.Management.Namespace}
 	var in any
-	switch d.What {
-	case rotation.Leaf:
+	switch d.Kind {
+	case rotation.KindLeaf:
 		leaf := procedure.RotateLeafInput{MeshInput: of}
 		if !slices.Contains(d.Members, rotation.Server) { // the server's comes with everybody's
 			leaf.Clusters = d.Members
 		}
 		name, in = procedure.RotateLeafCertificates, leaf
-	case rotation.Intermediate:
+	case rotation.KindIntermediate:
 		name, in = procedure.RotateIntermediateCA, procedure.RotateIntermediateInput{MeshInput: of}
 	default:
-		return "", nil, failure.Permanent(failure.InvalidInput, "a rotation of the %s is not begun by itself", d.What)
+		return "", nil, failure.Permanent(failure.InvalidInput, "a rotation of the %s is not begun by itself", d.Kind)
 	}
 	input, err = json.Marshal(in)
 	return name, input, err

@@ -7,15 +7,6 @@ import (
 	"time"
 )
 
-// What a rotation renews.
-type What string
-
-const (
-	Leaf         What = "leaf"
-	Intermediate What = "intermediate"
-	Root         What = "root"
-)
-
 // Server is the name of the management server's leaf; no cluster has it.
 const Server = "management server"
 
@@ -33,11 +24,14 @@ type Life struct {
 
 // left is the share of its life that is to come, in percent.
 func (l Life) left(now time.Time) int {
-	whole := l.NotAfter.Sub(l.NotBefore)
-	if whole <= 0 || !now.Before(l.NotAfter) {
-		return 0
-	}
-	return int(min(100*l.NotAfter.Sub(now).Seconds()/whole.Seconds(), 100))
+	_, left := Due(0, l.NotBefore, l.NotAfter, now)
+	return left
+}
+
+// due says that no more than that share of it is left.
+func (l Life) due(percent int, now time.Time) bool {
+	due, _ := Due(percent, l.NotBefore, l.NotAfter, now)
+	return due
 }
 
 // at is when a share of its life is left.
@@ -64,10 +58,8 @@ type State struct {
 	Intermediate, Root Life
 	// IntermediateTTL is what the next intermediate is asked to live.
 	IntermediateTTL time.Duration
-	// Busy is the workflow that holds the lock on the mesh's CAs, Rotating says
-	// that it is a rotation.
-	Busy     string
-	Rotating bool
+	// Busy is the workflow that holds the lock on the mesh's CAs.
+	Busy string
 	// Begun is which rotation of a CA has begun and is not over, by the record.
 	Begun string
 	// Opens is when the next window opens: not after Now if one is open, or if
@@ -77,7 +69,7 @@ type State struct {
 
 // Decision is what is to be done about one kind of certificate, and why.
 type Decision struct {
-	What What `json:"what"`
+	Kind Kind `json:"kind"`
 	Due  bool `json:"due"`
 	// Start says that a rotation is to be started now.
 	Start bool `json:"start"`
@@ -96,22 +88,23 @@ type Decision struct {
 }
 
 // Decide says of each kind of certificate whether it is due and whether to start
-// its rotation now. At most one rotation of a CA is at work at a time; a root's
-// is not begun without people.
+// its rotation now. At most one rotation is at work at a time, leaves first, since
+// they end first; a root's is not begun without people.
 func Decide(s State, p Policy) []Decision {
-	return []Decision{decideLeaves(s, p.Leaf), decideIntermediate(s, p.Intermediate), decideRoot(s, p.Root)}
+	leaves := decideLeaves(s, p.Leaf)
+	return []Decision{leaves, decideIntermediate(s, p.Intermediate, leaves.Start), decideRoot(s, p.Root)}
 }
 
 // decideLeaves starts a rotation of the leaves that nobody has renewed. It waits
 // for no window: what it is for is about to end.
 func decideLeaves(s State, percent int) Decision {
-	d := Decision{What: Leaf}
+	d := Decision{Kind: KindLeaf}
 	var overdue []string
 	for _, l := range s.Leaves {
 		if d.NotAfter.IsZero() || l.NotAfter.Before(d.NotAfter) {
 			d.NotAfter, d.LatestStart = l.NotAfter, l.LatestStart
 		}
-		if percent > 0 && l.left(s.Now) <= percent {
+		if l.due(percent, s.Now) {
 			d.Members = append(d.Members, l.Name)
 		}
 		if !l.Renewal.IsZero() && s.Now.After(l.Renewal.Add(l.NotAfter.Sub(l.Renewal)/2)) {
@@ -121,8 +114,8 @@ func decideLeaves(s State, percent int) Decision {
 	}
 	d.Due = len(d.Members) > 0
 	switch {
-	case d.Due && s.Rotating:
-		d.Why = fmt.Sprintf("the certificates of %s are due, and %s, which is at work, issues them anew", some(d.Members), s.Busy)
+	case d.Due && s.Busy != "":
+		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: %s is at work on the mesh's certificates", some(d.Members), s.Busy)
 	case d.Due:
 		d.Start = true
 		d.Why = fmt.Sprintf("the certificates of %s have no more than %d%% of their life left and were not renewed", some(d.Members), percent)
@@ -142,22 +135,22 @@ func decideLeaves(s State, percent int) Decision {
 	return d
 }
 
-func decideIntermediate(s State, percent int) Decision {
+func decideIntermediate(s State, percent int, leaves bool) Decision {
 	ca := s.Intermediate
-	d := Decision{What: Intermediate, NotAfter: ca.NotAfter, LatestStart: ca.LatestStart}
+	d := Decision{Kind: KindIntermediate, NotAfter: ca.NotAfter, LatestStart: ca.LatestStart}
 	share := fmt.Sprintf("%s has %d%% of its life left, until %s", ca.Name, ca.left(s.Now), day(ca.NotAfter))
 	passed := !ca.LatestStart.IsZero() && !s.Now.Before(ca.LatestStart)
-	d.Due = percent > 0 && (ca.left(s.Now) <= percent || passed)
+	d.Due = ca.due(percent, s.Now) || percent > 0 && passed
 	open := !s.Opens.IsZero() && !s.Opens.After(s.Now)
 	d.Late = ca.late(s.Now, s.Opens) && (d.Due || percent == 0)
 	switch {
-	case s.Begun != "" && s.Rotating:
+	case s.Begun != "" && s.Busy != "":
 		d.Why = fmt.Sprintf("%s: %s is at work on it", s.Begun, s.Busy)
 		d.Late = false // it has begun
 		return d
 	case s.Begun != "":
 		d.Why = s.Begun + " and nobody is at work on it; no other is begun before that one is over"
-		d.Warning = s.Begun + " and nobody is at work on it. Go on with it, or take it back (--rollback)"
+		d.Warning = s.Begun + " and nobody is at work on it. Start it again, or take it back"
 		return d
 	case percent == 0:
 		d.Why = share + "; it is never rotated by itself (rotation.due.intermediate is 0)"
@@ -169,6 +162,8 @@ func decideIntermediate(s State, percent int) Decision {
 			ca.Name, s.Root.Name, day(s.Root.NotAfter))
 	case s.Busy != "":
 		d.Why = fmt.Sprintf("%s; due, and not begun: %s is at work on the mesh's CAs", share, s.Busy)
+	case leaves:
+		d.Why = share + "; due, and not begun: the rotation of leaves goes first"
 	case s.Opens.IsZero():
 		d.Why = share + "; due, and not begun: no window ever opens"
 		d.Warning = fmt.Sprintf("the intermediate %s is due, and no window of rotation.windows ever opens", ca.Name)
@@ -177,7 +172,7 @@ func decideIntermediate(s State, percent int) Decision {
 	default:
 		d.Start = true
 		d.Why = share + "; due"
-		if ca.left(s.Now) > percent {
+		if !ca.due(percent, s.Now) {
 			d.Why += ": its latest date has come"
 		}
 	}
@@ -193,10 +188,10 @@ func decideIntermediate(s State, percent int) Decision {
 
 func decideRoot(s State, percent int) Decision {
 	ca := s.Root
-	d := Decision{What: Root, NotAfter: ca.NotAfter, LatestStart: ca.LatestStart}
+	d := Decision{Kind: KindRoot, NotAfter: ca.NotAfter, LatestStart: ca.LatestStart}
 	d.Why = fmt.Sprintf("%s has %d%% of its life left, until %s", ca.Name, ca.left(s.Now), day(ca.NotAfter))
 	passed := !ca.LatestStart.IsZero() && !s.Now.Before(ca.LatestStart)
-	d.Due = percent > 0 && (ca.left(s.Now) <= percent || passed)
+	d.Due = ca.due(percent, s.Now) || percent > 0 && passed
 	d.Late = ca.late(s.Now, s.Now) && (d.Due || percent == 0)
 	by := ""
 	if !ca.LatestStart.IsZero() {
