@@ -257,6 +257,6 @@ func caResult(out procedure.Outcome, i issuer) CAResult {
 	c := i.certificate
 	out.Detail = "until " + pki.Date(c.NotAfter)
 	return CAResult{Outcome: out, CertificatePEM: string(pki.EncodeChain(c)), Authority: procedure.Authority{
-		IssuerID: i.ID, Name: i.Name, Subject: c.Subject.String(), Serial: pki.Serial(c), SubjectKeyID: pki.Hex(c.SubjectKeyId), NotAfter: c.NotAfter.UTC(),
+		IssuerID: i.ID, Name: i.Name, Subject: c.Subject.String(), Serial: pki.Serial(c), SubjectKeyID: pki.Hex(c.SubjectKeyId), NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(),
 	}}
 }
