@@ -574,6 +574,9 @@ func (r *intermediateRotation) waitOut(ctx workflow.Context) error {
 
 func (r *intermediateRotation) use(ctx workflow.Context, ca vault.CAResult, signs bool, standard vault.CAResult) error {
 	name := "use of " + ca.Authority.Name
+	if standard.Authority.IssuerID == "" { // in a plan
+		standard.Authority.IssuerID = standard.Authority.Name
+	}
 	_, err := r.step(ctx, name, "Say what the intermediate "+ca.Authority.Name+" may be used for", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, vaults.UseIssuer, vault.UseIssuerInput{
 			Spec: r.spec.Only(""), IssuerID: ca.Authority.IssuerID, Signs: signs, Default: standard.Authority.IssuerID, Mode: r.mode,
@@ -585,7 +588,9 @@ func (r *intermediateRotation) use(ctx workflow.Context, ca vault.CAResult, sign
 // deleteKey deletes the previous intermediate's key, for good.
 func (r *intermediateRotation) deleteKey(ctx workflow.Context) error {
 	_, err := r.step(ctx, "key of "+r.From.Authority.Name, "Delete the key of the intermediate "+r.From.Authority.Name, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, acting, vaults.DeleteKey, vault.DeleteKeyInput{Spec: r.spec.Only(""), IssuerID: r.From.Authority.IssuerID, Mode: r.mode})
+		return call[procedure.Outcome](ctx, acting, vaults.DeleteKey, vault.DeleteKeyInput{
+			Spec: r.spec.Only(""), IssuerID: r.From.Authority.IssuerID, Name: r.From.Authority.Name, CertificatePEM: r.From.CertificatePEM, Mode: r.mode,
+		})
 	})
 	return err
 }
