@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -134,39 +135,49 @@ func TestRotationHarness(t *testing.T) {
 		sees(t, watched.ended(t).problems(0), "an agent that is gone", "cluster1: there was no agent for")
 	})
 
-	t.Run("what may be in the way", func(t *testing.T) {
-		watched := w.watchHandshakes(t)
-		var answered error
-		var during sync.WaitGroup
-		during.Go(func() {
-			for v := w.vault(t); answered == nil; {
-				_, answered = v.Logical().Read("sys/mounts")
+	t.Run("what may be in the way", func(t *testing.T) { w.inTheWay(t, wk) })
+}
+
+// inTheWay has everything go wrong that a rotation is to survive.
+func (w *world) inTheWay(t *testing.T, wk *worker) {
+	watched, v := w.watchHandshakes(t), w.vault(t)
+	v.SetMaxRetries(0)
+	asked, stop := context.WithCancel(t.Context())
+	var refused []time.Time
+	var during sync.WaitGroup
+	during.Go(func() {
+		for asked.Err() == nil {
+			if _, err := v.Logical().Read("sys/mounts"); err != nil {
+				refused = append(refused, time.Now())
 			}
-		})
-		if o := w.vaultAway(t, 2*time.Second); !o.covers(o.from.Add(time.Second)) || o.covers(o.from.Add(-time.Second)) || o.to.Sub(o.from) < 2*time.Second {
-			t.Errorf("Vault was away from %s to %s", o.from, o.to)
+			<-time.After(50 * time.Millisecond) // so often it is asked
 		}
-		during.Wait()
-		w.clusterAway(t, "cluster1", 2*time.Second)
-		w.temporalAway(t, 2*time.Second)
-		pid := wk.cmd.Process.Pid
-		w.killWorker(t, wk)
-		if wk.cmd.Process.Pid == pid {
-			t.Error("the worker is the same process")
-		}
-		if len(executions(t, w.temporal(t))) == 0 {
-			t.Fatal("Temporal knows of no run: that its histories are lost cannot be seen")
-		}
-		w.loseHistories(t, wk)
-		if known := executions(t, w.temporal(t)); len(known) > 0 {
-			t.Errorf("Temporal still knows of %d runs", len(known))
-		}
-		out, errOut, code := w.relaypki(t, "verify", "demo")
-		if code != 0 && code != exitUnhealthy {
-			t.Errorf("with the histories lost: exit code %d\n%s\n%s", code, out, errOut)
-		}
-		none(t, watched.ended(t).problems(0)) // none of it is the relay
 	})
+	o := w.vaultAway(t, 2*time.Second)
+	stop()
+	during.Wait()
+	if len(refused) < 10 || !o.covers(refused[0]) || o.covers(o.from.Add(-time.Second)) || o.covers(o.to.Add(time.Minute)) {
+		t.Errorf("Vault was away from %s to %s, and did not answer %d times", o.from, o.to, len(refused))
+	}
+	w.clusterAway(t, "cluster1", 2*time.Second)
+	w.temporalAway(t, 2*time.Second)
+	pid := wk.cmd.Process.Pid
+	w.killWorker(t, wk)
+	if wk.cmd.Process.Pid == pid {
+		t.Error("the worker is the same process")
+	}
+	if len(executions(t, w.temporal(t))) == 0 {
+		t.Fatal("Temporal knows of no run: that its histories are lost cannot be seen")
+	}
+	w.loseHistories(t, wk)
+	if known := executions(t, w.temporal(t)); len(known) > 0 {
+		t.Errorf("Temporal still knows of %d runs", len(known))
+	}
+	out, errOut, code := w.relaypki(t, "verify", "demo")
+	if code != 0 && code != exitUnhealthy {
+		t.Errorf("with the histories lost: exit code %d\n%s\n%s", code, out, errOut)
+	}
+	none(t, watched.ended(t).problems(0)) // none of it is the relay
 }
 
 // exitUnhealthy is the command's exit code for a verification that found

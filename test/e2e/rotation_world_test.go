@@ -398,8 +398,11 @@ func (r handshakeReport) problems(unjudged int64) []string {
 		if a.undialled+a.interrupted > unjudged {
 			problems = append(problems, fmt.Sprintf("%s: %d handshakes had no connection, %d were interrupted", cluster, a.undialled, a.interrupted))
 		}
-		if a.slowest < leastRate {
-			problems = append(problems, fmt.Sprintf("%s: no more than %.1f handshakes a second, over %s; fewer than %d are not watched", cluster, a.slowest, rateOver, leastRate))
+		switch {
+		case a.slowest < 0:
+			problems = append(problems, fmt.Sprintf("%s: no agent made handshakes for %s on end: none was watched", cluster, rateOver))
+		case a.slowest < leastRate:
+			problems = append(problems, fmt.Sprintf("%s: no more than %.1f handshakes a second, over %s; at least %d are wanted", cluster, a.slowest, rateOver, leastRate))
 		}
 		if a.away > mostAway {
 			problems = append(problems, fmt.Sprintf("%s: there was no agent for %s", cluster, a.away.Round(time.Millisecond)))
