@@ -385,3 +385,12 @@ func (i issuing) issuer(access vault.ClusterAccessResult) certmanager.IssuerInpu
 		Server: access.Server, VaultNamespace: access.Namespace, CABundlePEM: access.CABundlePEM, Mode: i.mode,
 	}
 }
+
+// inputProblems are those of an input that names a mesh. It is strict for what
+// people type; what a schedule or a parent has stored may be of another release.
+func inputProblems(ctx workflow.Context, in procedure.MeshInput, found []strict.Problem) []strict.Problem {
+	if !typed(ctx) {
+		return in.Validate()
+	}
+	return append(found, in.Validate()...)
+}

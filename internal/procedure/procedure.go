@@ -99,6 +99,7 @@ type Authority struct {
 	Subject      string    `json:"subject"`
 	Serial       string    `json:"serial"`
 	SubjectKeyID string    `json:"subjectKeyId"`
+	NotBefore    time.Time `json:"notBefore,omitzero"`
 	NotAfter     time.Time `json:"notAfter"`
 }
 

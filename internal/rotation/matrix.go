@@ -9,7 +9,9 @@ import (
 	"github.com/relaypki/relaypki/internal/pki"
 )
 
-// Side is one end of a handshake with everything that it may present and trust.
+// Side is one end of a handshake with everything that it may present and trust:
+// stored, loaded or in flight. A side of which nothing of the one or the other
+// is known shakes hands with nobody.
 type Side struct {
 	Name string
 	// Chains are what it may present, leaf first, without the root.
@@ -21,49 +23,72 @@ type Side struct {
 // Pair is a handshake that would fail, and why.
 type Pair struct {
 	Presenter, Verifier string
-	// Chain and Trust are the combination that does.
+	// Chain and Trust are the combination that does; empty if there is none.
 	Chain, Trust []*x509.Certificate
 	Problem      error
 }
 
+// What keeps a handshake from being judged at all, or is told to no verifier.
+var (
+	errNoChain    = errors.New("it is not known to present any certificate")
+	errNoTrust    = errors.New("it is not known to trust anything")
+	errNotOffered = errors.New("none of the chain's issuers is among the CAs that the server accepts, so the client sends no certificate")
+)
+
 // Broken are the handshakes between the server and an agent that would fail, in
 // any combination of what either may present and trust. It computes what
-// crypto/tls does; names and usages are not judged, as they do not change when
-// a CA is rotated, and a throwaway certificate that shows what Vault would
-// return has neither.
+// crypto/tls does, but for names and usages: they do not change when a CA is
+// rotated, and a throwaway certificate that shows what Vault would return has
+// neither.
 func Broken(server Side, agents []Side, at time.Time) []Pair {
 	var broken []Pair
 	for _, agent := range agents {
-		broken = append(broken, refused(server, agent, at, false)...)
-		broken = append(broken, refused(agent, server, at, true)...)
+		broken = append(broken, refused(server, agent, at, asServer)...)
+		broken = append(broken, refused(agent, server, at, asClient)...)
 	}
 	return broken
 }
 
-// refused are the combinations in which the verifier does not accept what is
-// presented to it, or, asked for its certificate as a client, the presenter has
-// none that fits.
-func refused(presenter, verifier Side, at time.Time, client bool) []Pair {
+// asServer and asClient are in what part a side presents its certificate. What
+// a server has it sends; a client chooses.
+const (
+	asServer = iota
+	asClient
+)
+
+// refused are the combinations in which the presenter fails to convince the
+// verifier.
+func refused(presenter, verifier Side, at time.Time, part int) []Pair {
+	pair := Pair{Presenter: presenter.Name, Verifier: verifier.Name}
+	switch {
+	case len(presenter.Chains) == 0:
+		pair.Problem = errNoChain
+		return []Pair{pair}
+	case len(verifier.Trusts) == 0:
+		pair.Problem = errNoTrust
+		return []Pair{pair}
+	}
 	var broken []Pair
-	for _, trust := range verifier.Trusts {
-		for _, chain := range presenter.Chains {
-			err := pki.Peer{Trust: trust, Usage: x509.ExtKeyUsageAny, At: at}.Verify(chain)
-			if err == nil && client && !offered(chain, trust) {
-				err = errNotOffered
+	for _, pair.Trust = range verifier.Trusts {
+		for _, pair.Chain = range presenter.Chains {
+			if part == asClient && !offered(pair.Chain, pair.Trust) {
+				pair.Problem = errNotOffered
+			} else {
+				pair.Problem = pki.Peer{Trust: pair.Trust, Usage: x509.ExtKeyUsageAny, At: at}.Verify(pair.Chain)
 			}
-			if err != nil {
-				broken = append(broken, Pair{Presenter: presenter.Name, Verifier: verifier.Name, Chain: chain, Trust: trust, Problem: err})
+			if pair.Problem != nil {
+				broken = append(broken, pair)
 			}
 		}
 	}
 	return broken
 }
 
-var errNotOffered = errors.New("none of its issuers is named by the server, so the client sends no certificate")
-
-// offered says that a client whose chain this is sends it: the server names the
-// CAs that it accepts, and Go looks for one among the chain's issuers
-// (crypto/tls, CertificateRequestInfo.SupportsCertificate).
+// offered says that a client with this chain sends it. The server names the
+// CAs that it accepts, and a client in Go looks for one of them among the
+// issuers of its chain (crypto/tls, CertificateRequestInfo.SupportsCertificate);
+// a server that names none is sent anything. A client that brings its own
+// choice, with tls.Config.GetClientCertificate, sends what the server refuses.
 func offered(chain, trust []*x509.Certificate) bool {
 	for _, c := range chain {
 		for _, anchor := range trust {
@@ -72,5 +97,5 @@ func offered(chain, trust []*x509.Certificate) bool {
 			}
 		}
 	}
-	return false
+	return len(trust) == 0
 }

@@ -1,6 +1,9 @@
 package rotation
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Phase is a part of a rotation of the intermediate.
 type Phase string
@@ -42,6 +45,15 @@ func index(p Phase) int {
 	return -1
 }
 
+// Next is the phase after this one; there is none after the last, nor after
+// what is no phase.
+func Next(p Phase) (Phase, bool) {
+	if i := index(p); i >= 0 && i+1 < len(phases) {
+		return phases[i+1].phase, true
+	}
+	return "", false
+}
+
 // Before says that one phase comes before another.
 func Before(a, b Phase) bool { return index(a) < index(b) }
 
@@ -54,11 +66,36 @@ func Does(p Phase) string {
 }
 
 // MayRollBack says why a rotation that is in a phase cannot be taken back, or nil.
+// Both intermediates lead to the one root, so the way back is open, in any order,
+// for as long as the previous one can be made to sign again.
 func MayRollBack(p Phase) error {
-	if p == PhaseDeleteKey {
-		return fmt.Errorf("the previous intermediate's key is being deleted: from there it only goes forward")
+	switch {
+	case index(p) < 0:
+		return fmt.Errorf("%q is no phase of a rotation", p)
+	case p == PhaseDeleteKey:
+		return errors.New("the previous intermediate's key is being deleted: from there it only goes forward")
 	}
 	return nil
+}
+
+// MayGo says why a rotation cannot go from one phase to another, or nil. It goes
+// to the next and, taken back, to preflight, from which it may begin again. One
+// that is resumed begins at preflight too and passes what is done.
+func MayGo(from, to Phase) error {
+	switch next, more := Next(from); {
+	case index(from) < 0:
+		return fmt.Errorf("%q is no phase of a rotation", from)
+	case index(to) < 0:
+		return fmt.Errorf("%q is no phase of a rotation", to)
+	case more && to == next, from == to:
+		return nil
+	case to == PhasePreflight:
+		return MayRollBack(from)
+	case Before(to, from):
+		return fmt.Errorf("from %s it does not go back to %s: it is taken back as a whole, down to %s", from, to, PhasePreflight)
+	default:
+		return fmt.Errorf("from %s it goes on to %s, not to %s: what is between would not be done or proven", from, next, to)
+	}
 }
 
 // Asks says whether the phase begins only when a person has approved it.

@@ -29,9 +29,11 @@ type PlanRow struct{ Member, Presents, Trusts string }
 const mostNamed = 5
 
 // IntermediatePlan is who presents and who trusts what in each phase of a
-// rotation from one intermediate to another of the same root. Vault may give a
-// member the new one from the moment that its role is moved, so in the phase
-// that moves it the member presents either.
+// rotation from one intermediate to another of the same root, beginning with
+// how it is. Vault may give a member the new one from the moment that its role
+// is moved, so in the phase that moves it the member presents either. With a role
+// that all share, everybody's is moved with the canary's; who is broken by that
+// is broken in a later phase too, and the plan no more fit to be begun.
 func IntermediatePlan(server PlanMember, agents []PlanMember, canary []string, root, from, to string) []PlanPhase {
 	moved := map[Phase]func(name string, isServer bool) bool{
 		PhaseCanary: func(name string, isServer bool) bool { return !isServer && slices.Contains(canary, name) },
@@ -50,7 +52,7 @@ func IntermediatePlan(server PlanMember, agents []PlanMember, canary []string, r
 				presents[i] = append(presents[i], to)
 			}
 		}
-		plan = append(plan, PlanPhase{Phase: phase, Broken: brokenPairs(members, presents, root)})
+		plan = append(plan, PlanPhase{Phase: phase, Broken: brokenPairs(members, presents, root, from)})
 		for i := range members { // by the end of the phase, each has one
 			presents[i] = presents[i][len(presents[i])-1:]
 		}
@@ -61,20 +63,50 @@ func IntermediatePlan(server PlanMember, agents []PlanMember, canary []string, r
 
 // brokenPairs are the handshakes between the server and an agent that would
 // fail: a chain leads to its intermediate and to the root.
-func brokenPairs(members []PlanMember, presents [][]string, root string) []string {
-	var broken []string
-	judge := func(presenter, verifier int) {
+func brokenPairs(members []PlanMember, presents [][]string, root, from string) []string {
+	var alike groups
+	judge := func(agent, presenter, verifier int, words func(agent, ca, trust string) string) {
 		for _, ca := range presents[presenter] {
-			if trusts := members[verifier].Trusts; !slices.Contains(trusts, root) && !slices.Contains(trusts, ca) {
-				broken = append(broken, fmt.Sprintf("%s presents a certificate of %s, and %s trusts %s", members[presenter].Name, ca, members[verifier].Name, list(trusts)))
+			trusts := members[verifier].Trusts
+			if slices.Contains(trusts, root) || slices.Contains(trusts, ca) {
+				continue
 			}
+			trust := list(trusts)
+			if slices.Contains(trusts, from) {
+				trust += " itself and not the root " + root
+			}
+			alike.add(members[agent].Name, func(agent string) string { return words(agent, ca, trust) })
 		}
 	}
+	server := members[0].Name
+	const words = "a certificate of %s from %s does not verify at %s: the trust there is %s"
 	for agent := 1; agent < len(members); agent++ {
-		judge(0, agent)
-		judge(agent, 0)
+		judge(agent, 0, agent, func(agent, ca, trust string) string { return fmt.Sprintf(words, ca, server, agent, trust) })
+		judge(agent, agent, 0, func(agent, ca, trust string) string { return fmt.Sprintf(words, ca, agent, server, trust) })
+	}
+	var broken []string
+	for _, g := range alike {
+		broken = append(broken, g.words(named(g.names)))
 	}
 	return broken
+}
+
+// groups are agents of whom the same is to be said, but for the name.
+type groups []group
+
+type group struct {
+	names []string
+	words func(names string) string
+}
+
+func (g *groups) add(name string, words func(names string) string) {
+	for i := range *g {
+		if other := &(*g)[i]; other.words("") == words("") {
+			other.names = append(other.names, name)
+			return
+		}
+	}
+	*g = append(*g, group{[]string{name}, words})
 }
 
 func list(names []string) string {
@@ -84,24 +116,30 @@ func list(names []string) string {
 	return strings.Join(names, " and ")
 }
 
-// rows puts agents that are alike into one row.
+// named is what to call agents that are alike.
+func named(names []string) string {
+	if len(names) > mostNamed {
+		return fmt.Sprintf("%d clusters (%s to %s)", len(names), names[0], names[len(names)-1])
+	}
+	return strings.Join(names, ", ")
+}
+
+// rows puts agents that are alike into one row; the server has one of its own.
 func rows(members []PlanMember, presents [][]string) []PlanRow {
-	var rows []PlanRow
-	var names [][]string
-	for i, m := range members {
-		row := PlanRow{Member: m.Name, Presents: presents[i][0], Trusts: list(m.Trusts)}
-		at := slices.IndexFunc(rows, func(r PlanRow) bool { return r.Presents == row.Presents && r.Trusts == row.Trusts })
-		if i <= 1 || at < 1 { // the server has a row of its own
-			rows, names = append(rows, row), append(names, []string{m.Name})
-			continue
+	server := members[0]
+	out := []PlanRow{{server.Name, presents[0][0], list(server.Trusts)}}
+	var alike [][]string
+	for i, m := range members[1:] {
+		row := PlanRow{Presents: presents[i+1][0], Trusts: list(m.Trusts)}
+		at := slices.IndexFunc(out[1:], func(r PlanRow) bool { return r.Presents == row.Presents && r.Trusts == row.Trusts })
+		if at < 0 {
+			at = len(alike)
+			out, alike = append(out, row), append(alike, nil)
 		}
-		names[at] = append(names[at], m.Name)
+		alike[at] = append(alike[at], m.Name)
 	}
-	for i := range rows {
-		rows[i].Member = strings.Join(names[i], ", ")
-		if len(names[i]) > mostNamed {
-			rows[i].Member = fmt.Sprintf("%d agents, %s to %s", len(names[i]), names[i][0], names[i][len(names[i])-1])
-		}
+	for i, names := range alike {
+		out[i+1].Member = named(names)
 	}
-	return rows
+	return out
 }
