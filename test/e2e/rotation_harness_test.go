@@ -50,6 +50,7 @@ func TestRotationHarness(t *testing.T) {
 		w.moveRoles(t, g2)
 		w.reissueByHand(t, g2, w.all()...)
 		w.retireByHand(t, g1.id, g2)
+		renewals.await(t, 5)
 		renewals.ended(t)
 		if failed, _ := failing.renewalsFailed(); len(failed) > 0 {
 			t.Errorf("failed: %v", failed)

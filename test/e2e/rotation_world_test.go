@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -294,9 +295,18 @@ func (h *handshakes) seen(t *testing.T) handshakeReport {
 	return report
 }
 
-// ended stops watching and returns what was seen.
+// ended stops watching and returns what was seen. Agents that have just been
+// restarted are watched until there is a rate of theirs.
 func (h *handshakes) ended(t *testing.T) handshakeReport {
 	t.Helper()
+	eventually(t, time.Minute, func() error {
+		for cluster, a := range h.seen(t) {
+			if a.slowest < 0 {
+				return fmt.Errorf("%s: %s", cluster, a)
+			}
+		}
+		return nil
+	})
 	report := h.seen(t)
 	h.stop()
 	<-h.done
@@ -448,7 +458,7 @@ type renewals struct {
 	stop context.CancelFunc
 	done chan struct{}
 	// asked is for how many; before are the certificates' revisions then.
-	asked  int
+	asked  atomic.Int64
 	before map[string]int
 }
 
@@ -474,12 +484,23 @@ func (w *world) renewAtRandom(t *testing.T, seed uint64) *renewals {
 			name, _ := leafOf(cluster)
 			// An API server that is away has no cert-manager that renews, either.
 			if began, err := issueAnew(ctx, members[cluster], name, "Renewing"); err == nil && began {
-				r.asked++
+				r.asked.Add(1)
 			}
 		}
 	}()
 	t.Cleanup(func() { r.stop(); <-r.done })
 	return r
+}
+
+// await waits until there were that many.
+func (r *renewals) await(t *testing.T, n int) {
+	t.Helper()
+	eventually(t, time.Duration(n)*10*time.Second, func() error {
+		if asked := int(r.asked.Load()); asked < n {
+			return fmt.Errorf("there were %d renewals at random", asked)
+		}
+		return nil
+	})
 }
 
 // ended stops them, waits for those that are under way, and returns for how many
@@ -495,8 +516,9 @@ func (r *renewals) ended(t *testing.T) (asked, issued int) {
 	for cluster, revision := range r.w.revisions(t) {
 		issued += revision - r.before[cluster]
 	}
-	t.Logf("%d renewals at random, %d certificates issued", r.asked, issued)
-	return r.asked, issued
+	asked = int(r.asked.Load())
+	t.Logf("%d renewals at random, %d certificates issued", asked, issued)
+	return asked, issued
 }
 
 // settled waits until nothing is being issued in a cluster.
