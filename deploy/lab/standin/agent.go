@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +51,7 @@ type agent struct {
 	reload         string
 	trust          string
 	rate           float64
+	tallyEvery     time.Duration
 
 	log     *zap.Logger
 	metrics *agentMetrics
@@ -58,6 +60,8 @@ type agent struct {
 	client atomic.Pointer[corev1.Secret] // as loaded
 	root   atomic.Pointer[corev1.Secret] // as loaded; unused with trustOwn
 	loaded atomic.Pointer[tls.Config]
+
+	counted struct{ handshakes, failures, dialFailures, interrupted atomic.Int64 }
 }
 
 func (a *agent) register(fs *flag.FlagSet) {
@@ -72,6 +76,7 @@ func (a *agent) register(fs *flag.FlagSet) {
 	fs.StringVar(&a.reload, "reload", reloadHot, "when changed Secrets are taken up: "+reloadHot+" or "+reloadRestartOnly)
 	fs.StringVar(&a.trust, "trust", trustRootSecret, "what the server is checked against: "+trustRootSecret+" or "+trustOwn)
 	fs.Float64Var(&a.rate, "handshake-rate", 2, "fresh full handshakes per second; 0 means none")
+	fs.DurationVar(&a.tallyEvery, "tally-every", 0, "how often the handshakes counted so far are logged; 0 means at the end alone")
 }
 
 type agentMetrics struct {
@@ -122,6 +127,9 @@ func (a *agent) validate() error {
 	}
 	if a.serverAddress == "" {
 		problems = append(problems, errors.New("--server-address is empty"))
+	}
+	if a.tallyEvery < 0 {
+		problems = append(problems, fmt.Errorf("--tally-every is %s, less than nothing", a.tallyEvery))
 	}
 	if a.reload != reloadHot && a.reload != reloadRestartOnly {
 		problems = append(problems, fmt.Errorf("--reload is %q, known are %s and %s", a.reload, reloadHot, reloadRestartOnly))
@@ -282,19 +290,34 @@ func (a *agent) logDisconnect(err error) {
 	}
 }
 
-// probe makes fresh full handshakes at the configured rate until ctx ends.
+// probe makes fresh full handshakes at the configured rate until ctx ends. Those
+// that are under way then are waited for, so that the log has every verdict:
+// the counters end with the process, and whoever reads them may come too late.
 func (a *agent) probe(ctx context.Context) {
 	if a.rate <= 0 {
 		return
 	}
 	ticker := time.NewTicker(time.Duration(float64(time.Second) / a.rate))
 	defer ticker.Stop()
+	var tally <-chan time.Time
+	if a.tallyEvery > 0 {
+		tallies := time.NewTicker(a.tallyEvery)
+		defer tallies.Stop()
+		tally = tallies.C
+	}
+	a.logTally(false)
+	defer a.logTally(true)
 	// A server that does not answer must not pile up connections without end.
 	inFlight := make(chan struct{}, 64)
+	var group sync.WaitGroup
+	defer group.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-tally:
+			a.logTally(false)
+			continue
 		case <-ticker.C:
 		}
 		select {
@@ -302,31 +325,41 @@ func (a *agent) probe(ctx context.Context) {
 		default:
 			continue
 		}
-		go func() {
+		group.Go(func() {
 			defer func() { <-inFlight }()
-			a.count(ctx, handshake(ctx, a.serverAddress, a.loaded.Load()))
-		}()
+			a.count(handshake(context.WithoutCancel(ctx), a.serverAddress, a.loaded.Load()))
+		})
 	}
 }
 
-func (a *agent) count(ctx context.Context, err error) {
-	if ctx.Err() != nil {
-		return // our own end says nothing about the server
-	}
+func (a *agent) count(err error) {
 	var dial *dialError
 	switch {
 	case err == nil:
+		a.counted.handshakes.Add(1)
 		a.metrics.handshakes.WithLabelValues(a.cluster).Inc()
 	case errors.As(err, &dial):
+		a.counted.dialFailures.Add(1)
 		a.metrics.dialFailures.WithLabelValues(a.cluster).Inc()
 	case broken(err):
+		a.counted.interrupted.Add(1)
 		a.metrics.interrupted.WithLabelValues(a.cluster).Inc()
 		a.log.Warn("handshake interrupted", zap.String("cluster", a.cluster), zap.Error(err))
 	default:
+		a.counted.handshakes.Add(1)
+		a.counted.failures.Add(1)
 		a.metrics.handshakes.WithLabelValues(a.cluster).Inc()
 		a.metrics.failures.WithLabelValues(a.cluster).Inc()
 		a.log.Error("handshake failed", zap.String("cluster", a.cluster), zap.Error(err))
 	}
+}
+
+// logTally logs what this process has counted so far.
+func (a *agent) logTally(ended bool) {
+	a.log.Info("handshakes counted", zap.String("cluster", a.cluster),
+		zap.Int64("handshakes", a.counted.handshakes.Load()), zap.Int64("failures", a.counted.failures.Load()),
+		zap.Int64("dialFailures", a.counted.dialFailures.Load()), zap.Int64("interrupted", a.counted.interrupted.Load()),
+		zap.Bool("ended", ended))
 }
 
 type dialError struct{ error }

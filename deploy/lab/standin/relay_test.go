@@ -133,6 +133,7 @@ type member struct {
 	api     *fake.Clientset
 	dynamic *dynamicfake.FakeDynamicClient
 	logs    *observer.ObservedLogs
+	cancel  func() // begins its end, which stop waits for
 	stop    func()
 	ended   <-chan error
 	ready   *atomic.Bool
@@ -226,7 +227,7 @@ func (m *member) run(t *testing.T, run func(context.Context) error) {
 		defer close(done)
 		ended <- run(ctx)
 	}()
-	m.ended = ended
+	m.ended, m.cancel = ended, cancel
 	m.stop = func() { cancel(); <-done }
 	t.Cleanup(m.stop)
 }
@@ -522,5 +523,67 @@ func TestServerStops(t *testing.T) {
 	a.stop()
 	if n := value(a.agent.failures, "cluster1"); n != 0 {
 		t.Errorf("the server's stop was counted as %v failed handshakes", n)
+	}
+}
+
+// tally is the last line in which the agent says what it has counted.
+func (m *member) tally(t *testing.T) map[string]any {
+	t.Helper()
+	lines := m.logs.FilterMessage("handshakes counted").All()
+	if len(lines) == 0 {
+		t.Fatal("the agent has not logged what it counted")
+	}
+	return lines[len(lines)-1].ContextMap()
+}
+
+// A handshake that is under way when the agent is stopped is judged before it
+// ends, and the agent's last line has it: no restart makes a refusal unseen.
+func TestNoVerdictIsLost(t *testing.T) {
+	root, other := newCA(t, "R1"), newCA(t, "R2")
+	pair, err := keyPair(other.server(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	accepted, answer := make(chan struct{}, 1000), make(chan struct{})
+	go func() {
+		for {
+			raw, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- struct{}{}
+			go func() {
+				defer raw.Close()
+				<-answer
+				_ = tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{*pair}}).Handshake()
+			}()
+		}
+	}()
+	a := startAgent(t, "cluster1", l.Addr().String(), func(a *agent) { a.tallyEvery = 10 * time.Millisecond }, root.client(t, "cluster1"), rootSecret(root))
+	<-accepted // the streams' connection, or a handshake
+	<-accepted // so one of these at least is a handshake
+	eventually(t, "a tally while it runs", func() bool { return a.logs.FilterMessage("handshakes counted").Len() > 1 })
+	if last := a.tally(t); last["ended"] != false || last["failures"] != int64(0) {
+		t.Errorf("before anything is judged the agent says %v", last)
+	}
+	stopped := make(chan struct{})
+	a.cancel()
+	go func() { defer close(stopped); a.stop() }()
+	close(answer)
+	<-stopped
+	failures := int64(value(a.agent.failures, "cluster1"))
+	if failures == 0 {
+		t.Error("what was refused after the agent was told to stop is not counted")
+	}
+	if last := a.tally(t); last["ended"] != true || last["failures"] != failures || last["handshakes"] != failures {
+		t.Errorf("at its end the agent says %v, counted are %d refusals", last, failures)
+	}
+	if n := a.logs.FilterMessage("handshake failed").Len(); int64(n) != failures {
+		t.Errorf("%d refusals are logged, %d counted", n, failures)
 	}
 }
