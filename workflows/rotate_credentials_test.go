@@ -69,7 +69,9 @@ func TestRotateDiscoveredKeys(t *testing.T) {
 func TestRotateCredentialsParks(t *testing.T) {
 	c := &credentials{record: recorded3(mesh.CredentialToken), unproven: map[string]error{"ctx-a": failure.Permanent(failure.NotReady, "Issuer is not Ready: Code: 403")}}
 	c.record.Spec.Rollout.Canary = []string{"a"}
-	c.updates = func(env *testsuite.TestWorkflowEnvironment) { later(t, env, procedure.AbortUpdate, `{"reason":"enough"}`) }
+	c.updates = func(env *testsuite.TestWorkflowEnvironment) {
+		later(t, env, procedure.AbortUpdate, `{"reason":"enough"}`)
+	}
 	err := c.rotate(t, refreshDemo).GetWorkflowError()
 	if failure.KindOf(err) != failure.Aborted || !strings.Contains(failure.Message(err), "a parked: Issuer is not Ready: Code: 403") {
 		t.Errorf("the run ended with %v", err)
