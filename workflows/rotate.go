@@ -46,7 +46,8 @@ type rotatingState struct {
 
 // target is what a member's certificate is to be issued by.
 type target struct {
-	// IssuerID is the intermediate's, to which roles are moved; empty if they stay.
+	// IssuerID is the intermediate's, to which roles are moved; in a plan its name,
+	// if it is still to be made; empty if roles stay.
 	IssuerID        string `json:"issuerId,omitempty"`
 	Generation      int    `json:"generation,omitempty"`
 	RootPEM         string `json:"rootPEM"`
@@ -273,7 +274,7 @@ func (r *rotating) server(ctx workflow.Context) error {
 // moveRole has the role of a workload, or of the management server, sign with the
 // target, if roles are moved at all.
 func (r *rotating) moveRole(ctx workflow.Context, workload string) error {
-	if r.Target.IssuerID == "" && r.Target.Generation == 0 {
+	if r.Target.IssuerID == "" {
 		return nil
 	}
 	_, err := r.step(ctx, roleStep(workload), "Have Vault's role sign with the intermediate "+vault.IntermediateName(r.Target.Generation), func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -283,7 +284,7 @@ func (r *rotating) moveRole(ctx workflow.Context, workload string) error {
 }
 
 func (t target) role(spec mesh.Spec, workload string, mode procedure.Mode) vault.MoveRoleInput {
-	return vault.MoveRoleInput{Spec: spec, Workload: workload, IssuerID: t.IssuerID, Generation: t.Generation, Mode: mode}
+	return vault.MoveRoleInput{Spec: spec, Workload: workload, IssuerID: t.IssuerID, Mode: mode}
 }
 
 func roleStep(workload string) string {
@@ -296,12 +297,13 @@ func roleStep(workload string) string {
 // verify verifies the whole mesh but what was left out.
 func (r *rotating) verify(ctx workflow.Context) error {
 	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Settle: settleWithin}
-	if len(r.fleet.in(procedure.Skipped)) > 0 {
-		for _, c := range r.report.Clusters {
-			if c.State != procedure.Skipped {
-				in.Clusters = append(in.Clusters, c.Cluster)
-			}
+	for _, c := range r.report.Clusters {
+		if _, member := r.spec.Workload(c.Cluster); member && c.State != procedure.Skipped {
+			in.Clusters = append(in.Clusters, c.Cluster)
 		}
+	}
+	if len(in.Clusters) == len(r.spec.Workloads) {
+		in.Clusters = nil
 	}
 	_, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var verified procedure.VerifyResult

@@ -82,7 +82,7 @@ func (c *clusterRotation) run(ctx workflow.Context) error {
 }
 
 func (c *clusterRotation) rotate(ctx workflow.Context) error {
-	if c.Target.Generation > 0 {
+	if c.Target.IssuerID != "" {
 		// First, and also where the cluster does not answer: its cert-manager may
 		// renew by itself at any time, and is then given what everybody accepts.
 		if _, err := c.step(ctx, "role", "Have the cluster's role sign with the intermediate "+vault.IntermediateName(c.Target.Generation), func(ctx workflow.Context) (procedure.Outcome, error) {

@@ -359,9 +359,12 @@ func (r *intermediateRotation) prove(ctx workflow.Context) error {
 // handshake would succeed with it.
 func (r *intermediateRotation) aim(ctx workflow.Context, ca vault.CAResult, generation int) error {
 	r.Target = target{IssuerID: ca.Authority.IssuerID, Generation: generation, RootPEM: r.Root.CertificatePEM, IntermediatePEM: ca.CertificatePEM}
+	if r.Target.IssuerID == "" { // in a plan
+		r.Target.IssuerID = vault.IntermediateName(generation)
+	}
 	if _, err := r.step(ctx, "throwaway signature", "Have the intermediate sign a throwaway certificate", func(ctx workflow.Context) (procedure.Outcome, error) {
 		out, err := call[vault.ProveIssuerResult](ctx, acting, vaults.ProveIssuer, vault.ProveIssuerInput{
-			Spec: r.spec.Only(""), IssuerID: ca.Authority.IssuerID, Generation: generation, RootPEM: r.Root.CertificatePEM, Mode: r.mode,
+			Spec: r.spec.Only(""), IssuerID: r.Target.IssuerID, RootPEM: r.Root.CertificatePEM, Mode: r.mode,
 		})
 		if out.ChainPEM != "" {
 			r.Target.InFlight = []string{out.ChainPEM}

@@ -46,7 +46,11 @@ type outside struct {
 	fails map[string]error
 	// locked happens as the lock on the CAs is taken.
 	locked func(*outside)
-	calls  []string
+	// pki is what is in Vault and in the clusters, of a mesh that is rotated.
+	pki scriptedPKI
+	// calling happens before an activity answers, by its name and what it is about.
+	calling func(o *outside, activity, about string)
+	calls   []string
 }
 
 // noting guards calls: activities begin side by side.
@@ -54,6 +58,9 @@ var noting sync.Mutex
 
 func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	t.Helper()
+	if o.pki.signs == nil {
+		o.pki = newPKI("cluster1", "cluster2")
+	}
 	var suite testsuite.WorkflowTestSuite
 	env := suite.NewTestWorkflowEnvironment()
 	Register(env)
@@ -63,6 +70,7 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	for _, a := range []any{vaults, kubernetes, certManagers, charts, relays, temporals} {
 		env.RegisterActivity(a)
 	}
+	o.rotations(env) // first: it answers only what is asked for a rotation
 	outcome := func(name, where string, mode procedure.Mode) (procedure.Outcome, error) {
 		var out procedure.Outcome
 		if o.differs[name] || o.drifted == name+" "+where {
@@ -118,7 +126,11 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 		}
 		return out, nil
 	})
-	env.OnActivity(kubernetes.ReadMesh, mock.Anything, mock.Anything).Return(func(context.Context, cluster.ReadMeshInput) (cluster.MeshRecord, error) { return o.record, nil })
+	env.OnActivity(kubernetes.ReadMesh, mock.Anything, mock.Anything).Return(func(context.Context, cluster.ReadMeshInput) (cluster.MeshRecord, error) {
+		noting.Lock()
+		defer noting.Unlock()
+		return o.record, nil
+	})
 	env.OnActivity(kubernetes.AcquireLock, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.LockInput) (procedure.Outcome, error) {
 		if o.locked != nil {
 			o.locked(o)

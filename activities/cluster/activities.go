@@ -118,7 +118,7 @@ type RecordRotationInput struct {
 	Rotation *procedure.Rotation `json:"rotation,omitempty"`
 	// Generations and Quarantined are left as they are if they are nil.
 	Generations *procedure.Generations `json:"generations,omitempty"`
-	Quarantined map[string]string      `json:"quarantined,omitempty"`
+	Quarantined map[string]string      `json:"quarantined"`
 	Mode        procedure.Mode         `json:"mode"`
 }
 

@@ -118,10 +118,8 @@ func (s session) chosen(ctx context.Context, path string, all []issuer, signing 
 	case 1:
 		return signing[0], nil
 	}
-	var config struct {
-		Default string `json:"default"`
-	}
-	if _, err := s.read(ctx, path+"/config/issuers", &config); err != nil {
+	config, err := s.issuerConfig(ctx, path)
+	if err != nil {
 		return nil, err
 	}
 	var texts []string

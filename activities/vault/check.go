@@ -194,11 +194,31 @@ func (c *vaultCheck) foreignRoles(ctx context.Context, s session) error {
 	return nil
 }
 
-// operateNeeds is what a verification reads.
+// operateNeeds is one path for each rule of the operate policy that a
+// verification or a rotation of this mesh relies on. The deletion of a key is not
+// among them: whether the worker may do that is the operator's choice.
 func operateNeeds(spec mesh.Spec) []needed {
-	needs := []needed{{spec.Vault.RelayMount + "/roles/" + spec.PKI.Role, "read"}}
-	for _, mount := range []string{spec.Vault.RootMount, spec.Vault.RelayMount} {
-		needs = append(needs, needed{mount + "/issuers", "list"}, needed{mount + "/issuer/any", "read"}, needed{mount + "/config/issuers", "read"})
+	root, relay := spec.Vault.RootMount, spec.Vault.RelayMount
+	role := relay + "/roles/" + spec.PKI.Role
+	needs := []needed{
+		{role, "read"}, {role, "patch"}, {relay + "/roles", "list"},
+		{relay + "/issuer/any", "patch"}, {relay + "/keys", "list"},
+		{relay + "/config/issuers", "update"},
+		{relay + "/intermediate/generate/internal", "update"},
+		{relay + "/intermediate/generate/existing", "update"},
+		{relay + "/intermediate/set-signed", "update"},
+		{relay + "/issuer/any/sign/" + spec.ProbeRole(), "update"},
+		{root + "/issuer/any/sign-intermediate", "update"},
+		{root + "/certs", "list"}, {root + "/cert/any", "read"},
+		{"sys/mounts/" + root + "/tune", "read"},
+	}
+	for _, mount := range []string{root, relay} {
+		needs = append(needs, needed{mount + "/issuers", "list"}, needed{mount + "/issuer/any", "read"}, needed{mount + "/config/issuers", "read"},
+			needed{mount + "/config/crl", "read"}, needed{mount + "/config/crl", "update"},
+			needed{mount + "/config/auto-tidy", "read"}, needed{mount + "/config/auto-tidy", "update"})
+	}
+	if spec.Rotation.Snapshot == mesh.SnapshotTake {
+		needs = append(needs, needed{"sys/storage/raft/snapshot", "read"})
 	}
 	return needs
 }

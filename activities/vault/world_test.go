@@ -42,7 +42,11 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	server := vaulttest.Start(t)
+	return worldOf(t, vaulttest.Start(t))
+}
+
+func worldOf(t *testing.T, server *vaulttest.Server) *world {
+	t.Helper()
 	proxy, caFile := newProxy(t, server)
 	logins := map[site.Identity]site.Login{}
 	for _, identity := range []site.Identity{site.Onboard, site.Operate, site.Refresh} {
