@@ -46,6 +46,13 @@ func TestExitCodes(t *testing.T) {
 			[]string{"workload.name", "has an underscore", "workload.agent.reload", "nothing was started"}},
 		{"remove without a person", []string{"remove-cluster", "demo", "cluster2"}, exitBadInput, []string{"Remove the cluster cluster2 from mesh demo?", "nothing was done"}},
 		{"remove a strange name", []string{"remove-cluster", "demo", "my_cluster", "--yes"}, exitBadInput, []string{"cluster: ", "has an underscore"}},
+		{"rotate what", []string{"rotate", "credentials"}, exitBadInput, []string{"relaypki rotate credentials --help"}},
+		{"rotate of a strange name", []string{"rotate", "credentials", "a_b"}, exitBadInput, []string{"not the name of a mesh"}},
+		{"schedule of a strange name", []string{"schedule", "list", "a_b"}, exitBadInput, []string{"not the name of a mesh"}},
+		{"apply of a strange name", []string{"schedule", "apply", "a_b"}, exitBadInput, []string{"not the name of a mesh"}},
+		{"no such schedule", []string{"schedule", "trigger", "demo", "hourly"}, exitBadInput, []string{`"hourly" is no schedule`, "verify, refresh, maintain"}},
+		{"pause without a reason", []string{"schedule", "pause", "demo", "verify"}, exitBadInput, []string{"it takes a reason"}},
+		{"schedules without Temporal", []string{"schedule", "list", "demo", "--address", "127.0.0.1:1"}, exitUnreachable, []string{"127.0.0.1:1"}},
 		{"output", []string{"status", "-o", "yaml"}, exitBadInput, []string{"text or json"}},
 		{"no such profile", []string{"status", "--profile", "none"}, exitBadInput, []string{"none", "TEMPORAL_CONFIG_FILE"}},
 		{"unreachable", []string{"status", "--address", "127.0.0.1:1"}, exitUnreachable, []string{"127.0.0.1:1", "TEMPORAL_ADDRESS"}},
@@ -202,6 +209,11 @@ func TestMeshOfID(t *testing.T) {
 		"remove-demo-cluster1":                "",
 		"plan-setup-demo":                     "",
 		"tuesday":                             "",
+		"rotate-credentials-demo":             "demo",
+		"rotate-intermediate-a-b":             "a-b",
+		"rotate-leaf-demo/cluster1":           "demo",
+		"schedules-demo":                      "demo",
+		"maintain-demo-2026-03-01T12:00:00Z":  "demo",
 	} {
 		if got := meshOfID(id); got != want {
 			t.Errorf("meshOfID(%q) = %q, want %q", id, got, want)

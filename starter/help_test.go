@@ -101,7 +101,7 @@ func TestHelp(t *testing.T) {
 // Whatever is proposed to a shell, Temporal being away is silent, and quick.
 func TestCompletionWithoutTemporal(t *testing.T) {
 	t.Setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
-	for _, words := range []string{"status ", "watch ", "verify ", "retry ", "retry demo ", "skip demo cluster1 ", "pause demo --workflow ", "abort "} {
+	for _, words := range []string{"status ", "watch ", "verify ", "retry ", "retry demo ", "skip demo cluster1 ", "pause demo --workflow ", "abort ", "rotate credentials ", "schedule list ", "schedule pause "} {
 		var out, errOut bytes.Buffer
 		args := append([]string{"__complete"}, strings.Split(words, " ")...)
 		code := run(context.Background(), args, &out, &errOut)
@@ -109,7 +109,7 @@ func TestCompletionWithoutTemporal(t *testing.T) {
 			t.Errorf("%q: exit code %d, proposed %q", words, code, out.String())
 		}
 	}
-	for words, want := range map[string]string{"status -o ": "text\njson\n:4\n", "ret": "retry\tTry clusters again that are parked\n:4\n", "setup -f ": "yaml\nyml\njson\n:8\n"} {
+	for words, want := range map[string]string{"status -o ": "text\njson\n:4\n", "ret": "retry\tTry clusters again that are parked\n:4\n", "setup -f ": "yaml\nyml\njson\n:8\n", "schedule pause demo ": "verify\nrefresh\nmaintain\n:4\n"} {
 		var out, errOut bytes.Buffer
 		run(context.Background(), append([]string{"__complete"}, strings.Split(words, " ")...), &out, &errOut)
 		if out.String() != want {

@@ -40,19 +40,37 @@ type credentials struct {
 	// gone is the record once a refresh has begun.
 	gone *cluster.MeshRecord
 
-	mu     sync.Mutex
-	minted []string
-	told   []string
-	taken  []string
+	// unproven are Issuers that are not let in by what they have now, by context.
+	unproven map[string]error
+	// locked are leases that somebody else holds; updates are sent to the run.
+	locked  map[string]bool
+	updates func(*testsuite.TestWorkflowEnvironment)
+
+	mu       sync.Mutex
+	minted   []string
+	told     []string
+	taken    []string
+	renewals map[string]bool
 }
 
 func (c *credentials) run(t *testing.T, scheduled bool, input string) *testsuite.TestWorkflowEnvironment {
+	t.Helper()
+	return c.runOf(t, procedure.RefreshCredentials, scheduled, input)
+}
+
+func (c *credentials) runOf(t *testing.T, name string, scheduled bool, input string) *testsuite.TestWorkflowEnvironment {
 	t.Helper()
 	o := &outside{record: c.record, fails: map[string]error{}}
 	for context, err := range c.unreadable {
 		o.fails["ReadServiceAccountKeys "+context] = err
 	}
 	env := newRun(t, o)
+	for lease := range c.locked {
+		o.fails["AcquireLock "+lease] = failure.Permanent(failure.Locked, "%s is held by remove-demo-b", lease)
+	}
+	if c.updates != nil {
+		c.updates(env)
+	}
 	env.OnActivity(kubernetes.LockHolder, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.LockInput) (string, error) {
 		return c.holders[in.Lease], nil
 	})
@@ -66,6 +84,21 @@ func (c *credentials) run(t *testing.T, scheduled bool, input string) *testsuite
 		if in.Spec.Credential.Method == mesh.CredentialJWT && !slices.Equal(in.KeysPEM, []string{"key of " + in.Context}) {
 			return out, fmt.Errorf("cluster %s was given the keys %q", in.Context, in.KeysPEM)
 		}
+		if in.Renewal != "" {
+			if c.renewals == nil {
+				c.renewals = map[string]bool{}
+			}
+			c.renewals[in.Renewal] = true
+			c.taken = append(c.taken, "renew "+in.Context)
+			switch in.Spec.Credential.Method {
+			case mesh.CredentialAppRole:
+				out.SecretKey, out.Superseded = "secretId-2", 1
+			case mesh.CredentialToken:
+				out.Superseded = 1
+			}
+			out.Changed(procedure.Update, "credential", "as was asked for")
+			return out, c.fails[in.Context]
+		}
 		if in.Mint {
 			c.minted = append(c.minted, in.Context)
 			out.Changed(procedure.Update, "Secret", c.lost[in.Context])
@@ -74,6 +107,9 @@ func (c *credentials) run(t *testing.T, scheduled bool, input string) *testsuite
 		out.Lost = c.lost[in.Context]
 		if in.Spec.Credential.Method == mesh.CredentialAppRole && out.Lost == "" {
 			out.SecretKey, out.Superseded = "secretId-2", c.superseded[in.Context]
+		}
+		if in.Spec.Credential.Method == mesh.CredentialToken && out.Lost == "" {
+			out.Superseded = c.superseded[in.Context]
 		}
 		if c.renewed[in.Context] {
 			out.Changed(procedure.Update, "keys", "rotated")
@@ -92,6 +128,27 @@ func (c *credentials) run(t *testing.T, scheduled bool, input string) *testsuite
 		c.taken = append(c.taken, "retire "+in.Context+" "+in.Key)
 		return procedure.Outcome{}, nil
 	})
+	note := func(what string) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.taken = append(c.taken, what)
+	}
+	env.OnActivity(certManagers.ProveLogin, mock.Anything, mock.Anything).Return(func(_ context.Context, in certmanager.LoginInput) (procedure.Outcome, error) {
+		note("prove " + in.Context)
+		return procedure.Outcome{}, c.unproven[in.Context]
+	})
+	env.OnActivity(vaults.RetireClusterToken, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.RetireClusterTokenInput) (procedure.Outcome, error) {
+		note("revoke " + in.Context)
+		return procedure.Outcome{}, nil
+	})
+	env.OnActivity(certManagers.RenewReviewer, mock.Anything, mock.Anything).Return(func(_ context.Context, in certmanager.RenewReviewerInput) (procedure.Outcome, error) {
+		note("reviewer " + in.Context)
+		return procedure.Outcome{}, nil
+	})
+	env.OnActivity(vaults.ConfigureTokenReview, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.TokenReviewInput) (procedure.Outcome, error) {
+		note(fmt.Sprintf("review %s %t %s", in.Context, in.Anew, in.Mode))
+		return procedure.Outcome{}, nil
+	})
 	env.RegisterActivity(notifiers)
 	env.OnActivity(notifiers.Notify, mock.Anything, mock.Anything).Return(func(_ context.Context, in notify.Input) (notify.Result, error) {
 		c.told = append(c.told, in.Text)
@@ -102,7 +159,7 @@ func (c *credentials) run(t *testing.T, scheduled bool, input string) *testsuite
 			t.Fatal(err)
 		}
 	}
-	env.ExecuteWorkflow(procedure.RefreshCredentials, json.RawMessage(input))
+	env.ExecuteWorkflow(name, json.RawMessage(input))
 	return env
 }
 

@@ -30,7 +30,7 @@ func RotateIssuerCredentials(ctx workflow.Context, in procedure.Typed[procedure.
 	r := &credentialRotation{chosen: in.In.Clusters, refresh: refresh{
 		in:      procedure.RefreshInput{Mesh: in.In.Mesh, Management: in.In.Management, Namespace: in.In.Namespace},
 		result:  procedure.RefreshResult{Mesh: in.In.Mesh},
-		renewal: workflow.GetInfo(ctx).FirstRunID, // which a continued run has too
+		renewal: holder(ctx), // of whatever run this is continued as, too
 	}}
 	// One at a time, until somebody says otherwise (setParallelism).
 	progress := procedure.Progress{Procedure: procedure.RotateIssuerCredentials, Mesh: in.In.Mesh, Phase: "credentials", Parallelism: 1}
@@ -59,7 +59,9 @@ type credentialRotation struct {
 	chosen []string
 	// resumed: an earlier run of this rotation has begun with them.
 	resumed bool
-	fleet   *fleet
+	// last: the management cluster has had its turn.
+	last  bool
+	fleet *fleet
 }
 
 func (r *credentialRotation) run(ctx workflow.Context, abort workflow.CancelFunc) error {
@@ -127,6 +129,7 @@ func (r *credentialRotation) rotate(ctx workflow.Context) error {
 		if err := r.fleet.gate(ctx); err != nil {
 			return err
 		}
+		r.last = true
 		step := r.report.begin(ctx, "management cluster")
 		r.anew(ctx, c)
 		r.report.end(ctx, step, c.outcome, c.err)
@@ -143,7 +146,7 @@ func (r *credentialRotation) sum() {
 	all := slices.Clone(r.report.Clusters)
 	for _, c := range r.clusters {
 		switch {
-		case c.workload == "" && (c.err != nil || c.outcome.Detail != ""):
+		case c.workload == "" && r.last:
 			all = append(all, procedure.ClusterProgress{Cluster: c.name, State: c.state(), Detail: c.detail()})
 		case c.skipped != "":
 			all = append(all, procedure.ClusterProgress{Cluster: c.name, State: procedure.Skipped, Detail: c.skipped})

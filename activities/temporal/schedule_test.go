@@ -52,6 +52,9 @@ func TestDifferences(t *testing.T) {
 		{"another interval", func(s *client.Schedule, _ *client.ScheduleWorkflowAction) { s.Spec.Intervals[0].Every = time.Minute }, []string{"interval"}},
 		{"a calendar besides", func(s *client.Schedule, _ *client.ScheduleWorkflowAction) {
 			s.Spec.Calendars = []client.ScheduleCalendarSpec{{}}
+		}, []string{"windows"}},
+		{"times left out", func(s *client.Schedule, _ *client.ScheduleWorkflowAction) {
+			s.Spec.Skip = []client.ScheduleCalendarSpec{{}}
 		}, []string{"other times"}},
 		{"another task queue", func(_ *client.Schedule, a *client.ScheduleWorkflowAction) { a.TaskQueue = "elsewhere" }, []string{"task queue"}},
 		{"another input", func(_ *client.Schedule, a *client.ScheduleWorkflowAction) {
@@ -75,6 +78,44 @@ func TestDifferences(t *testing.T) {
 				t.Errorf("differences = %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// A schedule with windows is one also as the server writes them: each range in
+// its shortest form.
+func TestWindowsOfASchedule(t *testing.T) {
+	in := EnsureScheduleInput{Procedure: procedure.MaintainMesh, Mesh: "demo", Management: "mgmt", Namespace: "gloo-mesh", Every: mesh.Hours(1), TimeZone: "Europe/Berlin",
+		Windows: []mesh.Window{{Days: []string{"Sat", "Sun"}, From: "22:30", To: "04:00"}, {From: "12:00", To: "13:00"}}}
+	wanted := scheduled(t, in, true)
+	if id := wanted.ID; id != "relaypki-maintain-demo" {
+		t.Errorf("id %q", id)
+	}
+	at := func(n ...int) (ranges []client.ScheduleRange) {
+		for _, n := range n {
+			ranges = append(ranges, client.ScheduleRange{Start: n})
+		}
+		return ranges
+	}
+	short := []client.ScheduleCalendarSpec{
+		{Second: at(0), Minute: at(30), Hour: at(22), DayOfMonth: []client.ScheduleRange{{Start: 1, End: 31}}, Month: []client.ScheduleRange{{Start: 1, End: 12}}, DayOfWeek: at(0, 6)},
+		{Second: at(0), Minute: at(0), Hour: at(12), DayOfMonth: []client.ScheduleRange{{Start: 1, End: 31}}, Month: []client.ScheduleRange{{Start: 1, End: 12}}, DayOfWeek: []client.ScheduleRange{{Start: 0, End: 6}}},
+	}
+	have := described(t, wanted)
+	have.Spec.Calendars = short
+	if differs := differences(wanted, have); len(differs) > 0 {
+		t.Errorf("as the server writes it, differs in %q", differs)
+	}
+	have.Spec.Calendars[0].DayOfWeek = at(6)
+	have.Spec.TimeZoneName = "UTC"
+	if differs := differences(wanted, have); !reflect.DeepEqual(differs, []string{"windows", "time zone"}) {
+		t.Errorf("differences = %q", differs)
+	}
+	in.Windows, in.TimeZone = nil, "Europe/Berlin"
+	if without := scheduled(t, in, true); without.Spec.TimeZoneName != "" || len(without.Spec.Calendars) > 0 {
+		t.Errorf("an interval has no time zone: %+v", without.Spec)
+	}
+	if wanted.Overlap != enumspb.SCHEDULE_OVERLAP_POLICY_SKIP || wanted.CatchupWindow != 10*time.Minute || wanted.Spec.Jitter != time.Minute {
+		t.Errorf("overlap %v, catch-up window %v, jitter %v", wanted.Overlap, wanted.CatchupWindow, wanted.Spec.Jitter)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -105,18 +104,19 @@ func TestHistories(t *testing.T) {
 	if again := w.setup(t, example); again.Changed { // it only looks around
 		t.Errorf("after all that a setup changed something: %+v", again.Steps)
 	}
-	refresh := c.ScheduleClient().GetHandle(t.Context(), "relaypki-refresh-demo")
-	if err := refresh.Trigger(t.Context(), client.ScheduleTriggerOptions{Overlap: enumspb.SCHEDULE_OVERLAP_POLICY_ALLOW_ALL}); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, time.Minute, func() error {
-		for _, x := range executions(t, c) {
-			if x.Type.Name == procedure.RefreshCredentials && x.Status == enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED {
-				return nil
+	w.sh(t, "relaypki schedule apply demo")
+	w.sh(t, "relaypki rotate credentials demo")
+	for name, procedure := range map[string]string{"refresh": procedure.RefreshCredentials, "maintain": procedure.MaintainMesh} {
+		w.sh(t, "relaypki schedule trigger demo "+name)
+		eventually(t, time.Minute, func() error {
+			for _, x := range executions(t, c) {
+				if x.Type.Name == procedure && x.Status == enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED {
+					return nil
+				}
 			}
-		}
-		return errors.New("no RefreshCredentials has ended well since its schedule was triggered")
-	})
+			return fmt.Errorf("no %s has ended well since its schedule was triggered", procedure)
+		})
+	}
 	directory := filepath.Join(repository, "workflows", "testdata")
 	found := map[string]bool{}
 	for _, x := range executions(t, c) {

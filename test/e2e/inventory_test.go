@@ -115,7 +115,7 @@ func (w *world) oneOfEach(t *testing.T) {
 			same(kind+" in "+name, w.objectsIn(t, c, kind), want)
 		}
 	}
-	same("schedules", w.schedules(t), []string{"relaypki-refresh-demo", "relaypki-verify-demo"})
+	same("schedules", w.schedules(t), []string{"relaypki-maintain-demo", "relaypki-refresh-demo", "relaypki-verify-demo"})
 	registered, err := w.cluster(t, management).dynamic.Resource(schema.GroupVersionResource{Group: "admin.gloo.solo.io", Version: "v2", Resource: "kubernetesclusters"}).
 		List(ctx, metav1.ListOptions{})
 	if err != nil {

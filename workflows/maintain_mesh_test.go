@@ -1,0 +1,306 @@
+package workflows
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/testsuite"
+
+	"github.com/relaypki/relaypki/activities/certmanager"
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/notify"
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rotation"
+)
+
+// lives scripts what a look at a mesh finds, and notes what was started and told.
+type lives struct {
+	record cluster.MeshRecord
+	now    time.Time
+	// leaves are what is left of each leaf's day, by context; a day if not given.
+	leaves map[string]time.Duration
+	unread map[string]error
+	// intermediate is what is left of its 1000 days.
+	intermediate time.Duration
+	busy         string
+	asked        temporalactivities.AskResult
+	// running are workflows that run already.
+	running []string
+	last    *procedure.MaintainResult
+	vault   error
+
+	started []temporalactivities.StartInput
+	told    []string
+}
+
+const aDay = 24 * time.Hour
+
+func newLives() *lives {
+	s := mesh.Spec{Mesh: "demo", Workloads: []mesh.Workload{{Name: "a", Context: "ctx-a"}, {Name: "b", Context: "ctx-b"}}}
+	return &lives{
+		record:       cluster.MeshRecord{Found: true, Complete: true, Spec: s.WithDefaults().Normal()},
+		now:          time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), // a Sunday
+		intermediate: 500 * aDay,
+	}
+}
+
+func (l *lives) run(t *testing.T) *testsuite.TestWorkflowEnvironment {
+	t.Helper()
+	env := newRun(t, &outside{record: l.record})
+	env.SetStartTime(l.now)
+	if l.last != nil {
+		env.SetLastCompletionResult(*l.last)
+	}
+	env.OnActivity(certManagers.ReadCertificateLife, mock.Anything, mock.Anything).Return(func(_ context.Context, in certmanager.CertificateName) (certmanager.CertificateLife, error) {
+		left, given := l.leaves[in.Context]
+		if !given {
+			left = 20 * time.Hour
+		}
+		end := l.now.Add(left)
+		return certmanager.CertificateLife{NotBefore: end.Add(-aDay), NotAfter: end, Renewal: end.Add(-30 * time.Minute)}, l.unread[in.Context]
+	})
+	env.OnActivity(vaults.Survey, mock.Anything, mock.Anything).Return(func(context.Context, vault.SurveyInput) (vault.SurveyResult, error) {
+		end := l.now.Add(l.intermediate)
+		return vault.SurveyResult{
+			Root:   vault.CAResult{Authority: procedure.Authority{Name: "relay-root-g1", NotBefore: l.now.Add(-1000 * aDay), NotAfter: l.now.Add(6000 * aDay)}},
+			Active: vault.IntermediateState{Authority: procedure.Authority{Name: "relay-intermediate-g1", NotAfter: end}, NotBefore: end.Add(-1000 * aDay)},
+		}, l.vault
+	})
+	env.OnActivity(kubernetes.LockHolder, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.LockInput) (string, error) {
+		if in.Lease != "relaypki-demo-ca" {
+			t.Errorf("asked for the holder of %s", in.Lease)
+		}
+		return l.busy, nil
+	})
+	env.OnActivity(temporals.AskProcedure, mock.Anything, mock.Anything).Return(func(context.Context, temporalactivities.AskInput) (temporalactivities.AskResult, error) {
+		return l.asked, nil
+	})
+	env.OnActivity(temporals.StartProcedure, mock.Anything, mock.Anything).Return(func(_ context.Context, in temporalactivities.StartInput) (temporalactivities.StartResult, error) {
+		l.started = append(l.started, in)
+		return temporalactivities.StartResult{Workflow: in.Workflow, Run: "run", Running: slices.Contains(l.running, in.Workflow)}, nil
+	})
+	env.RegisterActivity(notifiers)
+	env.OnActivity(notifiers.Notify, mock.Anything, mock.Anything).Return(func(_ context.Context, in notify.Input) (notify.Result, error) {
+		l.told = append(l.told, in.Text)
+		return notify.Result{Told: []string{"ops"}}, nil
+	})
+	if err := env.SetTypedSearchAttributesOnStart(temporal.NewSearchAttributes(scheduledBy.ValueSet("relaypki-maintain-demo"))); err != nil {
+		t.Fatal(err)
+	}
+	env.ExecuteWorkflow(procedure.MaintainMesh, json.RawMessage(`{"mesh":"demo"}`))
+	return env
+}
+
+func (l *lives) maintain(t *testing.T) procedure.MaintainResult {
+	t.Helper()
+	var result procedure.MaintainResult
+	if err := l.run(t).GetWorkflowResult(&result); err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+func TestMaintainOfWhatIsNotDue(t *testing.T) {
+	l := newLives()
+	result := l.maintain(t)
+	if len(l.started)+len(l.told) > 0 || len(result.Started) > 0 {
+		t.Errorf("started %v, told %q", l.started, l.told)
+	}
+	if len(result.Decisions) != 3 {
+		t.Fatalf("decisions %+v", result.Decisions)
+	}
+	for _, d := range result.Decisions {
+		if d.Due || d.Why == "" {
+			t.Errorf("%+v", d)
+		}
+	}
+}
+
+// What is due is started under an id of the mesh's and not waited for, with an
+// input that the procedure takes.
+func TestMaintainStartsWhatIsDue(t *testing.T) {
+	l := newLives()
+	l.intermediate = 300 * aDay
+	result := l.maintain(t)
+	if len(l.started) != 1 || l.started[0].Procedure != procedure.RotateIntermediateCA || l.started[0].Workflow != "rotate-intermediate-demo" {
+		t.Fatalf("started %+v", l.started)
+	}
+	var in procedure.Typed[procedure.RotateIntermediateInput]
+	if err := json.Unmarshal(l.started[0].Input, &in); err != nil || len(in.Problems) > 0 || len(in.In.Validate()) > 0 || in.In.Mesh != "demo" || in.In.Management != "mgmt" {
+		t.Errorf("its input %s: %+v, %v", l.started[0].Input, in, err)
+	}
+	if !slices.Equal(result.Started, []string{"rotate-intermediate-demo"}) {
+		t.Errorf("result %+v", result)
+	}
+	l.running = result.Started
+	if result = l.maintain(t); len(result.Started) > 0 || !slices.Equal(result.Running, l.running) {
+		t.Errorf("with one that runs: %+v", result)
+	}
+}
+
+func TestMaintainLeaves(t *testing.T) {
+	leaf := func(l *lives) procedure.RotateLeafInput {
+		t.Helper()
+		l.maintain(t)
+		if len(l.started) != 1 || l.started[0].Procedure != procedure.RotateLeafCertificates || l.started[0].Workflow != "rotate-leaf-demo" {
+			t.Fatalf("started %+v", l.started)
+		}
+		var in procedure.Typed[procedure.RotateLeafInput]
+		if err := json.Unmarshal(l.started[0].Input, &in); err != nil || len(in.Problems) > 0 {
+			t.Fatal(in.Problems, err)
+		}
+		if len(l.told) != 1 || !strings.Contains(l.told[0], "MaintainMesh of mesh demo: certificates end soon") {
+			t.Errorf("told %q", l.told)
+		}
+		return in.In
+	}
+	l := newLives()
+	l.leaves = map[string]time.Duration{"ctx-b": 10 * time.Minute}
+	l.unread = map[string]error{"ctx-a": failure.Permanent(failure.Unavailable, "no route")}
+	if in := leaf(l); !slices.Equal(in.Clusters, []string{"b"}) {
+		t.Errorf("rotates %q", in.Clusters)
+	}
+	l = newLives()
+	l.leaves = map[string]time.Duration{"mgmt": -time.Hour, "ctx-b": 10 * time.Minute}
+	if in := leaf(l); len(in.Clusters) != 0 {
+		t.Errorf("for the server's, rotates %q alone", in.Clusters)
+	}
+}
+
+// One rotation of a CA at a time: whoever holds the lock, or what the record says
+// has begun, is in the way, and that is said.
+func TestMaintainBesideOthers(t *testing.T) {
+	l := newLives()
+	l.intermediate, l.busy = 300*aDay, "setup-demo"
+	result := l.maintain(t)
+	if d := decision(result, rotation.KindIntermediate); len(l.started) > 0 || !strings.Contains(d.Why, "setup-demo is at work") {
+		t.Errorf("started %v: %s", l.started, d.Why)
+	}
+	l = newLives()
+	l.intermediate = 300 * aDay
+	l.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2, Began: l.now.Add(-time.Hour)}
+	result = l.maintain(t)
+	if d := decision(result, rotation.KindIntermediate); len(l.started) > 0 || !strings.Contains(d.Why, "from generation 1 to 2 has begun on 2026-03-01 11:00 UTC and nobody is at work") {
+		t.Errorf("started %v: %s", l.started, d.Why)
+	}
+	if len(l.told) != 1 || !strings.Contains(l.told[0], "nobody is at work on it") {
+		t.Errorf("told %q", l.told)
+	}
+}
+
+func TestMaintainInWindows(t *testing.T) {
+	l := newLives()
+	l.intermediate = 300 * aDay
+	l.record.Spec.Rotation.Windows = []mesh.Window{{Days: []string{"Sun"}, From: "13:30", To: "15:00"}}
+	l.record.Spec.Rotation.TimeZone = "Europe/Berlin" // an hour ahead: 12:30 to 14:00
+	if d := decision(l.maintain(t), rotation.KindIntermediate); len(l.started) > 0 || !strings.Contains(d.Why, "2026-03-01 12:30Z") {
+		t.Errorf("started %v: %s", l.started, d.Why)
+	}
+	l.now = l.now.Add(time.Hour)
+	if l.maintain(t); len(l.started) != 1 {
+		t.Errorf("in the window, started %v", l.started)
+	}
+}
+
+// People are told once what stays as it is, and again of what is new.
+func TestMaintainTellsOnce(t *testing.T) {
+	l := newLives()
+	l.intermediate, l.busy = -time.Hour, "setup-demo"
+	first := l.maintain(t)
+	if len(first.Told) == 0 || len(l.told) != 1 || !strings.Contains(l.told[0], first.Told[0]) {
+		t.Fatalf("told %q, result %q", l.told, first.Told)
+	}
+	l.last = &first
+	second := l.maintain(t)
+	if len(l.told) != 1 || !slices.Equal(second.Told, first.Told) {
+		t.Errorf("told again: %q", l.told)
+	}
+	l.leaves = map[string]time.Duration{"ctx-b": 10 * time.Minute}
+	l.last = &second
+	if l.maintain(t); len(l.told) != 2 || !strings.Contains(l.told[1], "b (until") || strings.Contains(l.told[1], first.Told[0]) {
+		t.Errorf("of what is new, told %q", l.told[1:])
+	}
+}
+
+// A procedure that waits for a person is one to remind people of, each day.
+func TestMaintainReminds(t *testing.T) {
+	l := newLives()
+	began := l.now
+	l.busy, l.asked = "rotate-intermediate-demo", temporalactivities.AskResult{Awaiting: "approval of server", Person: true}
+	var at []time.Duration
+	for range 60 {
+		before := len(l.told)
+		result := l.maintain(t)
+		if len(l.told) > before {
+			at = append(at, l.now.Sub(began).Round(time.Hour))
+			if !strings.Contains(l.told[before], "rotate-intermediate-demo waits for a person, since 2026-03-01 12:00Z at least: approval of server") {
+				t.Errorf("told %q", l.told[before])
+			}
+		}
+		l.last, l.now = &result, l.now.Add(time.Hour)
+	}
+	if want := []time.Duration{24 * time.Hour, 48 * time.Hour}; !slices.Equal(at, want) {
+		t.Errorf("reminded after %v, want %v", at, want)
+	}
+	l.asked = temporalactivities.AskResult{Awaiting: "load balancer"}
+	if result := l.maintain(t); result.Waiting != nil {
+		t.Errorf("what waits for no person: %+v", result.Waiting)
+	}
+}
+
+// Without the CAs nothing can be decided: the run fails, and people are told.
+func TestMaintainWithoutVault(t *testing.T) {
+	l := newLives()
+	l.vault = failure.Permanent(failure.Denied, "Vault refused")
+	if err := l.run(t).GetWorkflowError(); failure.KindOf(err) != failure.Denied || len(l.told) != 1 || !strings.Contains(l.told[0], "MaintainMesh of mesh demo failed: Vault refused") {
+		t.Errorf("%v, told %q", err, l.told)
+	}
+}
+
+func decision(r procedure.MaintainResult, kind rotation.Kind) rotation.Decision {
+	return r.Decisions[slices.IndexFunc(r.Decisions, func(d rotation.Decision) bool { return d.Kind == kind })]
+}
+
+func TestApplySchedules(t *testing.T) {
+	l := newLives()
+	l.record.Spec.Rotation.Windows = []mesh.Window{{From: "22:00", To: "04:00"}}
+	l.record.Spec.Rotation.TimeZone = "Europe/Berlin"
+	env := newRun(t, &outside{record: l.record})
+	var seen []temporalactivities.EnsureScheduleInput
+	env.SetOnActivityStartedListener(func(info *activity.Info, _ context.Context, args converter.EncodedValues) {
+		var in temporalactivities.EnsureScheduleInput
+		if info.ActivityType.Name == "EnsureSchedule" && args.Get(&in) == nil {
+			seen = append(seen, in)
+		}
+	})
+	env.ExecuteWorkflow(procedure.ApplySchedules, json.RawMessage(`{"mesh":"demo"}`))
+	var result procedure.SchedulesResult
+	if err := env.GetWorkflowResult(&result); err != nil || len(result.Steps) != 3 {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	names := make([]string, len(seen))
+	for i, in := range seen {
+		names[i] = in.Procedure
+		if in.Mode != procedure.Apply || in.Mesh != "demo" || in.Every.Duration == 0 {
+			t.Errorf("%+v", in)
+		}
+	}
+	if want := []string{procedure.VerifyMesh, procedure.RefreshCredentials, procedure.MaintainMesh}; !slices.Equal(names, want) {
+		t.Fatalf("schedules of %q, want %q", names, want)
+	}
+	if last := seen[len(seen)-1]; len(last.Windows) != 1 || last.TimeZone != "Europe/Berlin" {
+		t.Errorf("%+v", last)
+	}
+}
