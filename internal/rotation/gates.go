@@ -1,5 +1,7 @@
 package rotation
 
+import "strings"
+
 // Copies are the three states of what a member holds, which differ for as long
 // as nobody makes sure that they do not.
 type Copies[T any] struct {
@@ -34,26 +36,44 @@ type Member struct {
 	Quarantined bool
 }
 
-// mayLack says that the member may not trust the root: now, or once it has
+// mayLack says that the member may trust none of the roots: now, or once it has
 // loaded what is stored, or that which is in flight.
-func (m Member) mayLack(root Roots) bool {
+func (m Member) mayLack(roots Roots) bool {
 	if m.OwnTrust {
-		return (m.LoadedAnchor | (m.Chain.InFlight | m.Chain.Stored).anchors()).without(root)
+		return (m.LoadedAnchor | (m.Chain.InFlight | m.Chain.Stored).anchors()).without(roots)
 	}
-	return (m.Bundle.Stored | m.Bundle.Loaded).without(root)
+	return (m.Bundle.Stored | m.Bundle.Loaded).without(roots)
 }
+
+// mayHold are the modes of the chains that the member may present, now or later.
+func (m Member) mayHold() Modes { return m.Chain.InFlight | m.Chain.Stored | m.Chain.Loaded }
 
 // Fleet is a mesh in the midst of a rotation.
 type Fleet struct {
 	// Mode is which way up the new intermediate's chain has in Vault.
-	Mode   Mode
-	Server Member
-	Agents []Member
+	Mode Mode
+	// Previous is what the previous intermediate's chain is: Old, or Linked where
+	// the root stays.
+	Previous Mode
+	Server   Member
+	Agents   []Member
 }
 
 // JoinsNew says whether Vault is to sign for a member that joins with the new
-// intermediate. With a bundle, it begins with both roots.
-func (f Fleet) JoinsNew() bool { return len(bridgedOrLate(f, Step{})) == 0 }
+// intermediate. With a bundle, it begins with JoinsTrusting.
+func (f Fleet) JoinsNew() bool { return len(Standard.Waits(f, Step{Kind: UseNew})) == 0 }
+
+// JoinsTrusting is the bundle with which a member joins: whatever the server may
+// present by then leads to one of it, and to no more than is needed.
+func (f Fleet) JoinsTrusting() Roots {
+	switch {
+	case f.Previous == Old:
+		return OldRoot | NewRoot
+	case f.Mode == Pinned && f.JoinsNew():
+		return Itself
+	}
+	return NewRoot
+}
 
 // Step is one change.
 type Step struct {
@@ -70,32 +90,41 @@ const (
 	// previous one.
 	UseNew StepKind = iota
 	UseOld
-	// ToBridged, ToPivot and ToFinal give the new intermediate that chain.
+	// ToBridged, ToPivot, ToFinal and ToPinned give the new intermediate that
+	// chain.
 	ToBridged
 	ToPivot
 	ToFinal
-	// AddNew and AddOld put a root into a member's bundle; DropOld and DropNew
-	// take it out.
+	ToPinned
+	// AddNew, AddOld and AddItself put an anchor into a member's bundle; DropOld,
+	// DropNew and DropItself take it out.
 	AddNew
 	AddOld
+	AddItself
 	DropOld
 	DropNew
+	DropItself
 	// Rejoin has a quarantined member count again.
 	Rejoin
 )
 
+// anchor is what the step adds or drops.
+func (k StepKind) anchor() Roots {
+	return map[StepKind]Roots{AddNew: NewRoot, DropNew: NewRoot, AddOld: OldRoot, DropOld: OldRoot, AddItself: Itself, DropItself: Itself}[k]
+}
+
 func (s Step) String() string {
 	switch s.Kind {
-	case ToBridged, ToPivot, ToFinal:
-		return "the new intermediate's chain becomes " + [...]string{ToBridged: "bridged", ToPivot: "pivot", ToFinal: "final"}[s.Kind]
+	case ToBridged, ToPivot, ToFinal, ToPinned:
+		return "the new intermediate's chain becomes " + [...]string{ToBridged: "bridged", ToPivot: "pivot", ToFinal: "final", ToPinned: "pinned"}[s.Kind]
 	case UseNew:
 		return "Vault signs for " + s.Member + " with the new intermediate"
 	case UseOld:
 		return "Vault signs for " + s.Member + " with the previous intermediate"
-	case AddNew, AddOld:
-		return [...]string{AddNew: "the new root", AddOld: "the old root"}[s.Kind] + " is put into the bundle of " + s.Member
-	case DropOld, DropNew:
-		return [...]string{DropOld: "the old root", DropNew: "the new root"}[s.Kind] + " is taken out of the bundle of " + s.Member
+	case AddNew, AddOld, AddItself:
+		return s.Kind.anchor().String() + " is put into the bundle of " + s.Member
+	case DropOld, DropNew, DropItself:
+		return s.Kind.anchor().String() + " is taken out of the bundle of " + s.Member
 	}
 	return s.Member + " counts again"
 }
@@ -118,7 +147,7 @@ const (
 	MayGet Cause = iota
 	MayStore
 	MayPresent
-	// MayLack: it may not trust the root, or no more after its next restart.
+	// MayLack: it may trust none of the roots, or no more after its next restart.
 	MayLack
 )
 
@@ -131,7 +160,7 @@ func (r Reason) String() string {
 	case MayPresent:
 		return r.Member + " may still present the " + r.Mode.String() + " chain"
 	}
-	return r.Member + " may not trust " + r.Root.String()
+	return r.Member + " may not trust " + strings.ReplaceAll(r.Root.String(), " and ", " nor ")
 }
 
 // condition says for what a step waits.
@@ -146,17 +175,19 @@ type condition func(f Fleet, step Step) []Reason
 // in the way of itself.
 type Gates map[StepKind][]condition
 
-// Standard are the gates of a rotation and of its rollback. Putting a root into a
-// bundle has none.
+// Standard are the gates of a rotation, of pinning, and of going back. Putting an
+// anchor into a bundle has none.
 var Standard = Gates{
-	UseNew:    {bridgedOrLate},
-	UseOld:    {trustingOld},
-	ToBridged: {notFinal},
-	ToPivot:   {notOld},
-	ToFinal:   {trustingNew},
-	DropOld:   {serverNotOld},
-	DropNew:   {serverNotFinal},
-	Rejoin:    {inPresentMode, trustingServer},
+	UseNew:     {bridgedOrLate, linkedFirst},
+	UseOld:     {trustingPrevious},
+	ToBridged:  {notFinal, notLinked},
+	ToPivot:    {notOld},
+	ToFinal:    {trustingNew},
+	ToPinned:   {trustingNew, notLinked},
+	DropOld:    {serverVerifies},
+	DropNew:    {serverVerifies},
+	DropItself: {serverVerifies},
+	Rejoin:     {inPresentMode, trustingServer},
 }
 
 // Waits says for what the step has to wait: nothing if it is safe now.
@@ -199,37 +230,62 @@ func bridgedOrLate(f Fleet, _ Step) []Reason {
 	return none([]Member{f.Server}, Old)
 }
 
+// linkedFirst: the linked chain goes with the final one, and with pivot. Who has
+// the new intermediate pinned, or trusts the old root again, does not accept it.
+func linkedFirst(f Fleet, _ Step) []Reason {
+	if f.Mode == Pivot || f.Mode == Final {
+		return nil
+	}
+	return none([]Member{f.Server}, Linked)
+}
+
+// notLinked: nor may anybody else have it then.
+func notLinked(f Fleet, _ Step) []Reason { return none(f.counting(), Linked) }
+
 // notOld: who trusts the new root alone, as everybody does from pivot on, does
 // not accept the old chain. On the way back from final nobody has it, and who
 // does not answer is in nobody's way.
 func notOld(f Fleet, _ Step) []Reason {
-	if f.Mode == Final {
+	if f.Mode == Final || f.Mode == Pinned {
 		return nil
 	}
 	return none(f.counting(), Old)
 }
 
 // notFinal: who trusts the old root alone, as everybody does again in bridged,
-// does not accept the final chain.
-func notFinal(f Fleet, _ Step) []Reason { return none(f.counting(), Final) }
+// accepts neither the final chain nor the pinned, which is the same but for
+// ca.crt.
+func notFinal(f Fleet, _ Step) []Reason {
+	return append(none(f.counting(), Final), none(f.counting(), Pinned)...)
+}
 
-// trustingNew: the final chain leads to the new root alone.
-func trustingNew(f Fleet, _ Step) []Reason { return trusting(f.counting(), NewRoot) }
+// trustingNew: the final and the pinned chain lead to the new root and to the
+// intermediate alone.
+func trustingNew(f Fleet, _ Step) []Reason { return trusting(f.counting(), Final.LeadsTo()) }
 
-// trustingOld: the old chain leads to the old root alone.
-func trustingOld(f Fleet, _ Step) []Reason { return trusting(f.counting(), OldRoot) }
+// trustingPrevious: the previous chain leads to its root alone.
+func trustingPrevious(f Fleet, _ Step) []Reason { return trusting(f.counting(), f.Previous.LeadsTo()) }
 
-// The server presents its chain to the agent whose bundle is cut.
-
-func serverNotOld(f Fleet, _ Step) []Reason   { return none([]Member{f.Server}, Old) }
-func serverNotFinal(f Fleet, _ Step) []Reason { return none([]Member{f.Server}, Final) }
+// serverVerifies: the server's chain leads to what is left in the bundle.
+func serverVerifies(f Fleet, step Step) []Reason {
+	var reasons []Reason
+	for _, m := range f.member(step.Member) {
+		left := m.Bundle.Stored.dropping(step.Kind.anchor())
+		for mode := range Mode(modes) {
+			if left.without(mode.LeadsTo()) {
+				reasons = append(reasons, none([]Member{f.Server}, mode)...)
+			}
+		}
+	}
+	return reasons
+}
 
 // A quarantined member comes back at once to the mode that Vault is in, which is
 // one for all, and trusts whatever the server may present by then.
 
 func inPresentMode(f Fleet, step Step) []Reason {
 	var reasons []Reason
-	for m := Old; m <= Final; m++ {
+	for m := range Mode(modes) {
 		if m != f.Mode {
 			reasons = append(reasons, none(f.member(step.Member), m)...)
 		}
@@ -239,13 +295,9 @@ func inPresentMode(f Fleet, step Step) []Reason {
 
 func trustingServer(f Fleet, step Step) []Reason {
 	var reasons []Reason
-	for _, m := range f.member(step.Member) {
-		roots := []Roots{OldRoot, NewRoot}
-		if m.OwnTrust {
-			roots = []Roots{f.Mode.Anchor()}
-		}
-		for _, root := range roots {
-			reasons = append(reasons, trusting([]Member{m}, root)...)
+	for mode := range Mode(modes) {
+		if f.Server.mayHold().Has(mode) {
+			reasons = append(reasons, trusting(f.member(step.Member), mode.LeadsTo())...)
 		}
 	}
 	return reasons
@@ -264,12 +316,12 @@ func none(members []Member, mode Mode) []Reason {
 	return reasons
 }
 
-// trusting: everybody trusts the root, now and after the next reload.
-func trusting(members []Member, root Roots) []Reason {
+// trusting: everybody trusts one of the roots, now and after the next reload.
+func trusting(members []Member, roots Roots) []Reason {
 	var reasons []Reason
 	for _, m := range members {
-		if m.mayLack(root) {
-			reasons = append(reasons, Reason{Member: m.Name, Cause: MayLack, Root: root})
+		if m.mayLack(roots) {
+			reasons = append(reasons, Reason{Member: m.Name, Cause: MayLack, Root: roots})
 		}
 	}
 	return reasons

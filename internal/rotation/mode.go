@@ -8,6 +8,10 @@
 // so what a member presents and, as the last of the chain, trusts as its ca.crt.
 // A rotation steers the mesh through the modes one by one: members in
 // neighbouring modes always shake hands, those two modes apart do not.
+//
+// Beyond is pinned, in which the intermediate itself is all that is trusted. It
+// is a neighbour of pivot and final of that one intermediate: where there is
+// another of the same root, linked, all have to be off it first.
 package rotation
 
 import (
@@ -27,11 +31,22 @@ const (
 	Pivot
 	// Final is the new intermediate and the new root.
 	Final
+	// Pinned is the new intermediate alone: all that is trusted, in an emergency,
+	// is what it has issued.
+	Pinned
+	// Linked is the previous intermediate where it is under the new root too: one
+	// that is replaced while the root stays. Its root takes it for the new one's
+	// equal; who has the new one pinned does not.
+	Linked
+
+	modes = iota // how many there are
 )
 
-func (m Mode) String() string { return [...]string{"old", "bridged", "pivot", "final"}[m] }
+func (m Mode) String() string {
+	return [...]string{"old", "bridged", "pivot", "final", "pinned", "linked"}[m]
+}
 
-// Roots are the roots of a rotation: those that a chain leads to, or that a
+// Roots are the anchors of a rotation: those that a chain leads to, or that a
 // trust store holds. The bridge as an anchor counts as the new root: it has
 // its name and key.
 type Roots uint8
@@ -39,27 +54,44 @@ type Roots uint8
 const (
 	OldRoot Roots = 1 << iota
 	NewRoot
+	// Itself is the new intermediate as an anchor.
+	Itself
 )
 
 func (r Roots) String() string {
-	return [...]string{"no root", "the old root", "the new root", "both roots"}[r]
+	if r == OldRoot|NewRoot {
+		return "both roots"
+	}
+	var names []string
+	for i, name := range []string{"the old root", "the new root", "the new intermediate itself"} {
+		if r&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	if names == nil {
+		return "no root"
+	}
+	return strings.Join(names, " and ")
 }
 
-// LeadsTo are the roots under each of which a chain of this mode verifies.
+// LeadsTo are the anchors under each of which a chain of this mode verifies.
 func (m Mode) LeadsTo() Roots {
-	return [...]Roots{Old: OldRoot, Bridged: OldRoot | NewRoot, Pivot: OldRoot | NewRoot, Final: NewRoot}[m]
+	return [...]Roots{
+		Old: OldRoot, Bridged: OldRoot | NewRoot | Itself, Pivot: OldRoot | NewRoot | Itself,
+		Final: NewRoot | Itself, Pinned: NewRoot | Itself, Linked: NewRoot,
+	}[m]
 }
 
-// Anchor is the root in ca.crt of what is issued in this mode.
+// Anchor is the one in ca.crt of what is issued in this mode.
 func (m Mode) Anchor() Roots {
-	return [...]Roots{Old: OldRoot, Bridged: OldRoot, Pivot: NewRoot, Final: NewRoot}[m]
+	return [...]Roots{Old: OldRoot, Bridged: OldRoot, Pivot: NewRoot, Final: NewRoot, Pinned: Itself, Linked: NewRoot}[m]
 }
 
 // Modes are those that something may be in, where it is not known better.
 type Modes uint8
 
 // AnyMode is for what nothing is known of.
-const AnyMode = Modes(1<<Old | 1<<Bridged | 1<<Pivot | 1<<Final)
+const AnyMode = Modes(1<<modes - 1)
 
 // In is the set of the given modes.
 func In(modes ...Mode) Modes {
@@ -74,7 +106,7 @@ func (s Modes) Has(m Mode) bool { return s&(1<<m) != 0 }
 
 func (s Modes) String() string {
 	var names []string
-	for m := Old; m <= Final; m++ {
+	for m := range Mode(modes) {
 		if s.Has(m) {
 			names = append(names, m.String())
 		}
@@ -85,7 +117,7 @@ func (s Modes) String() string {
 // anchors are the trust stores that ca.crt may be.
 func (s Modes) anchors() Stores {
 	var stores Stores
-	for m := Old; m <= Final; m++ {
+	for m := range Mode(modes) {
 		if s.Has(m) {
 			stores |= Trusting(m.Anchor())
 		}
@@ -96,8 +128,8 @@ func (s Modes) anchors() Stores {
 // Stores are the trust stores that something may be, each given by its roots.
 type Stores uint8
 
-// AnyStore is for a trust store that nothing is known of.
-var AnyStore = Trusting(OldRoot, NewRoot, OldRoot|NewRoot)
+// AnyStore is for a trust store that nothing is known of; it holds something.
+const AnyStore = ^Stores(1)
 
 // Trusting is the set of the given trust stores.
 func Trusting(each ...Roots) Stores {
@@ -108,12 +140,21 @@ func Trusting(each ...Roots) Stores {
 	return set
 }
 
-// without says that one of the stores may lack the root.
-func (s Stores) without(root Roots) bool {
+// without says that one of the stores may hold none of the roots.
+func (s Stores) without(roots Roots) bool {
 	for left := s; left != 0; left &= left - 1 {
-		if Roots(bits.TrailingZeros8(uint8(left)))&root == 0 {
+		if Roots(bits.TrailingZeros8(uint8(left)))&roots == 0 {
 			return true
 		}
 	}
 	return false
+}
+
+// dropping is what the stores become without an anchor.
+func (s Stores) dropping(anchor Roots) Stores {
+	var out Stores
+	for left := s; left != 0; left &= left - 1 {
+		out |= Trusting(Roots(bits.TrailingZeros8(uint8(left))) &^ anchor)
+	}
+	return out
 }
