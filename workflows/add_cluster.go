@@ -129,7 +129,7 @@ func (a *addition) authorities(ctx workflow.Context) (procedure.Outcome, error) 
 	}
 	var err error
 	if a.root, err = call[vault.CAResult](ctx, looking, vaults.GenerateRoot,
-		vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: a.spec.PKI.Root, Mode: procedure.Observe}); err != nil {
+		vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: a.spec.PKI.Root.CA, Mode: procedure.Observe}); err != nil {
 		return procedure.Outcome{}, err
 	}
 	if a.root.CertificatePEM == "" {

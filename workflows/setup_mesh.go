@@ -352,7 +352,7 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 	if _, err := r.step(ctx, "root CA", "Find or generate the root CA", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var err error
 		r.Root, err = call[vault.CAResult](ctx, acting, vaults.GenerateRoot,
-			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: r.spec.PKI.Root, Mode: r.mode})
+			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: r.spec.PKI.Root.CA, Mode: r.mode})
 		return r.Root.Outcome, err
 	}); err != nil {
 		return err

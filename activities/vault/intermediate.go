@@ -169,7 +169,7 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 			return CAResult{}, failure.Permanent(failure.Mismatch, "Vault %q: after the import no issuer of %s has the key %s: the signed certificate is for another key", in.Vault, in.RelayMount, name)
 		}
 	}
-	if in.RootIssuerID == "" && !in.Mode.Writes() {
+	if in.RootIssuerID == "" && in.RootMount != "" && !in.Mode.Writes() {
 		// The root is still to be made, so there is nothing to compare with.
 		return caResult(out, *found.issuer), nil
 	}
@@ -241,8 +241,15 @@ func (s session) importedRoot(ctx context.Context, in IntermediateInput, out *pr
 	return i, nil
 }
 
-// rootCertificate is the signing root as it is in Vault.
+// rootCertificate is the signing root as it is in Vault, or as it was given.
 func (s session) rootCertificate(ctx context.Context, in IntermediateInput) (*x509.Certificate, error) {
+	if in.RootMount == "" {
+		chain, err := pki.ParseChain([]byte(in.RootPEM))
+		if err != nil {
+			return nil, failure.Permanent(failure.InvalidInput, "the certificate of the root that is kept outside Vault (pki.root.certificatePEM) cannot be read: %v", err)
+		}
+		return chain[0], nil
+	}
 	path := in.RootMount + "/issuer/" + in.RootIssuerID
 	var i issuer
 	found, err := s.read(ctx, path, &i)
@@ -294,7 +301,10 @@ func (s session) signedBefore(ctx context.Context, in IntermediateInput, csr *x5
 func (s session) asAsked(in IntermediateInput, c, root *x509.Certificate, adopted bool) error {
 	var wrong []string
 	if !adopted {
-		wrong = append(identityOf(c, in.CA), lifetimeOf(c, in.CA.TTL)...)
+		wrong = identityOf(c, in.CA)
+	}
+	if !adopted && in.RootMount != "" { // else whoever keeps the root decides how long
+		wrong = append(wrong, lifetimeOf(c, in.CA.TTL)...)
 	}
 	for _, err := range []error{pki.SignedBy(c, root), pki.Linear([]*x509.Certificate{c, root}), pki.Nested([]*x509.Certificate{c, root})} {
 		if err != nil {

@@ -95,7 +95,7 @@ func (w *world) setup(ctx context.Context, mode procedure.Mode) (done, error) {
 		note(out)
 	}
 	var err error
-	if d.root, err = w.GenerateRoot(ctx, vault.GenerateRootInput{Vault: s.Vault.Name, Mount: s.Vault.RootMount, Generation: 1, CA: s.PKI.Root, Mode: mode}); err != nil {
+	if d.root, err = w.GenerateRoot(ctx, vault.GenerateRootInput{Vault: s.Vault.Name, Mount: s.Vault.RootMount, Generation: 1, CA: s.PKI.Root.CA, Mode: mode}); err != nil {
 		return d, err
 	}
 	note(d.root.Outcome)
