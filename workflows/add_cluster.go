@@ -128,8 +128,14 @@ func (a *addition) authorities(ctx workflow.Context) (procedure.Outcome, error) 
 		return failure.Permanent(failure.Preflight, "nothing was changed; the mesh %q has no %s in Vault that is as its description says: its setup was not finished, or somebody has changed it since. Run the setup, then this again", a.spec.Mesh, what)
 	}
 	var err error
-	if a.root, err = call[vault.CAResult](ctx, looking, vaults.GenerateRoot,
-		vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: a.spec.PKI.Root.CA, Mode: procedure.Observe}); err != nil {
+	if a.spec.PKI.Root.Offline() {
+		v.RootMount = ""
+		a.root, err = offlineRoot(a.spec)
+	} else {
+		a.root, err = call[vault.CAResult](ctx, looking, vaults.GenerateRoot,
+			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: a.spec.PKI.Root.CA, Mode: procedure.Observe})
+	}
+	if err != nil {
 		return procedure.Outcome{}, err
 	}
 	if a.root.CertificatePEM == "" {

@@ -49,6 +49,9 @@ func SetupMesh(ctx workflow.Context, in procedure.SetupInput, long *longSetup) (
 	if err := r.fleet.steer(ctx); err != nil {
 		return r.result, err
 	}
+	if r.signing, err = newSigning(ctx, r.report, r.fleet.standing); err != nil {
+		return r.result, err
+	}
 	if err := invalid(append(in.Problems, spec.Validate()...)); err != nil {
 		return r.result, r.report.finish(ctx, err)
 	}
@@ -72,6 +75,8 @@ type setup struct {
 	spec    mesh.Spec
 	report  *report
 	fleet   *fleet
+	// signing is for a root that is kept outside Vault.
+	signing *signing
 	mode    procedure.Mode
 	result  procedure.SetupResult
 }
@@ -339,10 +344,15 @@ func (r *setup) planVault(ctx workflow.Context, missing bool) error {
 
 func (r *setup) vaultPKI(ctx workflow.Context) error {
 	v := r.spec.Vault
-	for _, m := range []struct {
+	type pkiMount struct {
 		mount string
 		ttl   mesh.Duration
-	}{{v.RootMount, r.spec.PKI.Root.TTL}, {v.RelayMount, r.spec.PKI.Intermediate.TTL}} {
+	}
+	mounts := []pkiMount{{v.RootMount, r.spec.PKI.Root.TTL}, {v.RelayMount, r.spec.PKI.Intermediate.TTL}}
+	if r.spec.PKI.Root.Offline() {
+		mounts = mounts[1:]
+	}
+	for _, m := range mounts {
 		if _, err := r.step(ctx, "PKI mount "+m.mount, "Enable and tune the PKI mount "+m.mount, func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, acting, vaults.EnablePKI, vault.EnablePKIInput{Mesh: r.spec.Mesh, Vault: v.Name, Mount: m.mount, MaxLeaseTTL: m.ttl, Mode: r.mode})
 		}); err != nil {
@@ -351,6 +361,10 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 	}
 	if _, err := r.step(ctx, "root CA", "Find or generate the root CA", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var err error
+		if r.spec.PKI.Root.Offline() {
+			r.Root, err = offlineRoot(r.spec)
+			return r.Root.Outcome, err
+		}
 		r.Root, err = call[vault.CAResult](ctx, acting, vaults.GenerateRoot,
 			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: r.spec.PKI.Root.CA, Mode: r.mode})
 		return r.Root.Outcome, err
@@ -377,6 +391,9 @@ func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
 		Generation: generation, CA: r.spec.PKI.Intermediate, Mode: r.mode,
 	}
+	if r.spec.PKI.Root.Offline() {
+		in.RootMount = ""
+	}
 	var total procedure.Outcome
 	csr, err := call[vault.CSRResult](ctx, acting, vaults.GenerateIntermediateCSR, in)
 	if err != nil {
@@ -388,7 +405,7 @@ func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 			return total, errWouldChange
 		}
 		in.CSRPEM = csr.CSRPEM
-		signed, err := call[vault.SignedResult](ctx, acting, vaults.SignIntermediate, in)
+		signed, err := r.signed(ctx, in)
 		if err != nil {
 			return total, err
 		}
@@ -401,6 +418,21 @@ func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	total.Add(r.Relay.Outcome)
 	total.Detail = r.Relay.Detail
 	return total, nil
+}
+
+// signed has the root sign the intermediate's CSR: Vault's, or people.
+func (r *setup) signed(ctx workflow.Context, in vault.IntermediateInput) (vault.SignedResult, error) {
+	if !r.spec.PKI.Root.Offline() {
+		return call[vault.SignedResult](ctx, acting, vaults.SignIntermediate, in)
+	}
+	var out procedure.Outcome
+	out.Changed(procedure.Create, "certificate of the intermediate", "signed outside Vault by "+r.Root.Authority.Subject+": the CSR is published, and the run waits for a person to hand it in")
+	if !r.mode.Writes() {
+		out.By(r.mode, signedByHand(r.Root.Authority.Subject)...)
+		return vault.SignedResult{Outcome: out}, nil
+	}
+	chain, err := r.signing.await(ctx, r.spec, in.CSRPEM)
+	return vault.SignedResult{Outcome: out, ChainPEM: chain}, err
 }
 
 // managementCluster gives the management server its certificate and installs it.
