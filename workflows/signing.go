@@ -63,13 +63,20 @@ func (s *signing) await(ctx workflow.Context, spec mesh.Spec, csrPEM string) (ch
 	if err := s.publish(ctx, spec, csrPEM); err != nil {
 		return "", err
 	}
+	s.report.Signing = true
 	s.report.hold(ctx, fmt.Sprintf("the intermediate to be signed by the root %s, which is kept outside Vault. Its CSR: relaypki csr %[2]s > %[2]s.csr; have it signed, then: relaypki submit %[2]s signed.pem",
 		s.asked.Root.Subject, spec.Mesh))
-	defer s.report.hold(ctx, "")
+	defer s.settled(ctx)
 	if err := workflow.Await(ctx, func() bool { return s.accepted != nil }); err != nil {
 		return "", err
 	}
 	return string(pki.EncodeChain(s.accepted, s.want.Root)), nil
+}
+
+// settled: nobody is waited for any more.
+func (s *signing) settled(ctx workflow.Context) {
+	s.report.Signing = false
+	s.report.hold(ctx, "")
 }
 
 func (s *signing) publish(ctx workflow.Context, spec mesh.Spec, csrPEM string) error {
@@ -149,7 +156,7 @@ func (s *signing) submit(ctx workflow.Context, in procedure.Typed[procedure.Subm
 		return procedure.Standing{}, err // cannot be: it was judged
 	}
 	s.accepted = chain[0]
-	s.report.hold(ctx, "")
+	s.settled(ctx)
 	standing, err := s.standing()
 	standing.Note = fmt.Sprintf("accepted %s, valid until %s", pki.Name(s.accepted), pki.Date(s.accepted.NotAfter))
 	if life := s.accepted.NotAfter.Sub(s.accepted.NotBefore); life < s.asked.TTL.Duration-shorterIsSaid {
