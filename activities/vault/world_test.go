@@ -42,6 +42,12 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldUnder(t, func(policy string) string { return policy })
+}
+
+// newWorldUnder is newWorld with the shipped policies changed.
+func newWorldUnder(t *testing.T, change func(policy string) string) *world {
+	t.Helper()
 	server := vaulttest.Start(t)
 	proxy, caFile := newProxy(t, server)
 	logins := map[site.Identity]site.Login{}
@@ -50,7 +56,7 @@ func newWorld(t *testing.T) *world {
 		if err != nil {
 			t.Fatal(err)
 		}
-		roleID, secretID := server.AppRole(t, "relaypki-"+string(identity), string(policy), nil)
+		roleID, secretID := server.AppRole(t, "relaypki-"+string(identity), change(string(policy)), nil)
 		logins[identity] = site.Login{Method: "approle", Mount: "approle", RoleIDFile: roleID, SecretIDFile: secretID}
 	}
 	w := &world{Server: server, proxy: proxy, spec: spec(), keys: map[string]*tokenIssuer{}}
