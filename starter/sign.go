@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.temporal.io/api/serviceerror"
@@ -52,15 +53,11 @@ Hand in the certificate with "relaypki submit".`,
 
 // printCSR asks a procedure for the CSR that it waits for.
 func (c *cli) printCSR(ctx context.Context, t *server, run execution) error {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	var s procedure.Signing
-	answer, err := t.QueryWorkflow(ctx, run.WorkflowID, "", procedure.CSRQuery)
-	if err == nil {
-		err = answer.Get(&s)
-	}
+	s, err := c.askForCSR(ctx, t, run)
 	var refused *serviceerror.QueryFailed
 	switch {
+	case ctx.Err() != nil && err != nil:
+		return &exitError{code: exitInterrupted, next: c.sameWith(), err: fmt.Errorf("no longer waiting for the answer of workflow %s", run.WorkflowID)}
 	case errors.As(err, &refused):
 		return badInput(c.again("watch", run.WorkflowID), "workflow %s has no CSR: %s", run.WorkflowID, tidy(refused.Message))
 	case err != nil:
@@ -82,6 +79,34 @@ func (c *cli) printCSR(ctx context.Context, t *server, run execution) error {
 	}
 	fmt.Fprintf(c.err, "Next: have it signed, then: %s\n", c.again("submit", s.Mesh, "signed.pem"))
 	return nil
+}
+
+// askForCSR waits for the answer, through a worker or a Temporal that is away.
+func (c *cli) askForCSR(ctx context.Context, t *server, run execution) (procedure.Signing, error) {
+	f := c.follower(t, run.WorkflowID)
+	f.taskQueue = run.taskQueue
+	said := ""
+	for {
+		var s procedure.Signing
+		call, cancel := context.WithTimeout(ctx, callTime)
+		answer, err := t.QueryWorkflow(call, run.WorkflowID, "", procedure.CSRQuery)
+		cancel()
+		if err == nil {
+			return s, answer.Get(&s)
+		}
+		if ctx.Err() != nil || !transient(err) || time.Since(f.lastAnswer) > patience {
+			return s, err
+		}
+		if why := f.excuse(ctx, nil); why != said && ctx.Err() == nil {
+			paperOn(c.err).print(c.err, 0, span{"relaypki: " + tidy(why) + "; Ctrl-C stops the waiting", plain})
+			said = why
+		}
+		select {
+		case <-ctx.Done():
+			return s, ctx.Err()
+		case <-time.After(lookEvery):
+		}
+	}
 }
 
 func (c *cli) submitCommand() *cobra.Command {

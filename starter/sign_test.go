@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -10,7 +11,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/mock"
+	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/mocks"
 
@@ -43,7 +46,7 @@ func TestPrintCSR(t *testing.T) {
 		{"text", "text", nil, 0, nil, []string{"CN=relay", "sha256:00", "CN=Example Root, serial 0a", "43800h; 192h is the least", "Sign it as a CA.", "relaypki submit demo signed.pem"}},
 		{"json", "json", nil, 0, []string{`"workflowId": "setup-demo"`, `"csrPEM": "-----BEGIN`, `"ttl": "43800h"`}, nil},
 		{"nothing to sign", "text", serviceerror.NewQueryFailed(`there is nothing to be signed: the run is at "preflight"`), exitBadInput, nil, []string{"has no CSR: there is nothing to be signed", "relaypki watch setup-demo"}},
-		{"no Temporal", "text", serviceerror.NewUnavailable("gone"), exitUnreachable, nil, []string{"gone"}},
+		{"Temporal refuses", "text", serviceerror.NewPermissionDenied("no", ""), exitUnreachable, nil, []string{"TEMPORAL_API_KEY"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -70,6 +73,31 @@ func TestPrintCSR(t *testing.T) {
 			}
 			if test.output == "text" && test.err == nil && out.String() != signing.CSRPEM {
 				t.Errorf("standard output is not the CSR alone:\n%s", out.String())
+			}
+		})
+	}
+}
+
+// Without a worker the command says so and waits for one; Ctrl-C ends that.
+func TestPrintCSRWithoutAWorker(t *testing.T) {
+	late := serviceerror.NewDeadlineExceeded("query timed out before a worker could process it")
+	for name, comes := range map[string]bool{"one comes": true, "none comes": false} {
+		t.Run(name, func(t *testing.T) {
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			m := &mocks.Client{}
+			m.On("QueryWorkflow", mock.Anything, "setup-demo", "", procedure.CSRQuery).Return(nil, late).Once()
+			if comes {
+				m.On("QueryWorkflow", mock.Anything, "setup-demo", "", procedure.CSRQuery).Return(answered{procedure.Signing{CSRPEM: "PEM"}}, nil)
+			} else {
+				m.On("QueryWorkflow", mock.Anything, "setup-demo", "", procedure.CSRQuery).Return(nil, late).Run(func(mock.Arguments) { stop() })
+			}
+			m.On("DescribeTaskQueue", mock.Anything, "relaypki", enumspb.TASK_QUEUE_TYPE_WORKFLOW).Return(&workflowservice.DescribeTaskQueueResponse{}, nil)
+			var out, errOut bytes.Buffer
+			c := &cli{out: &out, err: &errOut, name: "relaypki", output: "text"}
+			code := c.end(c.printCSR(ctx, &server{Client: m, cli: c}, execution{WorkflowID: "setup-demo", taskQueue: "relaypki"}))
+			if want := map[bool]int{true: 0, false: exitInterrupted}[comes]; code != want || !strings.Contains(errOut.String(), "none is there; start relaypki-worker") || (out.String() == "PEM") != comes {
+				t.Errorf("exit code %d, want %d:\n%s%s", code, want, out.String(), errOut.String())
 			}
 		})
 	}

@@ -35,6 +35,8 @@ func TestCheckSigned(t *testing.T) {
 	*twinned.Cert = *root.Cert
 	twinned.Cert.PublicKey = twin.Cert.PublicKey
 	good := root.SignCSR(t, csr)
+	nameless := *good
+	nameless.SubjectKeyId = nil
 	change := func(o pkitest.Option) []*x509.Certificate { return list(root.SignCSR(t, csr, o)) }
 	for _, test := range []struct {
 		name  string
@@ -51,6 +53,10 @@ func TestCheckSigned(t *testing.T) {
 		{"nothing", root.Cert, nil, []string{"no certificate"}},
 		{"another key", root.Cert, list(root.SignCSR(t, foreign)), []string{"for another key, sha256:"}},
 		{"another subject", root.Cert, list(root.SignCSR(t, renamed)), []string{`its subject is "CN=gloo-mesh-mgmt-server-ca,O=elsewhere", the CSR's "CN=gloo-mesh-mgmt-server-ca,O=mesh.solo.io"`}},
+		{"the same words in other parts of the subject", root.Cert, change(func(c *x509.Certificate) {
+			c.RawSubject, c.Subject = nil, pkix.Name{CommonName: "gloo-mesh-mgmt-server-ca", OrganizationalUnit: []string{"mesh.solo.io"}}
+		}), []string{`its subject is "CN=gloo-mesh-mgmt-server-ca,OU=mesh.solo.io"`}},
+		{"no key identifier", root.Cert, list(&nameless), []string{"no subject key identifier"}},
 		{"a leaf", root.Cert, change(func(c *x509.Certificate) {
 			c.IsCA, c.MaxPathLenZero, c.KeyUsage = false, false, x509.KeyUsageDigitalSignature
 		}), []string{"no CA certificate"}},
