@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	sdkactivity "go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/testsuite"
 	"go.uber.org/zap"
 	"helm.sh/helm/v4/pkg/action"
@@ -31,6 +33,7 @@ import (
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"github.com/relaypki/relaypki/activities/certmanager"
+	"github.com/relaypki/relaypki/activities/cluster"
 	"github.com/relaypki/relaypki/activities/helm"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
@@ -44,6 +47,7 @@ type world struct {
 	clients     *site.Clients
 	helm        *helm.Activities
 	certManager *certmanager.Activities
+	cluster     *cluster.Activities
 	config      site.Config
 }
 
@@ -58,16 +62,32 @@ func lab(t *testing.T) world {
 		t.Fatal(err)
 	}
 	clients := site.NewClients(config, zap.NewNop())
-	return world{clients: clients, helm: &helm.Activities{Clients: clients}, certManager: &certmanager.Activities{Clients: clients}, config: config}
+	return world{clients: clients, helm: &helm.Activities{Clients: clients}, certManager: &certmanager.Activities{Clients: clients}, cluster: &cluster.Activities{Clients: clients}, config: config}
 }
 
 // call runs an activity in an environment of its own, so that several can run at once.
 func call[R any](w world, activity, in any) (R, error) {
+	return listened[R](w, activity, in, nil)
+}
+
+// listened is call, and hands on what the activity says that it waits for, as long
+// as somebody takes it.
+func listened[R any](w world, activity, in any, waits chan<- string) (R, error) {
 	var result R
 	var suite testsuite.WorkflowTestSuite
 	env := suite.NewTestActivityEnvironment()
 	env.RegisterActivity(w.helm)
 	env.RegisterActivity(w.certManager)
+	env.RegisterActivity(w.cluster)
+	env.SetOnActivityHeartbeatListener(func(_ *sdkactivity.Info, details converter.EncodedValues) {
+		var state string
+		if details.Get(&state) == nil {
+			select {
+			case waits <- state:
+			default:
+			}
+		}
+	})
 	value, err := env.ExecuteActivity(activity, in)
 	if err != nil {
 		return result, err
@@ -198,9 +218,9 @@ func TestLabHelm(t *testing.T) {
 	}
 }
 
-func configuration(t *testing.T, w world, cluster, namespace string) *action.Configuration {
+func configuration(t *testing.T, w world, context, namespace string) *action.Configuration {
 	t.Helper()
-	c, err := w.clients.Cluster(cluster)
+	c, err := w.clients.Cluster(context)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,9 +233,9 @@ func configuration(t *testing.T, w world, cluster, namespace string) *action.Con
 	return cfg
 }
 
-func lastRelease(t *testing.T, w world, cluster, namespace, name string) *release.Release {
+func lastRelease(t *testing.T, w world, context, namespace, name string) *release.Release {
 	t.Helper()
-	last, err := configuration(t, w, cluster, namespace).Releases.Last(name)
+	last, err := configuration(t, w, context, namespace).Releases.Last(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,46 +248,70 @@ type signer struct {
 	t                  *testing.T
 	root, intermediate *x509.Certificate
 	rootPEM, midPEM    string
-	key                *ecdsa.PrivateKey
+	key, rootKey       *ecdsa.PrivateKey
 
 	mu      sync.Mutex
 	allowed string   // the one name
 	chain   []string // issuing chain in the answer
+	// hold, if set, is how long an answer that is signed already takes to arrive;
+	// signed has one for each that is held.
+	hold, signed chan struct{}
 }
 
 func newSigner(t *testing.T, allowed string) (*signer, *httptest.Server) {
 	t.Helper()
-	s := &signer{t: t, allowed: allowed}
-	make := func(name string, parent *x509.Certificate, by *ecdsa.PrivateKey) (*x509.Certificate, string, *ecdsa.PrivateKey) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		template := &x509.Certificate{
-			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		}
-		if parent == nil {
-			parent, by = template, key
-		}
-		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), by)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return cert, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), key
-	}
-	var rootKey *ecdsa.PrivateKey
-	s.root, s.rootPEM, rootKey = make("root", nil, nil)
-	s.intermediate, s.midPEM, s.key = make("intermediate", s.root, rootKey)
-	s.chain = []string{s.midPEM, s.rootPEM}
+	s := &signer{t: t, allowed: allowed, signed: make(chan struct{}, 10)}
+	s.root, s.rootPEM, s.rootKey = s.ca("root", nil, nil)
+	s.next("intermediate")
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
 	return s, server
+}
+
+func (s *signer) ca(name string, parent *x509.Certificate, by *ecdsa.PrivateKey) (*x509.Certificate, string, *ecdsa.PrivateKey) {
+	s.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	if parent == nil {
+		parent, by = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), by)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return cert, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), key
+}
+
+// next signs with another intermediate from now on.
+func (s *signer) next(name string) {
+	cert, text, key := s.ca(name, s.root, s.rootKey)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.intermediate, s.midPEM, s.key = cert, text, key
+	s.chain = []string{s.midPEM, s.rootPEM}
+}
+
+// holding has answers wait, once they are signed, until it is called again.
+func (s *signer) holding(yes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if yes {
+		s.hold = make(chan struct{})
+	} else {
+		close(s.hold)
+		s.hold = nil
+	}
 }
 
 func (s *signer) allow(name string) {
@@ -305,7 +349,7 @@ func (s *signer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.mu.Lock()
-		allowed, chain := s.allowed, s.chain
+		allowed, chain, intermediate, key, hold := s.allowed, s.chain, s.intermediate, s.key, s.hold
 		s.mu.Unlock()
 		for _, name := range csr.DNSNames {
 			if name != allowed {
@@ -323,10 +367,14 @@ func (s *signer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			NotBefore: time.Now().Add(-30 * time.Second), NotAfter: time.Now().Add(ttl),
 			KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement,
 			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		}, s.intermediate, csr.PublicKey, s.key)
+		}, intermediate, csr.PublicKey, key)
 		if err != nil {
 			answer(500, map[string]any{"errors": []string{err.Error()}})
 			return
+		}
+		if hold != nil {
+			s.signed <- struct{}{}
+			<-hold
 		}
 		answer(200, map[string]any{"data": map[string]any{
 			"certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
@@ -337,8 +385,11 @@ func (s *signer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func TestLabCertificate(t *testing.T) {
-	w := lab(t)
+// certified is cluster1 with an Issuer that the signer stands behind, and a
+// certificate to ask for, of a name of its own, so that an earlier try's is not in
+// the way.
+func certified(t *testing.T, w world) (*signer, *site.Cluster, certmanager.CertificateInput) {
+	t.Helper()
 	must[procedure.Outcome](t, w, w.helm.InstallChart, certManagerChart("cluster1"))
 	must[procedure.Outcome](t, w, w.certManager.AwaitCertManager, certmanager.AwaitInput{Context: "cluster1", Namespace: namespace})
 	c, err := w.clients.Cluster("cluster1")
@@ -361,13 +412,18 @@ func TestLabCertificate(t *testing.T) {
 
 	spec := mesh.Spec{Mesh: "labtest", Workloads: []mesh.Workload{{Name: "cluster1"}}}.WithDefaults()
 	certificate := spec.ClientCertificate(spec.Workloads[0])
-	// A name of its own, so that an earlier try's certificate is not in the way.
-	certificate.Name = "labtest-" + time.Now().Format("150405")
+	certificate.Name = "labtest-" + time.Now().Format("150405.000")
 	certificate.SecretName = certificate.Name // one Secret, one Certificate: cert-manager insists
-	in := certmanager.CertificateInput{
+	return vault, c, certmanager.CertificateInput{
 		Mesh: "labtest", Context: "cluster1", Namespace: namespace, Certificate: certificate,
 		RootPEM: vault.rootPEM, IntermediatePEM: vault.midPEM, Mode: procedure.Apply,
 	}
+}
+
+func TestLabCertificate(t *testing.T) {
+	w := lab(t)
+	vault, c, in := certified(t, w)
+	certificate := in.Certificate
 	foreign := in
 	foreign.Certificate.Name, foreign.Certificate.SecretName = certificate.Name+"-foreign", certificate.Name+"-foreign"
 	foreign.Certificate.DNSNames = []string{"cluster2"}

@@ -232,6 +232,16 @@ func (p paper) conclude(w io.Writer, e ending, c *cli) {
 		p.removed(w, removed, c)
 		return
 	}
+	var renewed procedure.RefreshResult
+	if e.Procedure == procedure.RotateIssuerCredentials && json.Unmarshal(e.Result, &renewed) == nil && renewed.Mesh != "" {
+		p.renewed(w, renewed, c)
+		return
+	}
+	var schedules procedure.SchedulesResult
+	if e.Procedure == procedure.ApplySchedules && json.Unmarshal(e.Result, &schedules) == nil && schedules.Mesh != "" {
+		p.scheduled(w, schedules, c)
+		return
+	}
 	var setup procedure.SetupResult
 	if e.Procedure != procedure.SetupMesh || json.Unmarshal(e.Result, &setup) != nil || setup.Mesh == "" {
 		if e.Failure == nil {

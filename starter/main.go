@@ -148,7 +148,7 @@ func (c *cli) rootCommand() *cobra.Command {
 		id       string
 		commands []*cobra.Command
 	}{
-		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.verifyCommand()}},
+		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.verifyCommand(), c.scheduleCommand()}},
 		{"steering", []*cobra.Command{c.retryCommand(), c.skipCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand(), c.csrCommand(), c.submitCommand()}},
 		{"looking", []*cobra.Command{c.statusCommand(), c.watchCommand(), c.schemaCommand()}},
 	} {

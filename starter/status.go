@@ -64,6 +64,8 @@ type meshStatus struct {
 	Schedule         *nextSchedule `json:"schedule,omitempty"`
 	// Refresh is the schedule that keeps the credentials current; none if none expires.
 	Refresh *nextSchedule `json:"refreshSchedule,omitempty"`
+	// Maintain is the schedule that looks whether a rotation is due.
+	Maintain *nextSchedule `json:"maintainSchedule,omitempty"`
 }
 
 // verdict is the outcome of a verification in short.
@@ -149,11 +151,17 @@ func (t *server) status(ctx context.Context, mesh string) ([]meshStatus, error) 
 	for name, executions := range of {
 		status := meshStatus{Mesh: name, Procedures: shown(executions), LastVerification: t.lastVerification(ctx, executions)}
 		if name != "" {
-			if status.Schedule, err = t.schedule(ctx, temporalactivities.VerifyScheduleID(name)); err != nil {
-				return nil, err
-			}
-			if status.Refresh, err = t.schedule(ctx, temporalactivities.RefreshScheduleID(name)); err != nil {
-				return nil, err
+			for _, s := range []struct {
+				id   string
+				next **nextSchedule
+			}{
+				{temporalactivities.VerifyScheduleID(name), &status.Schedule},
+				{temporalactivities.RefreshScheduleID(name), &status.Refresh},
+				{temporalactivities.MaintainScheduleID(name), &status.Maintain},
+			} {
+				if *s.next, err = t.schedule(ctx, s.id); err != nil {
+					return nil, err
+				}
 			}
 		}
 		meshes = append(meshes, status)
@@ -182,7 +190,8 @@ func shown(executions []execution) []execution {
 }
 
 // changing are the procedures that are not routine.
-var changing = []string{procedure.SetupMesh, procedure.AddCluster, procedure.RemoveCluster, procedure.AdoptMesh}
+var changing = []string{procedure.SetupMesh, procedure.AddCluster, procedure.RemoveCluster, procedure.AdoptMesh,
+	procedure.RotateLeafCertificates, procedure.RotateIntermediateCA, procedure.RotateIssuerCredentials}
 
 // procedures lists runs, the latest first, of one mesh or of all, that fulfil
 // also another condition, if one is given. A run is known by its search
@@ -235,10 +244,10 @@ func (t *server) list(ctx context.Context, types []string, mesh, condition strin
 // meshes whose names begin with its name.
 func idsOf(mesh string) string {
 	var conditions []string
-	for _, id := range []string{"setup-", "adopt-"} {
-		conditions = append(conditions, fmt.Sprintf("WorkflowId = '%s%s'", id, mesh))
+	for _, id := range procedure.IDs(mesh) {
+		conditions = append(conditions, fmt.Sprintf("WorkflowId = '%s'", id))
 	}
-	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "refresh-" + mesh + "-", "plan-"} {
+	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "refresh-" + mesh + "-", "maintain-" + mesh + "-", "plan-"} {
 		conditions = append(conditions, fmt.Sprintf("WorkflowId STARTS_WITH '%s'", prefix))
 	}
 	return strings.Join(conditions, " OR ")
@@ -321,12 +330,10 @@ var timestamp = regexp.MustCompile(`-[0-9]{4}-?[0-9]{2}-?[0-9]{2}T[0-9:.]+Z$`)
 // where the id alone does not tell, since names may have dashes.
 func meshOfID(id string) string {
 	id, _, _ = strings.Cut(id, "/")
-	for _, prefix := range []string{"setup-", "adopt-"} {
-		if mesh, ok := strings.CutPrefix(id, prefix); ok {
-			return mesh
-		}
+	if mesh := procedure.MeshOf(id); mesh != "" {
+		return mesh
 	}
-	for _, prefix := range []string{"verify-", "refresh-"} {
+	for _, prefix := range []string{"verify-", "refresh-", "maintain-"} {
 		if mesh, ok := strings.CutPrefix(id, prefix); ok && timestamp.MatchString(mesh) {
 			return timestamp.ReplaceAllString(mesh, "")
 		}
@@ -423,6 +430,7 @@ func (c *cli) printStatus(m meshStatus) {
 	p.print(c.out, 2, span{"Last verification: " + m.LastVerification.line(time.Now()), plain})
 	p.print(c.out, 2, span{"Next verification: " + m.Schedule.line(time.Now()), plain})
 	p.print(c.out, 2, span{"Next refresh of the credentials: " + m.Refresh.line(time.Now()), plain})
+	p.print(c.out, 2, span{"Next look for rotations that are due: " + m.Maintain.line(time.Now()), plain})
 	c.say("")
 }
 

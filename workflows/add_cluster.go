@@ -63,15 +63,17 @@ func (a *addition) run(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := a.step(ctx, "certificate authorities", "Read the CAs in Vault", a.authorities); err != nil {
-		return err
-	}
 	if err := a.report.phase(ctx, "membership"); err != nil {
 		return err
 	}
 	if _, err := a.step(ctx, "record the member", "Record the new member", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return a.record(ctx, false)
 	}); err != nil {
+		return err
+	}
+	// After it is recorded: a rotation that moves the members from one intermediate
+	// to the next then knows of this one, whichever is read here.
+	if _, err := a.step(ctx, "certificate authorities", "Read the CAs in Vault", a.authorities); err != nil {
 		return err
 	}
 	if _, err := a.step(ctx, "relay address", "Read the management server's address", func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -108,7 +110,12 @@ func (a *addition) preflight(ctx workflow.Context) (procedure.Outcome, error) {
 	if err := invalid(append(record.Spec.MoveProblems(a.in.Workload), a.spec.Validate()...)); err != nil {
 		return procedure.Outcome{}, err
 	}
-	return checkEverything(ctx, a.spec.Only(a.in.Workload.Name), a.queues, nil)
+	outcome, err := checkEverything(ctx, a.spec.Only(a.in.Workload.Name), a.queues, nil)
+	if err != nil {
+		return outcome, err
+	}
+	_, err = a.authorities(ctx)
+	return outcome, err
 }
 
 // readMesh reads a mesh's record, which has to be there.
@@ -121,44 +128,18 @@ func readMesh(ctx workflow.Context, name, management, namespace string) (cluster
 	return record, err
 }
 
-// authorities reads the CAs that the mesh was set up with.
+// authorities reads the CAs that the mesh has now: those that the management
+// server's certificates are issued by.
 func (a *addition) authorities(ctx workflow.Context) (procedure.Outcome, error) {
-	v := a.spec.Vault
-	missing := func(what string) error {
-		return failure.Permanent(failure.Preflight, "nothing was changed; the mesh %q has no %s in Vault that is as its description says: its setup was not finished, or somebody has changed it since. Run the setup, then this again", a.spec.Mesh, what)
-	}
-	var err error
-	if a.spec.PKI.Root.Offline() {
-		v.RootMount = ""
-		a.root, err = offlineRoot(a.spec)
-	} else {
-		a.root, err = call[vault.CAResult](ctx, looking, vaults.GenerateRoot,
-			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: a.spec.PKI.Root.CA, Mode: procedure.Observe})
-	}
+	seen, err := call[vault.SurveyResult](ctx, summarized(looking, "Read the CAs in Vault"), vaults.Survey, vault.SurveyInput{Spec: a.spec.Only("")})
 	if err != nil {
 		return procedure.Outcome{}, err
 	}
-	if a.root.CertificatePEM == "" {
-		return procedure.Outcome{}, missing("root CA")
+	if !seen.Active.HasKey || !seen.Active.Signs {
+		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "nothing was changed; the intermediate %s of the mesh %q may not issue: a rotation of it was not finished, or somebody has changed it. relaypki verify %[2]s says what is there",
+			seen.Active.Authority.Name, a.spec.Mesh)
 	}
-	in := vault.IntermediateInput{
-		Vault: v.Name, RootMount: v.RootMount, RelayMount: v.RelayMount,
-		RootIssuerID: a.root.Authority.IssuerID, RootPEM: a.root.CertificatePEM,
-		Generation: generation, CA: a.spec.PKI.Intermediate, Mode: procedure.Observe,
-	}
-	csr, err := call[vault.CSRResult](ctx, looking, vaults.GenerateIntermediateCSR, in)
-	if err != nil {
-		return procedure.Outcome{}, err
-	}
-	if !csr.Present {
-		return procedure.Outcome{}, missing("intermediate CA")
-	}
-	if a.relay, err = call[vault.CAResult](ctx, looking, vaults.SetSignedIntermediate, in); err != nil {
-		return procedure.Outcome{}, err
-	}
-	if a.relay.CertificatePEM == "" || a.relay.Authority.IssuerID == "" {
-		return procedure.Outcome{}, missing("intermediate CA")
-	}
+	a.root, a.relay = seen.Root, vault.CAResult{Authority: seen.Active.Authority, CertificatePEM: seen.Active.CertificatePEM}
 	return procedure.Outcome{Detail: fmt.Sprintf("%s, %s", a.root.Authority.Name, a.relay.Authority.Name)}, nil
 }
 

@@ -23,6 +23,11 @@ type fleet struct {
 	strategy rollout.Strategy
 	status   map[string]rollout.Status
 	running  int
+	// turn are the clusters whose turn it is; all of them if it is nil.
+	turn []string
+	// leaveOut is the update that leaves clusters out, rest what is to be done for
+	// them afterwards.
+	leaveOut, rest string
 	// closed: the clusters have had their turn.
 	closed bool
 	// aborted is why somebody aborted the run; abort cancels it.
@@ -35,12 +40,9 @@ type fleet struct {
 // newFleet is the fleet of the report's clusters. What it is told by updates is
 // in the report: that is what a person sees, and what a continued run starts from.
 func newFleet(r *report, how mesh.Rollout, abort workflow.CancelFunc) *fleet {
-	f := &fleet{report: r, abort: abort, status: map[string]rollout.Status{}, strategy: rollout.Strategy{
-		Canary: how.Canary, WaveSize: how.WaveSize, Parallelism: how.Parallelism, FailureBudget: *how.FailureBudget,
-	}}
-	if r.Parallelism == 0 {
-		r.Parallelism = how.Parallelism
-	}
+	f := &fleet{report: r, abort: abort, status: map[string]rollout.Status{}, leaveOut: procedure.SkipUpdate,
+		rest: "What is done stays; start again with the same input for the rest"}
+	f.follow(how)
 	for _, c := range r.Clusters {
 		switch c.State {
 		case procedure.Parked:
@@ -54,8 +56,29 @@ func newFleet(r *report, how mesh.Rollout, abort workflow.CancelFunc) *fleet {
 	return f
 }
 
-// names are the clusters in the spec's order.
+// follow goes over the clusters as the mesh's spec says from now on.
+func (f *fleet) follow(how mesh.Rollout) {
+	f.strategy = rollout.Strategy{Canary: how.Canary, WaveSize: how.WaveSize, Parallelism: how.Parallelism, FailureBudget: *how.FailureBudget}
+	if f.report.Parallelism == 0 {
+		f.report.Parallelism = how.Parallelism
+	}
+}
+
+// again has the clusters that are done gone over once more.
+func (f *fleet) again(ctx workflow.Context) {
+	for _, c := range f.report.Clusters {
+		if f.status[c.Cluster] == rollout.Done {
+			f.status[c.Cluster] = rollout.Waiting
+			f.report.cluster(ctx, c.Cluster, procedure.Pending, "")
+		}
+	}
+}
+
+// names are the clusters whose turn it is, in the spec's order.
 func (f *fleet) names() []string {
+	if f.turn != nil {
+		return f.turn
+	}
 	names := make([]string, len(f.report.Clusters))
 	for i, c := range f.report.Clusters {
 		names[i] = c.Cluster
@@ -74,7 +97,11 @@ type work func(ctx workflow.Context, cluster string) (procedure.State, string, e
 // fails is parked and the others go on; then the run waits for people to have
 // it tried again or skipped. It returns when every cluster is done or skipped,
 // when the run is canceled and nothing is at work any more, or with errLong.
-func (f *fleet) run(ctx workflow.Context, do work) error {
+func (f *fleet) run(ctx workflow.Context, do work) error { return f.runSome(ctx, nil, do) }
+
+// runSome is run for the given clusters alone; for all if it is nil.
+func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
+	f.turn, f.closed = turn, false
 	for ctx.Err() == nil {
 		f.strategy.Parallelism = f.report.Parallelism
 		next := f.strategy.Next(f.names(), f.status)
@@ -170,8 +197,8 @@ func (f *fleet) awaitPeople(ctx workflow.Context, next rollout.Decision) {
 		if next.Held != "" {
 			why = "no other cluster is begun: " + next.Held
 		}
-		f.await(ctx, fmt.Sprintf("%s. Put it right, then: relaypki retry %[2]s; or leave it out: relaypki skip %[2]s %[3]s --reason WHY; or end the run: relaypki abort %[2]s --reason WHY",
-			why, name, strings.Join(parked, " ")), idle)
+		f.await(ctx, fmt.Sprintf("%s. Put it right, then: relaypki retry %[2]s; or leave it out: relaypki %[4]s %[2]s %[3]s --reason WHY; or end the run: relaypki abort %[2]s --reason WHY",
+			why, name, strings.Join(parked, " "), f.leaveOut), idle)
 	}
 }
 
@@ -199,12 +226,11 @@ func (f *fleet) outcome(err error) error {
 	if len(left) > 0 {
 		also = ":\n- " + strings.Join(left, "\n- ")
 	}
-	again := "What is done stays; start again with the same input for the rest"
 	switch {
 	case f.aborted != "":
-		return failure.Permanent(failure.Aborted, "aborted by request (%s). %s%s", f.aborted, again, also)
+		return failure.Permanent(failure.Aborted, "aborted by request (%s). What is done stays; start again with the same input for the rest%s", f.aborted, also)
 	case err == nil && len(left) > 0:
-		return failure.Permanent(failure.Incomplete, "%d of %d clusters were left out. %s%s", len(left), len(f.report.Clusters), again, also)
+		return failure.Permanent(failure.Incomplete, "%d of %d clusters were left out. %s%s", len(left), len(f.report.Clusters), f.rest, also)
 	}
 	return err
 }
@@ -238,7 +264,7 @@ func (f *fleet) steer(ctx workflow.Context) error {
 		handler, validator any
 	}{
 		{procedure.RetryUpdate, `Try parked or skipped clusters again. {"clusters":["cluster2"]}, or {} for all that are parked.`, f.retry, f.mayRetry},
-		{procedure.SkipUpdate, `Leave clusters out that are parked or not begun; the run then ends as failed, with them in its report. {"clusters":["cluster2"],"reason":"..."}`, f.skip, f.maySkip},
+		{f.leaveOut, `Leave clusters out that are parked or not begun; the run then ends as failed, with them in its report. {"clusters":["cluster2"],"reason":"..."}`, f.skip, f.maySkip},
 		{procedure.PauseUpdate, `Begin nothing new; what runs is finished. {"reason":"..."}`, f.pause, f.mayPause},
 		{procedure.ResumeUpdate, `Go on after a pause. {}`, f.resume, f.mayResume},
 		{procedure.SetParallelismUpdate, fmt.Sprintf(`Work on so many clusters at once, 1 to %d. {"parallelism":20}`, mesh.MaxParallelism), f.setParallelism, f.maySetParallelism},

@@ -157,7 +157,7 @@ func TestAddClusterTouchesNoOther(t *testing.T) {
 			t.Errorf("%s was called: %q", never, o.calls)
 		}
 	}
-	if missing := inOrder(o.calls, "CheckClusters", "GenerateRoot  observe", "RecordMember  apply cluster3 joined:false", "AcquireLock mgmtrelaypki-demo-cluster-cluster3",
+	if missing := inOrder(o.calls, "CheckClusters", "Survey", "RecordMember  apply cluster3 joined:false", "Survey", "AcquireLock mgmtrelaypki-demo-cluster-cluster3",
 		"EnableClusterAccess cluster3 apply", "ApplyCertificate cluster3 apply", "InstallChart cluster3 apply", "ReleaseLock", "VerifyManagement", "RecordMember  apply cluster3 joined:true"); missing != "" {
 		t.Errorf("no %q in its place in %q", missing, o.calls)
 	}
@@ -312,10 +312,10 @@ func TestMemberFailures(t *testing.T) {
 		"add: preflight": {procedure.AddCluster, `{"mesh":"demo","workload":{"name":"cluster3"}}`,
 			outside{record: complete(), fails: map[string]error{"CheckClusters cluster3": failure.Permanent(failure.Denied, "no patch on secrets")}}, failure.Preflight,
 			[]string{"cluster3: no patch on secrets", "nothing was changed"}, []string{"RecordMember", "AcquireLock"}},
-		"add: no CAs yet": {procedure.AddCluster, `{"mesh":"demo","workload":{"name":"cluster3"}}`, outside{record: complete(), differs: map[string]bool{"GenerateRoot": true}}, failure.Preflight,
-			[]string{"no root CA", "Run the setup"}, []string{"RecordMember", "AcquireLock"}},
-		"add: no intermediate yet": {procedure.AddCluster, `{"mesh":"demo","workload":{"name":"cluster3"}}`, outside{record: complete(), differs: map[string]bool{"GenerateIntermediateCSR": true}}, failure.Preflight,
-			[]string{"no intermediate CA"}, []string{"RecordMember", "SignIntermediate"}},
+		"add: no CAs yet": {procedure.AddCluster, `{"mesh":"demo","workload":{"name":"cluster3"}}`, outside{record: complete(), fails: map[string]error{"Survey": failure.Permanent(failure.Preflight, "there is no role")}}, failure.Preflight,
+			[]string{"there is no role"}, []string{"RecordMember", "AcquireLock"}},
+		"add: the intermediate may not issue": {procedure.AddCluster, `{"mesh":"demo","workload":{"name":"cluster3"}}`, outside{record: complete(), pki: scriptedPKI{signs: map[int]bool{1: false}, roles: map[string]int{"": 1}}}, failure.Preflight,
+			[]string{"relay-intermediate-g1", "may not issue"}, []string{"RecordMember", "AcquireLock"}},
 		"add: locked": {procedure.AddCluster, `{"mesh":"demo","workload":{"name":"cluster3"}}`,
 			outside{record: complete(), fails: map[string]error{"AcquireLock relaypki-demo-cluster-cluster3": failure.Permanent(failure.Locked, "held by remove-demo-cluster3")}}, failure.Locked,
 			[]string{"held by remove-demo-cluster3"}, []string{"EnableClusterAccess"}},

@@ -33,32 +33,51 @@ func tell(ctx workflow.Context, r *report, err error) {
 	if !scheduled(ctx) || temporal.IsCanceledError(err) {
 		return
 	}
+	send(ctx, r, "Tell people of the failure", alert(r.Progress, workflow.GetInfo(ctx).WorkflowExecution.ID, err))
+}
+
+// notice tells people something that they have to know of a run, whoever has
+// started it: that it waits for one of them, or how a long one has ended. The
+// text goes on from "<procedure> of mesh <mesh>: ". It never fails the run, and
+// takes no longer than notifying allows.
+func notice(ctx workflow.Context, r *report, text string) {
+	next := "relaypki watch " + workflow.GetInfo(ctx).WorkflowExecution.ID
+	send(ctx, r, "Tell people", fmt.Sprintf("relaypki: %s of mesh %s: %s\nNext: %s", r.Procedure, r.Mesh, readable(text), next))
+}
+
+// send sends a message and notes as a step of the report who was told.
+func send(ctx workflow.Context, r *report, summary, text string) {
 	step := r.begin(ctx, "notify")
-	told, notifyErr := call[notify.Result](ctx, summarized(notifying, "Tell people of the failure"), notifiers.Notify, notify.Input{Text: alert(r.Progress, workflow.GetInfo(ctx).WorkflowExecution.ID, err)})
+	told, err := call[notify.Result](ctx, summarized(notifying, summary), notifiers.Notify, notify.Input{Text: text})
 	outcome := procedure.Outcome{Detail: "told " + strings.Join(told.Told, ", ")}
 	if len(told.Told) == 0 {
 		outcome.Detail = "nobody to tell: the worker's site file has no notify"
 	}
-	r.end(ctx, step, outcome, notifyErr)
-	if notifyErr != nil {
-		workflow.GetLogger(ctx).Error("people could not be told of this failure", "problem", failure.Message(notifyErr))
+	r.end(ctx, step, outcome, err)
+	if err != nil {
+		workflow.GetLogger(ctx).Error("people could not be told", "problem", failure.Message(err))
 	}
 }
 
 // alert is the message: what failed, of which mesh, and what to type next.
 func alert(p procedure.Progress, workflowID string, err error) string {
-	lines := strings.Split(failure.Message(err), "\n")
+	next := "relaypki watch " + workflowID
+	if p.Procedure == procedure.VerifyMesh {
+		next = "relaypki verify " + p.Mesh
+	}
+	return fmt.Sprintf("relaypki: %s of mesh %s failed: %s\nNext: %s", p.Procedure, p.Mesh, readable(failure.Message(err)), next)
+}
+
+// readable is a text of no more lines, and no longer ones, than people read.
+func readable(text string) string {
+	lines := strings.Split(text, "\n")
 	if more := len(lines) - 1 - mostLines; more > 0 {
 		lines = append(lines[:1+mostLines], fmt.Sprintf("... and %d lines more", more))
 	}
 	for i := range lines {
 		lines[i] = brief(lines[i])
 	}
-	next := "relaypki watch " + workflowID
-	if p.Procedure == procedure.VerifyMesh {
-		next = "relaypki verify " + p.Mesh
-	}
-	return fmt.Sprintf("relaypki: %s of mesh %s failed: %s\nNext: %s", p.Procedure, p.Mesh, strings.Join(lines, "\n"), next)
+	return strings.Join(lines, "\n")
 }
 
 // brief is a text of no more than a line's length.

@@ -55,6 +55,10 @@ type refresh struct {
 	report *report
 	result procedure.RefreshResult
 
+	// renewal is the run that makes all credentials anew, if it is one; see
+	// RotateIssuerCredentials.
+	renewal string
+
 	spec     mesh.Spec
 	clusters []refreshed
 }
@@ -99,6 +103,23 @@ func (c refreshed) detail() string {
 }
 
 func (r *refresh) run(ctx workflow.Context) error {
+	if err := r.find(ctx); err != nil {
+		return err
+	}
+	r.report.Clusters = pendingChecks(r.spec)
+	r.all(ctx)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := r.left(ctx); err != nil {
+		return err
+	}
+	r.sum()
+	return nil
+}
+
+// find reads which clusters the mesh has.
+func (r *refresh) find(ctx workflow.Context) error {
 	queues, err := r.report.describe(ctx, "credentials")
 	if err != nil {
 		return err
@@ -118,15 +139,6 @@ func (r *refresh) run(ctx workflow.Context) error {
 		moving, _ := record.Moving(w.Name)
 		r.clusters = append(r.clusters, refreshed{name: w.Name, context: w.Context, workload: w.Name, queue: queues[w.Context], skipped: moving})
 	}
-	r.report.Clusters = pendingChecks(r.spec)
-	r.all(ctx)
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := r.left(ctx); err != nil {
-		return err
-	}
-	r.sum()
 	return nil
 }
 
@@ -160,9 +172,9 @@ func (r *refresh) all(ctx workflow.Context) {
 	wg.Wait(ctx)
 }
 
-// one keeps one cluster's credential current.
+// one keeps one cluster's credential current, or makes it anew.
 func (r *refresh) one(ctx workflow.Context, c *refreshed) {
-	in := vault.RefreshCredentialInput{Spec: r.spec.Only(c.workload), Context: c.context, Workload: c.workload}
+	in := vault.RefreshCredentialInput{Spec: r.spec.Only(c.workload), Context: c.context, Workload: c.workload, Renewal: r.renewal, Mint: r.renewal != ""}
 	if r.spec.Credential.Method == mesh.CredentialJWT && r.spec.Credential.Keys == mesh.KeysPinned {
 		keys, err := call[cluster.ServiceAccountKeys](ctx, summarized(on(c.queue, acting), "Read the keys of cluster "+c.name), kubernetes.ReadServiceAccountKeys,
 			cluster.ServiceAccountKeysInput{Context: c.context})
@@ -177,7 +189,11 @@ func (r *refresh) one(ctx workflow.Context, c *refreshed) {
 		c.outcome = out.Outcome
 		return out
 	}
-	out := do("Refresh the credential of cluster ")
+	summary := "Refresh the credential of cluster "
+	if r.renewal != "" {
+		summary = "Make the credential anew of cluster "
+	}
+	out := do(summary)
 	if c.err != nil {
 		return
 	}
@@ -199,13 +215,22 @@ func (r *refresh) one(ctx workflow.Context, c *refreshed) {
 	}
 }
 
-// takeUp has the cluster's Issuer use a new secret id, and destroys the old one
-// once it does (method appRole). A run that was killed in between has left two.
+// takeUp has the cluster's Issuer use a new secret id or token, and ends the old
+// one once it does. A run that was killed in between has left two.
 func (r *refresh) takeUp(ctx workflow.Context, c *refreshed, out vault.RefreshCredentialResult) {
+	spec := r.spec.Only(c.workload)
+	if out.SecretKey == "" && out.Superseded > 0 {
+		if r.prove(ctx, c); c.err == nil {
+			var retired procedure.Outcome
+			retired, c.err = call[procedure.Outcome](ctx, summarized(acting, "Revoke the old token of cluster "+c.name), vaults.RetireClusterToken,
+				vault.RetireClusterTokenInput{Spec: spec, Context: c.context})
+			c.outcome.Add(retired)
+		}
+		return
+	}
 	if len(out.Changes) == 0 && out.Superseded == 0 || out.SecretKey == "" {
 		return
 	}
-	spec := r.spec.Only(c.workload)
 	used, err := call[procedure.Outcome](ctx, summarized(waiting, "Have the Issuer use the new secret id of cluster "+c.name), certManagers.UseSecretID,
 		certmanager.UseSecretIDInput{Mesh: spec.Mesh, Context: c.context, Namespace: spec.Namespace, Key: out.SecretKey})
 	c.outcome.Add(used)
@@ -216,6 +241,12 @@ func (r *refresh) takeUp(ctx workflow.Context, c *refreshed, out vault.RefreshCr
 		c.outcome.Add(retired)
 	}
 	c.err = err
+}
+
+// prove has cert-manager log in with the credential that there is now.
+func (r *refresh) prove(ctx workflow.Context, c *refreshed) {
+	_, c.err = call[procedure.Outcome](ctx, summarized(on(c.queue, waiting), "Have cert-manager log in with the credential of cluster "+c.name), certManagers.ProveLogin,
+		certmanager.LoginInput{Context: c.context, Namespace: r.spec.Only(c.workload).Namespace})
 }
 
 // atWork is the workflow that works on a workload cluster. A credential that is

@@ -18,5 +18,11 @@ func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(RefreshCredentials, workflow.RegisterOptions{Name: procedure.RefreshCredentials})
 	r.RegisterWorkflowWithOptions(AddCluster, workflow.RegisterOptions{Name: procedure.AddCluster})
 	r.RegisterWorkflowWithOptions(RemoveCluster, workflow.RegisterOptions{Name: procedure.RemoveCluster})
+	r.RegisterWorkflowWithOptions(RotateLeafCertificates, workflow.RegisterOptions{Name: procedure.RotateLeafCertificates})
+	r.RegisterWorkflowWithOptions(RotateIntermediateCA, workflow.RegisterOptions{Name: procedure.RotateIntermediateCA})
+	r.RegisterWorkflowWithOptions(RotateCluster, workflow.RegisterOptions{Name: procedure.RotateCluster})
+	r.RegisterWorkflowWithOptions(RotateIssuerCredentials, workflow.RegisterOptions{Name: procedure.RotateIssuerCredentials})
+	r.RegisterWorkflowWithOptions(MaintainMesh, workflow.RegisterOptions{Name: procedure.MaintainMesh})
+	r.RegisterWorkflowWithOptions(ApplySchedules, workflow.RegisterOptions{Name: procedure.ApplySchedules})
 	r.RegisterWorkflowWithOptions(VerifyMesh, workflow.RegisterOptions{Name: procedure.VerifyMesh})
 }

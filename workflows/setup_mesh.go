@@ -20,9 +20,6 @@ import (
 	"github.com/relaypki/relaypki/internal/strict"
 )
 
-// generation of the CAs that a setup makes; rotations count up from it.
-const generation = 1
-
 // SetupMesh sets up the relay certificates of a mesh from its description: the
 // CAs in Vault, cert-manager with its Issuers and Certificates in every
 // cluster, the agents' trust, the management server and the agents, and the
@@ -86,13 +83,15 @@ type longSetup struct {
 	Progress   procedure.Progress `json:"progress"`
 	Attributes bool               `json:"attributes"`
 	// Queues are the task queues of clusters in private networks, by context.
-	Queues  map[string]string         `json:"queues,omitempty"`
-	Root    vault.CAResult            `json:"root"`
-	Relay   vault.CAResult            `json:"relay"`
-	Address string                    `json:"address"`
-	Server  procedure.Leaf            `json:"server"`
-	Changed bool                      `json:"changed"`
-	Results []procedure.ClusterResult `json:"results,omitempty"`
+	Queues map[string]string `json:"queues,omitempty"`
+	// Generations are those that the mesh's CAs are of by now.
+	Generations procedure.Generations     `json:"generations"`
+	Root        vault.CAResult            `json:"root"`
+	Relay       vault.CAResult            `json:"relay"`
+	Address     string                    `json:"address"`
+	Server      procedure.Leaf            `json:"server"`
+	Changed     bool                      `json:"changed"`
+	Results     []procedure.ClusterResult `json:"results,omitempty"`
 }
 
 func (r *setup) handOver() longSetup {
@@ -203,8 +202,13 @@ func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error)
 func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 	record, err := call[cluster.MeshRecord](ctx, summarized(looking, "Read the mesh's record"), kubernetes.ReadMesh,
 		cluster.ReadMeshInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace})
+	r.Generations = procedure.Generations{Root: max(record.Generations.Root, 1), Intermediate: max(record.Generations.Intermediate, 1)}
 	if err != nil || !record.Found {
 		return record, err
+	}
+	if begun := record.Rotation; begun != nil {
+		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. Finish that first: start it again, or take it back (relaypki rollback %[1]s --reason WHY); clusters can be added and removed meanwhile",
+			r.spec.Mesh, begun.Procedure, begun.Workflow)
 	}
 	var gone []strict.Problem
 	recorded := record.Spec.WithDefaults()
@@ -366,7 +370,7 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 			return r.Root.Outcome, err
 		}
 		r.Root, err = call[vault.CAResult](ctx, acting, vaults.GenerateRoot,
-			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: generation, CA: r.spec.PKI.Root.CA, Mode: r.mode})
+			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: r.Generations.Root, CA: r.spec.PKI.Root.CA, Mode: r.mode})
 		return r.Root.Outcome, err
 	}); err != nil {
 		return err
@@ -383,56 +387,16 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 	return err
 }
 
-// intermediate makes the intermediate in three calls, each of which finds what
-// an interrupted one has left.
 func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	in := vault.IntermediateInput{
 		Vault: r.spec.Vault.Name, RootMount: r.spec.Vault.RootMount, RelayMount: r.spec.Vault.RelayMount,
 		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
-		Generation: generation, CA: r.spec.PKI.Intermediate, Mode: r.mode,
+		Generation: r.Generations.Intermediate, CA: r.spec.PKI.Intermediate, Mode: r.mode,
 	}
-	if r.spec.PKI.Root.Offline() {
-		in.RootMount = ""
-	}
-	var total procedure.Outcome
-	csr, err := call[vault.CSRResult](ctx, acting, vaults.GenerateIntermediateCSR, in)
-	if err != nil {
-		return total, err
-	}
-	total.Add(csr.Outcome)
-	if !csr.Present {
-		if r.mode == procedure.Observe {
-			return total, errWouldChange
-		}
-		in.CSRPEM = csr.CSRPEM
-		signed, err := r.signed(ctx, in)
-		if err != nil {
-			return total, err
-		}
-		total.Add(signed.Outcome)
-		in.ChainPEM = signed.ChainPEM
-	}
-	if r.Relay, err = call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in); err != nil {
-		return total, err
-	}
-	total.Add(r.Relay.Outcome)
-	total.Detail = r.Relay.Detail
-	return total, nil
-}
-
-// signed has the root sign the intermediate's CSR: Vault's, or people.
-func (r *setup) signed(ctx workflow.Context, in vault.IntermediateInput) (vault.SignedResult, error) {
-	if !r.spec.PKI.Root.Offline() {
-		return call[vault.SignedResult](ctx, acting, vaults.SignIntermediate, in)
-	}
-	var out procedure.Outcome
-	out.Changed(procedure.Create, "certificate of the intermediate", "signed outside Vault by "+r.Root.Authority.Subject+": the CSR is published, and the run waits for a person to hand it in")
-	if !r.mode.Writes() {
-		out.By(r.mode, signedByHand(r.Root.Authority.Subject)...)
-		return vault.SignedResult{Outcome: out}, nil
-	}
-	chain, err := r.signing.await(ctx, r.spec, in.CSRPEM)
-	return vault.SignedResult{Outcome: out, ChainPEM: chain}, err
+	var outcome procedure.Outcome
+	var err error
+	r.Relay, outcome, err = makeIntermediate(ctx, r.signing, r.spec, in)
+	return outcome, err
 }
 
 // managementCluster gives the management server its certificate and installs it.

@@ -46,11 +46,15 @@ type outside struct {
 	fails map[string]error
 	// locked happens as the lock on the CAs is taken.
 	locked func(*outside)
-	calls  []string
 	// csr is what GenerateIntermediateCSR answers, imported what
 	// SetSignedIntermediate was given.
 	csr      string
 	imported vault.IntermediateInput
+	// pki is what is in Vault and in the clusters, of a mesh that is rotated.
+	pki scriptedPKI
+	// calling happens before an activity answers, by its name and what it is about.
+	calling func(o *outside, activity, about string)
+	calls   []string
 }
 
 // noting guards calls: activities begin side by side.
@@ -58,6 +62,9 @@ var noting sync.Mutex
 
 func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	t.Helper()
+	if o.pki.signs == nil {
+		o.pki = newPKI("cluster1", "cluster2")
+	}
 	var suite testsuite.WorkflowTestSuite
 	env := suite.NewTestWorkflowEnvironment()
 	Register(env)
@@ -67,6 +74,7 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	for _, a := range []any{vaults, kubernetes, certManagers, charts, relays, temporals} {
 		env.RegisterActivity(a)
 	}
+	o.rotations(env) // first: it answers only what is asked for a rotation
 	outcome := func(name, where string, mode procedure.Mode) (procedure.Outcome, error) {
 		var out procedure.Outcome
 		if o.differs[name] || o.drifted == name+" "+where {
@@ -122,7 +130,11 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 		}
 		return out, nil
 	})
-	env.OnActivity(kubernetes.ReadMesh, mock.Anything, mock.Anything).Return(func(context.Context, cluster.ReadMeshInput) (cluster.MeshRecord, error) { return o.record, nil })
+	env.OnActivity(kubernetes.ReadMesh, mock.Anything, mock.Anything).Return(func(context.Context, cluster.ReadMeshInput) (cluster.MeshRecord, error) {
+		noting.Lock()
+		defer noting.Unlock()
+		return o.record, nil
+	})
 	env.OnActivity(kubernetes.AcquireLock, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.LockInput) (procedure.Outcome, error) {
 		if o.locked != nil {
 			o.locked(o)

@@ -48,6 +48,25 @@ func newSigning(ctx workflow.Context, r *report, standing func() (procedure.Stan
 	})
 }
 
+// sign has the root sign an intermediate's CSR: Vault's, or people.
+func (s *signing) sign(ctx workflow.Context, spec mesh.Spec, in vault.IntermediateInput) (vault.SignedResult, error) {
+	if !spec.PKI.Root.Offline() {
+		return call[vault.SignedResult](ctx, acting, vaults.SignIntermediate, in)
+	}
+	root, err := offlineRoot(spec)
+	if err != nil {
+		return vault.SignedResult{}, err
+	}
+	var out procedure.Outcome
+	out.Changed(procedure.Create, "certificate of the intermediate", "signed outside Vault by "+root.Authority.Subject+": the CSR is published, and the run waits for a person to hand it in")
+	if !in.Mode.Writes() {
+		out.By(in.Mode, signedByHand(root.Authority.Subject)...)
+		return vault.SignedResult{Outcome: out}, nil
+	}
+	chain, err := s.await(ctx, spec, in.CSRPEM)
+	return vault.SignedResult{Outcome: out, ChainPEM: chain}, err
+}
+
 // signedAhead is what a signed intermediate must have left beyond the longest
 // leaf, so that there is time to have the next one signed.
 const signedAhead = 7 * 24 * time.Hour
@@ -67,6 +86,7 @@ func (s *signing) await(ctx workflow.Context, spec mesh.Spec, csrPEM string) (ch
 	s.report.hold(ctx, fmt.Sprintf("the intermediate to be signed by the root %s, which is kept outside Vault. Its CSR: relaypki csr %[2]s > %[2]s.csr; have it signed, then: relaypki submit %[2]s signed.pem",
 		s.asked.Root.Subject, spec.Mesh))
 	defer s.settled(ctx)
+	notice(ctx, s.report, "waits for "+s.report.held)
 	if err := workflow.Await(ctx, func() bool { return s.accepted != nil }); err != nil {
 		return "", err
 	}

@@ -1,6 +1,7 @@
 package workflows
 
 import (
+	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
@@ -9,6 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/testsuite"
+
+	"github.com/relaypki/relaypki/activities/notify"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
@@ -35,6 +40,17 @@ func submissionOf(pem string) string {
 
 var relaySubject = pkix.Name{CommonName: "gloo-mesh-mgmt-server-ca", Organization: []string{"mesh.solo.io"}}
 
+// listening notes what people are told.
+func listening(env *testsuite.TestWorkflowEnvironment) *[]string {
+	var told []string
+	env.RegisterActivity(notifiers)
+	env.OnActivity(notifiers.Notify, mock.Anything, mock.Anything).Return(func(_ context.Context, in notify.Input) (notify.Result, error) {
+		told = append(told, in.Text)
+		return notify.Result{Told: []string{"ops"}}, nil
+	})
+	return &told
+}
+
 // A setup with a root outside Vault publishes the CSR, waits for days, refuses
 // what is wrong with all that is wrong with it, and goes on with the right one.
 func TestSetupWithAnOfflineRoot(t *testing.T) {
@@ -46,6 +62,7 @@ func TestSetupWithAnOfflineRoot(t *testing.T) {
 	o := &outside{differs: map[string]bool{"GenerateIntermediateCSR": true}, csr: csrPEM}
 	env := newRun(t, o)
 	env.SetStartTime(pkitest.Now.Add(-72 * time.Hour))
+	told := listening(env)
 
 	wrong, right, twice, late := &answers{}, &answers{}, &answers{}, &answers{}
 	var asked procedure.Signing
@@ -81,6 +98,9 @@ func TestSetupWithAnOfflineRoot(t *testing.T) {
 		if !strings.Contains(waits.Awaiting, want) || !waits.Person {
 			t.Errorf("it does not wait for a person with %q: %+v", want, waits.Awaiting)
 		}
+	}
+	if len(*told) != 1 || !strings.Contains((*told)[0], "SetupMesh of mesh demo: waits for the intermediate to be signed by the root CN=Example Root") {
+		t.Errorf("people were told %q", *told)
 	}
 	if asked.CSRPEM != csrPEM || asked.Subject != "CN=gloo-mesh-mgmt-server-ca,O=mesh.solo.io" || asked.Root.Serial != pki.Serial(root.Cert) || asked.TTL.Hours() != 43800 || asked.MinLife.Hours() != 24*8 {
 		t.Errorf("what is published: %+v", asked)
@@ -128,6 +148,7 @@ func TestWaitingForASignatureIsSteered(t *testing.T) {
 	o := &outside{differs: map[string]bool{"GenerateIntermediateCSR": true}, csr: csrPEM}
 	env := newRun(t, o)
 	env.SetStartTime(pkitest.Now)
+	listening(env)
 	steered := &answers{}
 	for i, u := range []struct{ name, input string }{
 		{procedure.PauseUpdate, `{"reason":"freeze"}`}, {procedure.ResumeUpdate, `{}`}, {procedure.RetryUpdate, `{}`},
@@ -185,22 +206,6 @@ func TestPlanWithAnOfflineRoot(t *testing.T) {
 		}
 	}
 	t.Errorf("the plan does not say that a CSR is published and waited for: %+v", result.Steps)
-}
-
-func TestAddClusterReadsAnOfflineRoot(t *testing.T) {
-	root := pkitest.Root(t, "Example Root")
-	record := complete()
-	record.Spec.PKI.Root = offlineMesh(root).PKI.Root
-	o := &outside{record: record}
-	env := newRun(t, o)
-	env.SetStartTime(pkitest.Now)
-	env.ExecuteWorkflow(procedure.AddCluster, json.RawMessage(`{"mesh":"demo","workload":{"name":"cluster3"}}`))
-	if err := env.GetWorkflowError(); err != nil {
-		t.Fatal(err)
-	}
-	if o.count("GenerateRoot") > 0 || o.imported.RootMount != "" || o.imported.RootPEM != string(pki.EncodeChain(root.Cert)) {
-		t.Errorf("the root was not the mesh's own: %q, %+v", o.calls, o.imported)
-	}
 }
 
 // A root that cannot vouch for anything is refused before anything is touched.

@@ -256,6 +256,40 @@ func agentValues(spec mesh.Spec, w mesh.Workload, address string) map[string]any
 	}, spec.Gloo.AgentValues, w.AgentValues)
 }
 
+// makeIntermediate makes an intermediate in three steps, each of which finds what
+// an interrupted one has left. The second is people's if the root is kept outside
+// Vault.
+func makeIntermediate(ctx workflow.Context, s *signing, spec mesh.Spec, in vault.IntermediateInput) (vault.CAResult, procedure.Outcome, error) {
+	var ca vault.CAResult
+	var total procedure.Outcome
+	if spec.PKI.Root.Offline() {
+		in.RootMount = ""
+	}
+	csr, err := call[vault.CSRResult](ctx, acting, vaults.GenerateIntermediateCSR, in)
+	if err != nil {
+		return ca, total, err
+	}
+	total.Add(csr.Outcome)
+	if !csr.Present {
+		if in.Mode == procedure.Observe {
+			return ca, total, errWouldChange
+		}
+		in.CSRPEM = csr.CSRPEM
+		signed, err := s.sign(ctx, spec, in)
+		if err != nil {
+			return ca, total, err
+		}
+		total.Add(signed.Outcome)
+		in.ChainPEM = signed.ChainPEM
+	}
+	if ca, err = call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in); err != nil {
+		return ca, total, err
+	}
+	total.Add(ca.Outcome)
+	total.Detail = ca.Detail
+	return ca, total, nil
+}
+
 // issuing gives one cluster its credential for Vault, its Issuer and its
 // certificate.
 type issuing struct {
@@ -354,4 +388,13 @@ func (i issuing) issuer(access vault.ClusterAccessResult) certmanager.IssuerInpu
 		AuthPath: access.AuthPath, AuthRole: access.AuthRole, SignPath: access.SignPath,
 		Server: access.Server, VaultNamespace: access.Namespace, CABundlePEM: access.CABundlePEM, Mode: i.mode,
 	}
+}
+
+// inputProblems are those of an input that names a mesh. It is strict for what
+// people type; what a schedule or a parent has stored may be of another release.
+func inputProblems(ctx workflow.Context, in procedure.MeshInput, found []strict.Problem) []strict.Problem {
+	if !typed(ctx) {
+		return in.Validate()
+	}
+	return append(found, in.Validate()...)
 }

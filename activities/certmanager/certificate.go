@@ -3,6 +3,7 @@ package certmanager
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -100,70 +101,95 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	}
 	if inBackOff(&live) && !in.Mode.Writes() {
 		result.Changed(procedure.Update, name, "its issuance has failed and has to be triggered")
-		result.By(in.Mode, shell.Join("cmctl", "renew", "--context", kube.Context(c), "-n", in.Namespace, in.Certificate.Name))
+		result.By(in.Mode, renewCommand(c, in.Namespace, in.Certificate.Name))
 		awaitReady(c, &result.Outcome, in.Mode, "certificate", in.Namespace, in.Certificate.Name)
 		return result, nil
 	}
 	if inBackOff(&live) {
 		// cert-manager waits an hour and more after a failure.
-		if live, err = trigger(ctx, c, live); err != nil {
+		var did bool
+		if live, did, err = trigger(ctx, c, live); err != nil {
 			return result, err
 		}
-		result.Changed(procedure.Update, name, "issuance triggered, after one that had failed")
+		if did {
+			result.Changed(procedure.Update, name, "issuance triggered, after one that had failed")
+		}
 	}
-	failedBefore := attempts(&live)
+	tried := attempt{c: c, failed: before, failures: attempts(&live)}
 
 	began := time.Now()
-	var issued *cmapi.Certificate
+	var ready *cmapi.Certificate
 	err = await(ctx, in.Mode, &result.Outcome, func(ctx context.Context) (bool, string, error) {
 		now, err := c.CertManager.CertmanagerV1().Certificates(in.Namespace).Get(ctx, in.Certificate.Name, metav1.GetOptions{})
 		if err != nil {
 			return false, "", kube.Error(ctx, c, "read "+name, err)
 		}
-		ready, state := certificateReady(now)
-		if ready {
-			issued = now
+		isReady, state := certificateReady(now)
+		if isReady {
+			ready = now
 			return true, "", nil
 		}
-		if in.Mode.Writes() && time.Since(began) < soon && attempts(now) == failedBefore {
+		if in.Mode.Writes() && time.Since(began) < soon && attempts(now) == tried.failures {
 			return false, fmt.Sprintf("cluster %q: %s", c.Name, state), nil
 		}
-		request, err := currentRequest(ctx, c, now)
-		if err != nil {
-			return false, "", err
-		}
-		old := request != nil && before[request.UID]
-		if old {
-			request = nil // about to be replaced, or to end in a back-off
-		}
-		reasons := fmt.Sprintf("cluster %q: %s", c.Name, explain(ctx, c, now, request, state))
-		if kind, remedy := hopeless(now, request, failedBefore); kind != "" && !old {
-			return false, "", failure.Permanent(kind, "%s. %s", reasons, remedy)
-		}
-		if attempts(now) > failedBefore {
-			// Not again by itself for an hour: the next try of this activity triggers it.
-			return false, "", kube.Final(failure.Transient(failure.Unavailable, "%s. Put right what it says; each try has cert-manager issue again", reasons))
-		}
-		return false, reasons, nil
+		state, err = tried.state(ctx, now, state)
+		return false, state, err
 	})
-	if err != nil || issued == nil { // not yet, in a plan
+	if err != nil || ready == nil { // not yet, in a plan
 		return result, err
 	}
 	if in.Mode == procedure.Plan && (in.RootPEM == "" || in.IntermediatePEM == "") {
 		result.Detail = "Ready; compared once its CAs are there"
 		return result, nil
 	}
-	chain, ca, err := issuedPEM(ctx, c, issued)
+	stored, err := readIssued(ctx, c, ready)
 	if err != nil {
 		return result, err
 	}
-	leaf, problems := compareIssued(in, chain, ca)
+	leaf, problems := compareIssued(in, stored.chainPEM, stored.caPEM)
 	if len(problems) > 0 {
 		return result, failure.Permanent(failure.Mismatch, "cluster %q: %s was not issued as asked for: %s. %s", c.Name, name, strings.Join(problems, "; "), mismatchRemedy(in))
 	}
 	result.Leaf = leaf
 	result.Detail = "until " + pki.Date(leaf.NotAfter)
 	return result, nil
+}
+
+// attempt is an issuance that is waited for, and what had failed before it: that
+// says nothing about it.
+type attempt struct {
+	c        *site.Cluster
+	failed   map[types.UID]bool
+	failures int
+	// stays says what is in the Secret as long as nothing new is; it may be empty.
+	stays string
+}
+
+// state says what stands in the way of a Certificate that is not Ready; an error,
+// that waiting longer does not help.
+func (a attempt) state(ctx context.Context, now *cmapi.Certificate, state string) (string, error) {
+	request, err := currentRequest(ctx, a.c, now)
+	if err != nil {
+		return "", err
+	}
+	old := request != nil && a.failed[request.UID]
+	if old {
+		request = nil // about to be replaced, or to end in a back-off
+	}
+	reasons := fmt.Sprintf("cluster %q: %s", a.c.Name, explain(ctx, a.c, now, request, state))
+	if kind, remedy := hopeless(now, request, a.failures); kind != "" && !old {
+		return "", failure.Permanent(kind, "%s", sentences(reasons, remedy, a.stays))
+	}
+	if attempts(now) > a.failures {
+		// Not again by itself for an hour: the next try of the activity triggers it.
+		return "", kube.Final(failure.Transient(failure.Unavailable, "%s", sentences(reasons, "Put right what it says; each try has cert-manager issue again", a.stays)))
+	}
+	return sentences(reasons, a.stays), nil
+}
+
+// sentences joins what there is to say.
+func sentences(parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ". ")
 }
 
 // foreignSecret is a Conflict if a Certificate that is yet to be made names a
@@ -228,13 +254,19 @@ func inBackOff(cert *cmapi.Certificate) bool {
 		condition(cert, cmapi.CertificateConditionIssuing).Status != cmmeta.ConditionTrue
 }
 
-// trigger starts an issuance the way "cmctl renew" does.
-func trigger(ctx context.Context, c *site.Cluster, cert cmapi.Certificate) (cmapi.Certificate, error) {
-	certificates := c.CertManager.CertmanagerV1().Certificates(cert.Namespace)
-	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
-		now, err := certificates.Get(ctx, cert.Name, metav1.GetOptions{})
+// trigger starts an issuance the way "cmctl renew" does, and returns the
+// Certificate as it then is. It leaves one alone that is being issued, or has
+// been since it was looked at: did is then false.
+func trigger(ctx context.Context, c *site.Cluster, seen cmapi.Certificate) (cert cmapi.Certificate, did bool, err error) {
+	certificates := c.CertManager.CertmanagerV1().Certificates(seen.Namespace)
+	err = retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		now, err := certificates.Get(ctx, seen.Name, metav1.GetOptions{})
 		if err != nil {
 			return err
+		}
+		if condition(now, cmapi.CertificateConditionIssuing).Status == cmmeta.ConditionTrue || issuedRevision(now) != issuedRevision(&seen) {
+			cert = *now
+			return nil
 		}
 		// In whole seconds, and strictly after the failure: cert-manager takes the
 		// failed request for this issuance's otherwise, and fails it at once.
@@ -243,7 +275,7 @@ func trigger(ctx context.Context, c *site.Cluster, cert cmapi.Certificate) (cmap
 			at = metav1.NewTime(failed.Add(time.Second))
 		}
 		issuing := cmapi.CertificateCondition{
-			Type: cmapi.CertificateConditionIssuing, Status: cmmeta.ConditionTrue, Reason: "ManuallyTriggered",
+			Type: cmapi.CertificateConditionIssuing, Status: cmmeta.ConditionTrue, Reason: manually,
 			Message: "Certificate re-issuance manually triggered", LastTransitionTime: &at, ObservedGeneration: now.Generation,
 		}
 		conditions := []cmapi.CertificateCondition{issuing}
@@ -255,26 +287,46 @@ func trigger(ctx context.Context, c *site.Cluster, cert cmapi.Certificate) (cmap
 		now.Status.Conditions = conditions
 		updated, err := certificates.UpdateStatus(ctx, now, metav1.UpdateOptions{FieldManager: site.FieldManager})
 		if err == nil {
-			cert = *updated
+			cert, did = *updated, true
 		}
 		return err
 	})
-	return cert, kube.Error(ctx, c, "trigger the issuance of "+kube.Name(cmapi.CertificateKind, cert.Namespace, cert.Name), err)
+	return cert, did, kube.Error(ctx, c, "trigger the issuance of "+kube.Name(cmapi.CertificateKind, seen.Namespace, seen.Name), err)
 }
+
+// renewCommand does by hand what trigger does.
+func renewCommand(c *site.Cluster, namespace, name string) string {
+	return shell.Join("cmctl", "renew", "--context", kube.Context(c), "-n", namespace, name)
+}
+
+// manually is the reason that cmctl gives for an issuance.
+const manually = "ManuallyTriggered"
 
 // currentRequest is the latest CertificateRequest of the Certificate, or nil.
 func currentRequest(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate) (*cmapi.CertificateRequest, error) {
+	requests, err := requestsOf(ctx, c, cert)
+	var latest *cmapi.CertificateRequest
+	for _, request := range requests {
+		if latest == nil || revision(request) > revision(latest) {
+			latest = request
+		}
+	}
+	return latest, err
+}
+
+// requestsOf are the Certificate's CertificateRequests.
+func requestsOf(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate) ([]*cmapi.CertificateRequest, error) {
 	list, err := c.CertManager.CertmanagerV1().CertificateRequests(cert.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, kube.Error(ctx, c, "list CertificateRequests in "+cert.Namespace, err)
 	}
-	var latest *cmapi.CertificateRequest
+	var requests []*cmapi.CertificateRequest
 	for i := range list.Items {
-		if request := &list.Items[i]; metav1.IsControlledBy(request, cert) && (latest == nil || revision(request) > revision(latest)) {
-			latest = request
+		if request := &list.Items[i]; metav1.IsControlledBy(request, cert) {
+			requests = append(requests, request)
 		}
 	}
-	return latest, nil
+	return requests, nil
 }
 
 // failedRequests are the Certificate's requests that have failed.
@@ -294,6 +346,14 @@ func failedRequests(ctx context.Context, c *site.Cluster, namespace, certificate
 		}
 	}
 	return failed, nil
+}
+
+// issuedRevision is 0 for a Certificate that was never issued.
+func issuedRevision(cert *cmapi.Certificate) int {
+	if cert.Status.Revision == nil {
+		return 0
+	}
+	return *cert.Status.Revision
 }
 
 func revision(request *cmapi.CertificateRequest) int {
@@ -371,22 +431,31 @@ func explain(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate, requ
 	return strings.Join(parts, "; ")
 }
 
-// issuedPEM is the issued chain and its CA: from the CertificateRequest of the
+// issued is what is stored of a Certificate's present revision.
+type issued struct {
+	chainPEM, caPEM []byte
+	// requested is when it was asked for; zero where that request is gone.
+	requested time.Time
+}
+
+// readIssued reads the issued chain and its CA: from the CertificateRequest of the
 // present revision, so that the Secret, which holds the key too, need not be
 // read; from the Secret where that request is gone.
-func issuedPEM(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate) (chain, ca []byte, err error) {
-	request, err := currentRequest(ctx, c, cert)
+func readIssued(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate) (issued, error) {
+	requests, err := requestsOf(ctx, c, cert)
 	if err != nil {
-		return nil, nil, err
+		return issued{}, err
 	}
-	if request != nil && cert.Status.Revision != nil && revision(request) == *cert.Status.Revision && len(request.Status.Certificate) > 0 && len(request.Status.CA) > 0 {
-		return request.Status.Certificate, request.Status.CA, nil
+	for _, request := range requests {
+		if cert.Status.Revision != nil && revision(request) == *cert.Status.Revision && len(request.Status.Certificate) > 0 && len(request.Status.CA) > 0 {
+			return issued{chainPEM: request.Status.Certificate, caPEM: request.Status.CA, requested: request.CreationTimestamp.Time}, nil
+		}
 	}
 	secret, err := c.Kube.CoreV1().Secrets(cert.Namespace).Get(ctx, cert.Spec.SecretName, metav1.GetOptions{})
 	if err != nil {
-		return nil, nil, kube.Error(ctx, c, "read "+kube.Name("Secret", cert.Namespace, cert.Spec.SecretName), err)
+		return issued{}, kube.Error(ctx, c, "read "+kube.Name("Secret", cert.Namespace, cert.Spec.SecretName), err)
 	}
-	return secret.Data[corev1.TLSCertKey], secret.Data[cmmeta.TLSCAKey], nil
+	return issued{chainPEM: secret.Data[corev1.TLSCertKey], caPEM: secret.Data[cmmeta.TLSCAKey]}, nil
 }
 
 func sorted(texts []string) []string {

@@ -92,6 +92,8 @@ func signerProblems(in CertificateInput, chain []*x509.Certificate, caPEM []byte
 	if err := leaf.CheckSignatureFrom(intermediate); err != nil {
 		problems = append(problems, fmt.Sprintf("it is signed by %q (key %s), not by the intermediate %q (key %s)",
 			leaf.Issuer.CommonName, colons(leaf.AuthorityKeyId), intermediate.Subject.CommonName, colons(intermediate.SubjectKeyId)))
+	} else if !bytes.Equal(leaf.AuthorityKeyId, intermediate.SubjectKeyId) {
+		problems = append(problems, fmt.Sprintf("its authority key id is %s, not the intermediate's %s", colons(leaf.AuthorityKeyId), colons(intermediate.SubjectKeyId)))
 	}
 	cas, err := pki.DecodeX509CertificateSetBytes(caPEM)
 	switch {

@@ -77,6 +77,13 @@ type MeshRecord struct {
 	Joining []string `json:"joining,omitempty"`
 	// Leaving are members that are being removed, and some that were, by name.
 	Leaving map[string]Departure `json:"leaving,omitempty"`
+	// Generations are those of the mesh's CAs.
+	Generations procedure.Generations `json:"generations"`
+	// Rotation is the rotation of a CA that is under way; nil if there is none.
+	Rotation *procedure.Rotation `json:"rotation,omitempty"`
+	// Quarantined are members that a rotation has left out because somebody said
+	// so, by name, with the reason; their certificates may be of an earlier CA.
+	Quarantined map[string]string `json:"quarantined,omitempty"`
 	// Found is false when there is no such record.
 	Found bool `json:"found"`
 }
@@ -99,6 +106,20 @@ type RecordMeshInput struct {
 	Spec     mesh.Spec      `json:"spec"`
 	Complete bool           `json:"complete"`
 	Mode     procedure.Mode `json:"mode"`
+}
+
+// RecordRotationInput records how far a rotation of a CA is.
+type RecordRotationInput struct {
+	Mesh string `json:"mesh"`
+	// Management and Namespace are as in ReadMeshInput.
+	Management string `json:"management,omitempty"`
+	Namespace  string `json:"namespace,omitempty"`
+	// Rotation is nil once it has ended.
+	Rotation *procedure.Rotation `json:"rotation,omitempty"`
+	// Generations and Quarantined are left as they are if they are nil.
+	Generations *procedure.Generations `json:"generations,omitempty"`
+	Quarantined map[string]string      `json:"quarantined"`
+	Mode        procedure.Mode         `json:"mode"`
 }
 
 // RecordMemberInput records one member.

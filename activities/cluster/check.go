@@ -283,6 +283,9 @@ func permissions(in checkInput, withoutCertManager bool) []permission {
 	} else {
 		all = append(all, permission{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{mesh.RootSecretName}})
 	}
+	for _, deployment := range restarted(in) {
+		all = append(all, permission{verbs: "patch", group: "apps", resource: "deployments", namespace: ns, names: []string{deployment}})
+	}
 	if s.Gloo.IdentityToken.Mode != mesh.TokenNone {
 		all = append(all, permission{verbs: "get create patch", resource: "secrets", namespace: ns, names: []string{s.Gloo.IdentityToken.SecretName}})
 	}
@@ -312,6 +315,20 @@ func permissions(in checkInput, withoutCertManager bool) []permission {
 		all = append(all, charts(ns)...)
 	}
 	return all
+}
+
+// restarted are the Deployments that a rotation restarts.
+func restarted(in checkInput) []string {
+	if in.management {
+		if in.spec.Management.Reload == mesh.ReloadRestart {
+			return []string{mesh.ServerDeployment}
+		}
+		return nil
+	}
+	if w, ok := in.spec.Workload(in.workload); ok && w.Agent.Reload == mesh.ReloadRestart {
+		return []string{mesh.AgentDeployment}
+	}
+	return nil
 }
 
 // charts are the permissions that any chart in a namespace needs.

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"reflect"
 	"slices"
 	"strconv"
@@ -28,6 +29,8 @@ const (
 	// keyLeaving has the members that are being removed, and those that were
 	// and whose certificate may still be valid.
 	keyLeaving = "leaving.json"
+	// keyCAs has the generations of the CAs and the rotation that is under way.
+	keyCAs = "cas.json"
 )
 
 func recordName(meshName string) string { return "relaypki-mesh-" + meshName }
@@ -52,6 +55,16 @@ type record struct {
 	complete bool
 	joining  []string
 	leaving  map[string]Departure
+	cas      cas
+}
+
+// cas is what a record says of a mesh's CAs.
+type cas struct {
+	procedure.Generations
+	// Rotation is the one that is under way, Quarantined are members that somebody
+	// has left out of one, by name, with the reason.
+	Rotation    *procedure.Rotation `json:"rotation,omitempty"`
+	Quarantined map[string]string   `json:"quarantined,omitempty"`
 }
 
 // settled says that nobody is being added or removed.
@@ -65,7 +78,31 @@ func (r record) settled() bool {
 }
 
 func (r record) public() MeshRecord {
-	return MeshRecord{Found: r.found, Spec: r.spec, Complete: r.complete && r.settled(), Joining: r.joining, Leaving: r.leaving}
+	return MeshRecord{Found: r.found, Spec: r.spec, Complete: r.complete && r.settled(), Joining: r.joining, Leaving: r.leaving,
+		Generations: r.cas.generations(), Rotation: r.cas.Rotation, Quarantined: r.cas.Quarantined}
+}
+
+// generations are 1 where nothing has ever been rotated.
+func (c cas) generations() procedure.Generations {
+	return procedure.Generations{Root: max(c.Root, 1), Intermediate: max(c.Intermediate, 1)}
+}
+
+// rotate takes in how far a rotation is: nil once it has ended, by which the
+// generations are given. Another's is not written over.
+func (r record) rotate(in RecordRotationInput) (record, error) {
+	was := r.cas.Rotation
+	if in.Rotation != nil && was != nil && (was.Procedure != in.Rotation.Procedure || was.To != in.Rotation.To) {
+		return r, failure.Permanent(failure.Conflict, "the mesh %q is in %s to generation %d, begun by %s; finish that first: start %s again, or take it back: relaypki rollback %[1]s",
+			in.Mesh, was.Procedure, was.To, was.Workflow, was.Procedure)
+	}
+	r.cas.Rotation = in.Rotation
+	if in.Generations != nil {
+		r.cas.Generations = *in.Generations
+	}
+	if in.Quarantined != nil {
+		r.cas.Quarantined = in.Quarantined
+	}
+	return r, nil
 }
 
 // setUp takes in the spec of a setup, at its start or at its good end. Members
@@ -152,6 +189,8 @@ func (r record) left(name string, validUntil, now time.Time) record {
 		return !d.Left.IsZero() && d.ValidUntil.Before(now) && d.Left.Before(now.Add(-rememberFor))
 	})
 	r.spec.Workloads = slices.DeleteFunc(slices.Clone(r.spec.Workloads), func(w mesh.Workload) bool { return w.Name == name })
+	r.cas.Quarantined = maps.Clone(r.cas.Quarantined)
+	delete(r.cas.Quarantined, name)
 	r.spec.Rollout.Canary = slices.DeleteFunc(slices.Clone(r.spec.Rollout.Canary), func(canary string) bool { return canary == name })
 	r.joining = slices.DeleteFunc(slices.Clone(r.joining), func(joining string) bool { return joining == name })
 	return r
@@ -228,6 +267,20 @@ func (a *Activities) RecordDeparture(ctx context.Context, in RecordDepartureInpu
 	return result, err
 }
 
+// RecordRotation records what a rotation is about to do before it does it, how
+// far it is, and what it has come to.
+func (a *Activities) RecordRotation(ctx context.Context, in RecordRotationInput) (RecordMemberResult, error) {
+	var result RecordMemberResult
+	r, err := a.updateRecord(ctx, in.Mesh, in.Management, in.Namespace, in.Mode, &result.Outcome, func(r record) (record, error) {
+		if !r.found {
+			return r, noSuchMesh(in.Mesh)
+		}
+		return r.rotate(in)
+	})
+	result.Record = r.public()
+	return result, err
+}
+
 func noSuchMesh(name string) error {
 	return failure.Permanent(failure.InvalidInput, "there is no mesh %q in the management cluster; relaypki status lists the meshes", name)
 }
@@ -265,6 +318,13 @@ func (a *Activities) updateRecord(ctx context.Context, meshName, management, nam
 			return have, failure.Permanent(failure.InvalidInput, "the record cannot be written as JSON: %v", err)
 		}
 		data[keyLeaving] = string(text)
+	}
+	if !reflect.DeepEqual(want.cas, cas{}) {
+		text, err := json.MarshalIndent(want.cas, "", "  ")
+		if err != nil {
+			return have, failure.Permanent(failure.InvalidInput, "the record cannot be written as JSON: %v", err)
+		}
+		data[keyCAs] = string(text)
 	}
 	object, err := kube.Unstructured(&corev1.ConfigMap{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
@@ -327,6 +387,11 @@ func readRecord(ctx context.Context, c *site.Cluster, namespace, meshName string
 	if text := have.Data[keyLeaving]; text != "" {
 		if err := json.Unmarshal([]byte(text), &r.leaving); err != nil {
 			return r, unreadable(keyLeaving, err)
+		}
+	}
+	if text := have.Data[keyCAs]; text != "" {
+		if err := json.Unmarshal([]byte(text), &r.cas); err != nil {
+			return r, unreadable(keyCAs, err)
 		}
 	}
 	r.found = true

@@ -98,18 +98,25 @@ type VerifyClusterResult struct {
 func (a *Activities) VerifyCluster(ctx context.Context, in VerifyClusterInput) (VerifyClusterResult, error) {
 	defer kube.Heartbeating(ctx, "looking")()
 	spec := in.Spec.WithDefaults()
-	for _, w := range spec.Workloads {
-		if w.Name != in.Cluster {
-			continue
-		}
-		seen, err := observe.Workload(ctx, a.Clients, spec, w)
-		if err != nil {
-			return VerifyClusterResult{}, err
-		}
-		if ctx.Err() != nil {
-			return VerifyClusterResult{}, ctx.Err()
-		}
-		return VerifyClusterResult{Findings: seen.Findings(time.Now())}, nil
+	w, err := workload(spec, in.Cluster)
+	if err != nil {
+		return VerifyClusterResult{}, err
 	}
-	return VerifyClusterResult{}, failure.Permanent(failure.InvalidInput, "the mesh %q has no workload cluster %q", spec.Mesh, in.Cluster)
+	seen, err := observe.Workload(ctx, a.Clients, spec, w)
+	if err != nil {
+		return VerifyClusterResult{}, err
+	}
+	if ctx.Err() != nil {
+		return VerifyClusterResult{}, ctx.Err()
+	}
+	return VerifyClusterResult{Findings: seen.Findings(time.Now())}, nil
+}
+
+// workload is the spec's workload of that name.
+func workload(spec mesh.Spec, name string) (mesh.Workload, error) {
+	w, ok := spec.Workload(name)
+	if !ok {
+		return w, failure.Permanent(failure.InvalidInput, "the mesh %q has no workload cluster %q", spec.Mesh, name)
+	}
+	return w, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,17 +37,25 @@ func VerifyScheduleID(mesh string) string { return "relaypki-verify-" + mesh }
 // RefreshScheduleID is the id of the schedule that keeps a mesh's credentials current.
 func RefreshScheduleID(mesh string) string { return "relaypki-refresh-" + mesh }
 
+// MaintainScheduleID is the id of the schedule that looks whether a rotation is due.
+func MaintainScheduleID(mesh string) string { return "relaypki-maintain-" + mesh }
+
 // EnsureScheduleInput describes what is done for one mesh again and again.
 type EnsureScheduleInput struct {
-	// Procedure is VerifyMesh or RefreshCredentials.
+	// Procedure is VerifyMesh, RefreshCredentials or MaintainMesh.
 	Procedure string `json:"procedure"`
 	Mesh      string `json:"mesh"`
 	// Management and Namespace say where the mesh's membership is stored.
 	Management string `json:"management"`
 	Namespace  string `json:"namespace"`
 	// Every is the interval; zero for no schedule.
-	Every mesh.Duration  `json:"every"`
-	Mode  procedure.Mode `json:"mode"`
+	Every mesh.Duration `json:"every"`
+	// Windows are maintenance windows, at whose opening it is done too: what may
+	// begin only in one then begins at once. TimeZone is theirs; an interval has
+	// none.
+	Windows  []mesh.Window  `json:"windows,omitempty"`
+	TimeZone string         `json:"timeZone,omitempty"`
+	Mode     procedure.Mode `json:"mode"`
 }
 
 // EnsureSchedule makes the Temporal Schedule of a procedure of a mesh what the
@@ -74,6 +83,9 @@ func (*Activities) EnsureSchedule(ctx context.Context, in EnsureScheduleInput) (
 
 	object := "schedule " + wanted.ID
 	outcome := procedure.Outcome{Detail: "every " + in.Every.String()}
+	if len(in.Windows) > 0 {
+		outcome.Detail += ", and as a window opens"
+	}
 	switch {
 	case in.Every.Duration == 0 && have == nil:
 		return procedure.Outcome{Detail: "none needed"}, nil
@@ -122,20 +134,76 @@ func schedule(in EnsureScheduleInput, taskQueue string, attributes bool) (client
 		id, action.ID = RefreshScheduleID(in.Mesh), "refresh-"+in.Mesh
 		action.Args = []any{procedure.RefreshInput{Mesh: in.Mesh, Management: in.Management, Namespace: in.Namespace}}
 		action.StaticSummary = fmt.Sprintf("Refresh the credentials of mesh %s, every %s", in.Mesh, in.Every)
+	case procedure.MaintainMesh:
+		id, action.ID = MaintainScheduleID(in.Mesh), "maintain-"+in.Mesh
+		action.Args = []any{procedure.MeshInput{Mesh: in.Mesh, Management: in.Management, Namespace: in.Namespace}}
+		action.StaticSummary = fmt.Sprintf("Look whether a rotation of mesh %s is due, every %s", in.Mesh, in.Every)
 	default:
 		return client.ScheduleOptions{}, failure.Permanent(failure.InvalidInput, "procedure %q has no schedule", in.Procedure)
 	}
 	if attributes {
 		action.TypedSearchAttributes = sdk.NewSearchAttributes(sdk.NewSearchAttributeKeyKeyword(procedure.AttributeMesh).ValueSet(in.Mesh))
 	}
+	spec := client.ScheduleSpec{Intervals: []client.ScheduleIntervalSpec{{Every: in.Every.Duration}}, Jitter: min(scheduleJitter, in.Every.Duration/10)}
+	for _, w := range in.Windows {
+		opening, err := opening(w)
+		if err != nil {
+			return client.ScheduleOptions{}, err
+		}
+		spec.Calendars, spec.TimeZoneName = append(spec.Calendars, opening), in.TimeZone
+	}
 	return client.ScheduleOptions{
 		ID:                    id,
-		Spec:                  client.ScheduleSpec{Intervals: []client.ScheduleIntervalSpec{{Every: in.Every.Duration}}, Jitter: min(scheduleJitter, in.Every.Duration/10)},
+		Spec:                  spec,
 		Action:                action,
 		Overlap:               enumspb.SCHEDULE_OVERLAP_POLICY_SKIP,
 		CatchupWindow:         catchupWindow,
 		TypedSearchAttributes: action.TypedSearchAttributes,
 	}, nil
+}
+
+// weekdays are those of a window, as calendars of schedules count them.
+var weekdays = map[string]int{"Sun": 0, "Mon": 1, "Tue": 2, "Wed": 3, "Thu": 4, "Fri": 5, "Sat": 6}
+
+// opening is when a window opens, written out as the server gives it back.
+func opening(w mesh.Window) (client.ScheduleCalendarSpec, error) {
+	from, err := time.Parse("15:04", w.From)
+	if err != nil {
+		return client.ScheduleCalendarSpec{}, failure.Permanent(failure.InvalidInput, "rotation.windows: %q is no time of day", w.From)
+	}
+	at := func(n int) []client.ScheduleRange { return []client.ScheduleRange{{Start: n, End: n, Step: 1}} }
+	calendar := client.ScheduleCalendarSpec{
+		Second: at(0), Minute: at(from.Minute()), Hour: at(from.Hour()),
+		DayOfMonth: []client.ScheduleRange{{Start: 1, End: 31, Step: 1}}, Month: []client.ScheduleRange{{Start: 1, End: 12, Step: 1}},
+		DayOfWeek: []client.ScheduleRange{{Start: 0, End: 6, Step: 1}},
+	}
+	for i, day := range w.Days {
+		if i == 0 {
+			calendar.DayOfWeek = nil
+		}
+		calendar.DayOfWeek = append(calendar.DayOfWeek, at(weekdays[day])...)
+	}
+	return calendar, nil
+}
+
+// openings are calendars that can be compared: the ranges of a schedule may be
+// written in more than one way.
+func openings(calendars []client.ScheduleCalendarSpec) [][][]int {
+	all := [][][]int{}
+	for _, c := range calendars {
+		one := [][]int{}
+		for _, ranges := range [][]client.ScheduleRange{c.Second, c.Minute, c.Hour, c.DayOfMonth, c.Month, c.Year, c.DayOfWeek} {
+			var values []int
+			for _, r := range ranges {
+				for n := r.Start; n <= max(r.End, r.Start); n += max(r.Step, 1) {
+					values = append(values, n)
+				}
+			}
+			one = append(one, slices.Sorted(slices.Values(values)))
+		}
+		all = append(all, one)
+	}
+	return all
 }
 
 // differences names what of a schedule is not as wanted.
@@ -148,7 +216,9 @@ func differences(wanted client.ScheduleOptions, have client.Schedule) []string {
 	}
 	compare("interval", wanted.Spec.Intervals, have.Spec.Intervals)
 	compare("jitter", wanted.Spec.Jitter, have.Spec.Jitter)
-	compare("other times", 0, len(have.Spec.Calendars)+len(have.Spec.Skip))
+	compare("windows", openings(wanted.Spec.Calendars), openings(have.Spec.Calendars))
+	compare("time zone", wanted.Spec.TimeZoneName, have.Spec.TimeZoneName)
+	compare("other times", 0, len(have.Spec.Skip))
 	compare("overlap", wanted.Overlap, have.Policy.Overlap)
 	compare("catch-up window", wanted.CatchupWindow, have.Policy.CatchupWindow)
 	want := wanted.Action.(*client.ScheduleWorkflowAction)

@@ -124,10 +124,12 @@ type ClusterAccessResult struct {
 
 // IssueClusterTokenInput is for method token.
 type IssueClusterTokenInput struct {
-	Spec     mesh.Spec      `json:"spec"`
-	Context  string         `json:"context"`
-	Workload string         `json:"workload,omitempty"`
-	Mode     procedure.Mode `json:"mode"`
+	Spec     mesh.Spec `json:"spec"`
+	Context  string    `json:"context"`
+	Workload string    `json:"workload,omitempty"`
+	// Renewal is as in RefreshCredentialInput.
+	Renewal string         `json:"renewal,omitempty"`
+	Mode    procedure.Mode `json:"mode"`
 }
 
 // RemoveAccessInput names a workload to close Vault to.

@@ -40,7 +40,7 @@ func (a *Activities) AdoptAuthorities(ctx context.Context, in AdoptAuthoritiesIn
 			return out, err
 		}
 	}
-	relay, err := s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RelayMount, intermediateName(1), intermediatePrefix)
+	relay, err := s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RelayMount, IntermediateName(1), intermediatePrefix)
 	if err != nil {
 		return out, err
 	}
@@ -120,10 +120,8 @@ func (s session) chosen(ctx context.Context, path string, all []issuer, signing 
 	case 1:
 		return signing[0], nil
 	}
-	var config struct {
-		Default string `json:"default"`
-	}
-	if _, err := s.read(ctx, path+"/config/issuers", &config); err != nil {
+	config, err := s.issuerConfig(ctx, path)
+	if err != nil {
 		return nil, err
 	}
 	var texts []string

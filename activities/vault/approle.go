@@ -30,7 +30,9 @@ import (
 type SecretIDInput struct {
 	Spec mesh.Spec `json:"spec"`
 	// Context is the cluster's.
-	Context string         `json:"context"`
+	Context string `json:"context"`
+	// Renewal is as in RefreshCredentialInput.
+	Renewal string         `json:"renewal,omitempty"`
 	Mode    procedure.Mode `json:"mode"`
 }
 
@@ -179,7 +181,7 @@ func (ids *secretIDs) lost(ctx context.Context) (string, secretIDState, error) {
 }
 
 // IssueSecretID gives the cluster a secret id unless it has one with half of its
-// life to come, and writes it to the cluster's Secret in this one activity: it
+// life to come (and, with a Renewal, minted for that), and writes it to the cluster's Secret in this one activity: it
 // is in no result. If the Secret cannot be written, what was minted is
 // destroyed; if the worker is killed between the two, it is known to nobody and
 // ends with its life.
@@ -195,7 +197,8 @@ func (a *Activities) IssueSecretID(ctx context.Context, in SecretIDInput) (Secre
 	}
 	period := in.Spec.Credential.TokenPeriod.Duration
 	left := state.left()
-	if lost == "" && left > period/2 && left <= period {
+	asked := in.Renewal != "" && (ids.secret == nil || ids.secret.Annotations[kube.AnnotationRenewal] != in.Renewal)
+	if lost == "" && left > period/2 && left <= period && !asked {
 		result.Key, result.Superseded = ids.keys[0], len(ids.keys)-1
 		result.Detail = "secret id has " + left.String() + " left"
 		return result, nil
@@ -208,7 +211,10 @@ func (a *Activities) IssueSecretID(ctx context.Context, in SecretIDInput) (Secre
 	}
 	if lost == "" {
 		detail = "a new secret id: the old one has " + left.String() + " left"
-		if left < 0 {
+		switch {
+		case asked:
+			detail = "a new secret id, as was asked for"
+		case left < 0:
 			detail = "a new secret id: the old one would live for ever"
 		}
 	}
@@ -240,7 +246,7 @@ func (a *Activities) IssueSecretID(ctx context.Context, in SecretIDInput) (Secre
 	for _, key := range ids.keys {
 		data[key] = ids.secret.Data[key]
 	}
-	if err := ids.store(ctx, data); err != nil {
+	if err := ids.store(ctx, data, in.Renewal); err != nil {
 		ids.forget(ctx, accessor)
 		return result, err
 	}
@@ -248,11 +254,14 @@ func (a *Activities) IssueSecretID(ctx context.Context, in SecretIDInput) (Secre
 }
 
 // store writes the Secret, unless somebody else has written it since it was read.
-func (ids *secretIDs) store(ctx context.Context, data map[string][]byte) error {
+func (ids *secretIDs) store(ctx context.Context, data map[string][]byte, renewal string) error {
 	apply := applycorev1.Secret(mesh.AppRoleSecretName, ids.spec.Namespace).
 		WithLabels(kube.Labels(ids.spec.Mesh)).
 		WithType(corev1.SecretTypeOpaque).
 		WithData(data)
+	if renewal != "" {
+		apply.WithAnnotations(map[string]string{kube.AnnotationRenewal: renewal})
+	}
 	if ids.secret != nil {
 		apply.WithResourceVersion(ids.secret.ResourceVersion)
 	}

@@ -20,7 +20,9 @@ const (
 )
 
 func rootName(generation int) string { return fmt.Sprintf("%s%d", rootPrefix, generation) }
-func intermediateName(generation int) string {
+
+// IntermediateName is the name of an intermediate's issuer and key in Vault.
+func IntermediateName(generation int) string {
 	return fmt.Sprintf("%s%d", intermediatePrefix, generation)
 }
 
@@ -32,6 +34,8 @@ type issuer struct {
 	PEM          string   `json:"certificate"`
 	ManualChain  []string `json:"manual_chain"`
 	LeafNotAfter string   `json:"leaf_not_after_behavior"`
+	// Usage is a list with commas.
+	Usage string `json:"usage"`
 
 	certificate *x509.Certificate
 }
@@ -61,14 +65,22 @@ func (s session) issuers(ctx context.Context, mount string) ([]issuer, error) {
 		if !found {
 			continue
 		}
-		chain, err := pki.ParseChain([]byte(i.PEM))
-		if err != nil {
-			return nil, failure.Permanent(failure.Conflict, "Vault %q: the certificate of %s cannot be read: %v", s.vault, path, err)
+		if err := s.parse(&i, path); err != nil {
+			return nil, err
 		}
-		i.certificate = chain[0]
 		all = append(all, i)
 	}
 	return all, nil
+}
+
+// parse reads the certificate of an issuer that was read at path.
+func (s session) parse(i *issuer, path string) error {
+	chain, err := pki.ParseChain([]byte(i.PEM))
+	if err != nil {
+		return failure.Permanent(failure.Conflict, "Vault %q: the certificate of %s cannot be read: %v", s.vault, path, err)
+	}
+	i.certificate = chain[0]
+	return nil
 }
 
 // keyNames are the names of a mount's keys, by their ids.
@@ -159,7 +171,7 @@ func (s session) foreign(mount, prefix string, found authority) error {
 // settleIssuer brings the issuer's own settings to what they should be, and
 // leaves the others as they are.
 func (s session) settleIssuer(ctx context.Context, mode procedure.Mode, out *procedure.Outcome, mount string, i issuer, desired map[string]any) error {
-	have := map[string]any{"issuer_name": i.Name, "leaf_not_after_behavior": i.LeafNotAfter}
+	have := map[string]any{"issuer_name": i.Name, "leaf_not_after_behavior": i.LeafNotAfter, "usage": i.Usage}
 	patch := map[string]any{}
 	for field, want := range desired {
 		// The order of a manual chain is the order of what is issued.
@@ -192,10 +204,8 @@ func (s session) settleIssuer(ctx context.Context, mode procedure.Mode, out *pro
 // imported next.
 func (s session) settleDefault(ctx context.Context, mode procedure.Mode, out *procedure.Outcome, mount, prefix string, ours issuer, all []issuer) error {
 	path := mount + "/config/issuers"
-	var have struct {
-		Default string `json:"default"`
-	}
-	if _, err := s.read(ctx, path, &have); err != nil {
+	have, err := s.issuerConfig(ctx, mount)
+	if err != nil {
 		return err
 	}
 	want := ours.ID
@@ -205,6 +215,17 @@ func (s session) settleDefault(ctx context.Context, mode procedure.Mode, out *pr
 		}
 	}
 	return s.ensure(ctx, mode, out, "vault config "+path, path, map[string]any{"default": want, "default_follows_latest_issuer": false})
+}
+
+// holdDefault keeps a mount's default issuer from following whatever is imported
+// next. The default itself stays.
+func (s session) holdDefault(ctx context.Context, mode procedure.Mode, out *procedure.Outcome, mount string) error {
+	config, err := s.issuerConfig(ctx, mount)
+	if err != nil || !config.FollowsLatest {
+		return err
+	}
+	path := mount + "/config/issuers"
+	return s.ensure(ctx, mode, out, "vault config "+path, path, map[string]any{"default": config.Default, "default_follows_latest_issuer": false})
 }
 
 // maxLeaseTTL is the longest life, in seconds, that a mount gives to anything.
@@ -236,6 +257,6 @@ func caResult(out procedure.Outcome, i issuer) CAResult {
 	c := i.certificate
 	out.Detail = "until " + pki.Date(c.NotAfter)
 	return CAResult{Outcome: out, CertificatePEM: string(pki.EncodeChain(c)), Authority: procedure.Authority{
-		IssuerID: i.ID, Name: i.Name, Subject: c.Subject.String(), Serial: pki.Serial(c), SubjectKeyID: pki.Hex(c.SubjectKeyId), NotAfter: c.NotAfter.UTC(),
+		IssuerID: i.ID, Name: i.Name, Subject: c.Subject.String(), Serial: pki.Serial(c), SubjectKeyID: pki.Hex(c.SubjectKeyId), NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(),
 	}}
 }

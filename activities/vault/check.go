@@ -156,7 +156,7 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 		ca           mesh.CA
 	}{
 		{c.spec.Vault.RootMount, rootPrefix, rootName(1), c.spec.PKI.Root.CA},
-		{c.spec.Vault.RelayMount, intermediatePrefix, intermediateName(1), c.spec.PKI.Intermediate},
+		{c.spec.Vault.RelayMount, intermediatePrefix, IntermediateName(1), c.spec.PKI.Intermediate},
 	} {
 		if m.prefix == rootPrefix && c.spec.PKI.Root.Offline() {
 			continue
@@ -197,11 +197,33 @@ func (c *vaultCheck) foreignRoles(ctx context.Context, s session) error {
 	return nil
 }
 
-// operateNeeds is what a verification reads.
+// operateNeeds is one path for each rule of the operate policy that a
+// verification or a rotation of this mesh relies on. The deletion of a key is not
+// among them: whether the worker may do that is the operator's choice.
 func operateNeeds(spec mesh.Spec) []needed {
-	needs := []needed{{spec.Vault.RelayMount + "/roles/" + spec.PKI.Role, "read"}}
+	root, relay := spec.Vault.RootMount, spec.Vault.RelayMount
+	role := relay + "/roles/" + spec.PKI.Role
+	needs := []needed{
+		{role, "read"}, {role, "patch"}, {relay + "/roles", "list"},
+		{relay + "/issuer/any", "patch"}, {relay + "/keys", "list"},
+		{relay + "/config/issuers", "update"},
+		{relay + "/intermediate/generate/internal", "update"},
+		{relay + "/intermediate/generate/existing", "update"},
+		{relay + "/intermediate/set-signed", "update"},
+		{relay + "/issuer/any/sign/" + spec.ProbeRole(), "update"},
+	}
+	if !spec.PKI.Root.Offline() {
+		needs = append(needs, needed{root + "/issuer/any/sign-intermediate", "update"},
+			needed{root + "/certs", "list"}, needed{root + "/cert/any", "read"},
+			needed{"sys/mounts/" + root + "/tune", "read"})
+	}
 	for _, mount := range mountsOf(spec) {
-		needs = append(needs, needed{mount + "/issuers", "list"}, needed{mount + "/issuer/any", "read"}, needed{mount + "/config/issuers", "read"})
+		needs = append(needs, needed{mount + "/issuers", "list"}, needed{mount + "/issuer/any", "read"}, needed{mount + "/config/issuers", "read"},
+			needed{mount + "/config/crl", "read"}, needed{mount + "/config/crl", "update"},
+			needed{mount + "/config/auto-tidy", "read"}, needed{mount + "/config/auto-tidy", "update"})
+	}
+	if spec.Rotation.Snapshot == mesh.SnapshotTake {
+		needs = append(needs, needed{"sys/storage/raft/snapshot", "read"})
 	}
 	return needs
 }

@@ -15,21 +15,36 @@ import (
 	"github.com/relaypki/relaypki/internal/site"
 )
 
+// identity is the worker's in Vault: the one that sets up may do more than a
+// rotation needs.
+func (in IntermediateInput) identity() site.Identity {
+	if in.Rotation {
+		return site.Operate
+	}
+	return site.Onboard
+}
+
 // GenerateIntermediateCSR finds or makes the intermediate's key and makes its
 // CSR. A key that an interrupted run has left is used again, so that there is
-// never a second one.
+// never a second one. In a rotation the root is looked at first: a key that it
+// cannot vouch for would be in the way of the next one.
 func (a *Activities) GenerateIntermediateCSR(ctx context.Context, in IntermediateInput) (CSRResult, error) {
-	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, in.identity())
 	if err != nil {
 		return CSRResult{}, err
 	}
-	name := intermediateName(in.Generation)
+	name := IntermediateName(in.Generation)
 	found, err := s.authority(ctx, in.RelayMount, name, intermediatePrefix, in.CA)
 	if err != nil {
 		return CSRResult{}, err
 	}
 	if found.issuer != nil {
 		return CSRResult{Present: true}, nil
+	}
+	if in.Rotation {
+		if err := s.rootMayIssue(ctx, in, found); err != nil {
+			return CSRResult{}, err
+		}
 	}
 	var out procedure.Outcome
 	// The subject is taken from the CSR when it is signed.
@@ -64,14 +79,40 @@ func (a *Activities) GenerateIntermediateCSR(ctx context.Context, in Intermediat
 	return CSRResult{Outcome: out, CSRPEM: strings.TrimSpace(answer.CSR) + "\n"}, nil
 }
 
+// rootMayIssue is an error if the root cannot vouch for the new intermediate and
+// what it will issue, or is not the one that ca.crt leads to.
+func (s session) rootMayIssue(ctx context.Context, in IntermediateInput, found authority) error {
+	root, err := s.rootCertificate(ctx, in)
+	if err != nil {
+		return err
+	}
+	if err := pki.MayIssue(root, in.CA.TTL.Duration, time.Now()); err != nil {
+		return failure.Permanent(failure.Preflight, "Vault %q: the root cannot sign a new intermediate: %v. Rotate the root first; or, if its life alone is too short, set pki.intermediate.ttl to less", in.Vault, err)
+	}
+	if withCertificate(found.all, root) == nil {
+		return s.rootMissing(in, root)
+	}
+	if in.RootIssuerID == "" {
+		return nil
+	}
+	return s.roomFor(ctx, in.RootMount, in.CA.TTL)
+}
+
+// rootMissing is for a relay mount without the root: what was issued there so far
+// leads to the intermediate alone, so that a new one would not be trusted.
+func (s session) rootMissing(in IntermediateInput, root *x509.Certificate) error {
+	return failure.Permanent(failure.Preflight, "Vault %q: the root %s is not in the mount %s, so ca.crt is not the root, and members that trust it would refuse another intermediate. Run the setup (relaypki setup -f mesh.yaml), which imports it, have every certificate issued anew, and then start this procedure",
+		in.Vault, pki.Name(root), in.RelayMount)
+}
+
 // SignIntermediate has the root sign the CSR, once: a certificate that it has
 // signed for that key before is found again.
 func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput) (SignedResult, error) {
-	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, in.identity())
 	if err != nil {
 		return SignedResult{}, err
 	}
-	found, err := s.authority(ctx, in.RelayMount, intermediateName(in.Generation), intermediatePrefix, in.CA)
+	found, err := s.authority(ctx, in.RelayMount, IntermediateName(in.Generation), intermediatePrefix, in.CA)
 	if err != nil || found.issuer != nil {
 		return SignedResult{}, err
 	}
@@ -132,25 +173,34 @@ func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput)
 }
 
 // SetSignedIntermediate imports the chain up to the self-signed root, so that
-// the root becomes ca.crt everywhere, names the issuer, makes it the default
-// and checks what was issued.
+// the root becomes ca.crt everywhere, names the issuer, gives it its chain and
+// checks what was issued. In a setup it becomes the mount's default; in a
+// rotation the default stays what it is, and nothing uses the new one yet.
 func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateInput) (CAResult, error) {
-	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, in.identity())
 	if err != nil {
 		return CAResult{}, err
 	}
-	name := intermediateName(in.Generation)
+	name := IntermediateName(in.Generation)
 	object := "vault issuer " + in.RelayMount + "/" + name
 	found, err := s.authority(ctx, in.RelayMount, name, intermediatePrefix, in.CA)
 	if err != nil {
 		return CAResult{}, err
 	}
 	var out procedure.Outcome
+	if in.Rotation {
+		if err := s.holdDefault(ctx, in.Mode, &out, in.RelayMount); err != nil {
+			return CAResult{}, err
+		}
+	}
 	if found.issuer == nil {
 		out.Changed(procedure.Create, object, fmt.Sprintf("CN=%s for %s", in.CA.CommonName, in.CA.TTL))
 		if !in.Mode.Writes() {
 			out.By(in.Mode, s.imported(in.RelayMount, "/intermediate/set-signed", `certificate="$certificate"`,
 				map[string]any{"issuer_name": name, "leaf_not_after_behavior": "err"})...)
+			if in.Rotation {
+				return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, s.chainByHand(ctx, in, &out, found)
+			}
 			out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+rootName(in.Generation), "the root's certificate, without its key")
 			out.By(in.Mode, s.rootCommands(in)...)
 			return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
@@ -169,7 +219,7 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 			return CAResult{}, failure.Permanent(failure.Mismatch, "Vault %q: after the import no issuer of %s has the key %s: the signed certificate is for another key", in.Vault, in.RelayMount, name)
 		}
 	}
-	if in.RootIssuerID == "" && in.RootMount != "" && !in.Mode.Writes() {
+	if in.RootIssuerID == "" && in.RootMount != "" && !in.Rotation && !in.Mode.Writes() {
 		// The root is still to be made, so there is nothing to compare with.
 		return caResult(out, *found.issuer), nil
 	}
@@ -187,40 +237,56 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 	settings := map[string]any{"issuer_name": name, "leaf_not_after_behavior": "err"}
 	if imported != nil {
 		settings["manual_chain"] = []string{found.issuer.ID, imported.ID}
-		if imported.Name == "" {
+		// A rotation leaves the root the name that it has.
+		if imported.Name == "" && !in.Rotation {
 			if err := s.settleIssuer(ctx, in.Mode, &out, in.RelayMount, *imported, map[string]any{"issuer_name": rootName(in.Generation)}); err != nil {
 				return CAResult{}, err
 			}
 		}
 	}
-	if len(found.issuer.ManualChain) > 0 && found.issuer.Name == name {
+	if len(found.issuer.ManualChain) > 0 && found.issuer.Name == name && !in.Rotation {
 		// A rotation steers the chain on purpose; a setup that is run again
 		// does not undo that.
 		delete(settings, "manual_chain")
 	}
+	// All in one write, so that there is no moment with a name and no chain.
 	if err := s.settleIssuer(ctx, in.Mode, &out, in.RelayMount, *found.issuer, settings); err != nil {
 		return CAResult{}, err
 	}
 	found.issuer.Name = name
+	if in.Rotation {
+		return caResult(out, *found.issuer), nil
+	}
 	if err := s.settleDefault(ctx, in.Mode, &out, in.RelayMount, intermediatePrefix, *found.issuer, found.all); err != nil {
 		return CAResult{}, err
 	}
 	return caResult(out, *found.issuer), nil
 }
 
+// chainByHand says how the intermediate that is still to be made gets its chain.
+func (s session) chainByHand(ctx context.Context, in IntermediateInput, out *procedure.Outcome, found authority) error {
+	root, err := s.rootCertificate(ctx, in)
+	if err != nil {
+		return err
+	}
+	imported := withCertificate(found.all, root)
+	if imported == nil {
+		return s.rootMissing(in, root)
+	}
+	name := IntermediateName(in.Generation)
+	out.Changed(procedure.Update, "vault issuer "+in.RelayMount+"/"+name, "manual_chain of itself and the root")
+	out.By(in.Mode, s.command("patch", in.RelayMount+"/issuer/"+name, "manual_chain="+name+","+imported.ID))
+	return nil
+}
+
 // importedRoot is the root's certificate in the relay mount, without its key.
 // It is imported if it is not there; nil if it would be.
 func (s session) importedRoot(ctx context.Context, in IntermediateInput, out *procedure.Outcome, found *authority, root *x509.Certificate) (*issuer, error) {
-	find := func() *issuer {
-		for i := range found.all {
-			if found.all[i].certificate.Equal(root) {
-				return &found.all[i]
-			}
-		}
-		return nil
-	}
-	if i := find(); i != nil {
+	if i := withCertificate(found.all, root); i != nil {
 		return i, nil
+	}
+	if in.Rotation {
+		return nil, s.rootMissing(in, root)
 	}
 	out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+rootName(in.Generation), "the root's certificate, without its key")
 	if !in.Mode.Writes() {
@@ -234,21 +300,26 @@ func (s session) importedRoot(ctx context.Context, in IntermediateInput, out *pr
 	if found.all, err = s.issuers(ctx, in.RelayMount); err != nil {
 		return nil, err
 	}
-	i := find()
+	i := withCertificate(found.all, root)
 	if i == nil {
 		return nil, failure.Transient(failure.Unavailable, "Vault %q: the root was imported into %s and is not listed yet", in.Vault, in.RelayMount)
 	}
 	return i, nil
 }
 
-// rootCertificate is the signing root as it is in Vault, or as it was given.
+// rootCertificate is the signing root as it is in Vault, or, of one that is
+// kept outside, as it was given. In a rotation it must be the one that was given,
+// since members trust that one.
 func (s session) rootCertificate(ctx context.Context, in IntermediateInput) (*x509.Certificate, error) {
-	if in.RootMount == "" {
+	var given *x509.Certificate
+	if in.Rotation || in.RootMount == "" {
 		chain, err := pki.ParseChain([]byte(in.RootPEM))
 		if err != nil {
-			return nil, failure.Permanent(failure.InvalidInput, "the certificate of the root that is kept outside Vault (pki.root.certificatePEM) cannot be read: %v", err)
+			return nil, failure.Permanent(failure.InvalidInput, "Vault %q: the root of the intermediate cannot be read: %v. Start the procedure again", in.Vault, err)
 		}
-		return chain[0], nil
+		if given = chain[0]; in.RootIssuerID == "" {
+			return given, nil
+		}
 	}
 	path := in.RootMount + "/issuer/" + in.RootIssuerID
 	var i issuer
@@ -259,11 +330,13 @@ func (s session) rootCertificate(ctx context.Context, in IntermediateInput) (*x5
 	if !found {
 		return nil, failure.Permanent(failure.Preflight, "Vault %q: the root %s is not there", in.Vault, path)
 	}
-	chain, err := pki.ParseChain([]byte(i.PEM))
-	if err != nil {
-		return nil, failure.Permanent(failure.Conflict, "Vault %q: the certificate of %s cannot be read: %v", in.Vault, path, err)
+	if err := s.parse(&i, path); err != nil {
+		return nil, err
 	}
-	return chain[0], nil
+	if given != nil && !given.Equal(i.certificate) {
+		return nil, failure.Permanent(failure.Mismatch, "Vault %q: the root %s is %s, and the one that members trust is %s. Start the procedure again", in.Vault, path, pki.Name(i.certificate), pki.Name(given))
+	}
+	return i.certificate, nil
 }
 
 // signedBefore finds a certificate that an interrupted run has had signed: of

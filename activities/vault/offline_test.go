@@ -19,6 +19,7 @@ import (
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/pki/pkitest"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/vaulttest"
 )
 
 // offlineWorld is a world whose root's key the test has, and whose identities
@@ -26,7 +27,7 @@ import (
 func offlineWorld(t *testing.T) (*world, pkitest.Pair) {
 	t.Helper()
 	rules := regexp.MustCompile(`(?m)^path "(sys/mounts/)?pki(/[^"]*)?" \{\n.*\n\}\n`)
-	w := newWorldUnder(t, func(policy string) string { return rules.ReplaceAllString(policy, "") })
+	w := worldUnder(t, vaulttest.Start(t), func(policy string) string { return rules.ReplaceAllString(policy, "") })
 	root := pkitest.Root(t, "Example Root", lives(-time.Hour, 20*365*24*time.Hour))
 	w.spec.PKI.Root = mesh.Root{Kept: mesh.KeptOffline, CertificatePEM: string(pki.EncodeChain(root.Cert))}
 	return w, root
@@ -126,6 +127,31 @@ func TestOfflineRoot(t *testing.T) {
 	}
 	if mount, _ := w.Root.Logical().Read("sys/mounts/pki"); mount != nil {
 		t.Error("a root mount was made")
+	}
+
+	// Whoever asks for the mesh's CAs hears of the root, and that no Vault has its key.
+	seen, err := w.Survey(t.Context(), vault.SurveyInput{Spec: w.spec})
+	if err != nil || seen.Root.Authority.Serial != pki.Serial(root.Cert) || seen.Root.Authority.IssuerID != "" || seen.Active.Authority.Serial != pki.Serial(signed) {
+		t.Errorf("the survey: %+v, %v", seen, err)
+	}
+	if _, err := w.ConfigureTidy(t.Context(), vault.TidyInput{Spec: w.spec, Mode: procedure.Apply}); err != nil {
+		t.Error(err)
+	}
+	// The next generation is signed in the same way.
+	next := w.intermediate(procedure.Apply)
+	next.Generation, next.Rotation = 2, true
+	made, err := w.GenerateIntermediateCSR(t.Context(), next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	third, err := pki.ParseCSR([]byte(made.CSRPEM))
+	if err != nil {
+		t.Fatal(err)
+	}
+	successor := root.SignCSR(t, third, lives(-time.Hour, 9000*time.Hour))
+	next.ChainPEM = string(pki.EncodeChain(successor, root.Cert))
+	if rotated, err := w.SetSignedIntermediate(t.Context(), next); err != nil || rotated.Authority.Name != "relay-intermediate-g2" || rotated.Authority.Serial != pki.Serial(successor) {
+		t.Errorf("the next generation: %+v, %v", rotated, err)
 	}
 
 	// Another root of that name in the input is not the one that has signed.

@@ -2,6 +2,7 @@ package vault_test
 
 import (
 	"context"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -42,7 +43,22 @@ func TestPoliciesRefuse(t *testing.T) {
 		{site.Operate, "auth/relaypki-prod-cluster1/config", map[string]any{"bound_issuer": "x"}},
 		{site.Operate, "pki_relay/sign/gloo-mesh-mgmt-server-ca", map[string]any{}},
 		{site.Operate, "pki_relay/roles/relay-client-cluster1", map[string]any{"allow_any_name": true}},
+		{site.Operate, "pki_relay/roles/relay-client-cluster1", map[string]any{"issuer_ref": "default"}},
+		{site.Operate, "pki_relay/roles/new", map[string]any{"issuer_ref": "default"}},
 		{site.Operate, "pki_relay/root/generate/internal", map[string]any{"common_name": "x"}},
+		{site.Operate, "pki_relay/intermediate/generate/exported", map[string]any{"common_name": "x"}},
+		{site.Operate, "pki_relay/issuers/import/bundle", map[string]any{"pem_bundle": "x"}},
+		{site.Operate, "pki_relay/issuer/default", map[string]any{"issuer_name": "x"}},
+		{site.Operate, "pki_relay/config/issuers", map[string]any{"default": "relay-intermediate-g1", "default_follows_latest_issuer": true}},
+		{site.Operate, "pki_relay/config/crl", map[string]any{"disable": true}},
+		{site.Operate, "pki_relay/config/auto-tidy", map[string]any{"tidy_expired_issuers": true}},
+		{site.Operate, "pki_relay/key/any", map[string]any{"key_name": "x"}},
+		{site.Operate, "pki_relay/config/urls", map[string]any{"crl_distribution_points": "http://x"}},
+		{site.Operate, "pki/root/generate/internal", map[string]any{"common_name": "x"}},
+		{site.Operate, "pki/config/issuers", map[string]any{"default": "relay-root-g1"}},
+		{site.Operate, "pki/root/sign-self-issued", map[string]any{}},
+		{site.Operate, "sys/mounts/pki/tune", map[string]any{"max_lease_ttl": "1h"}},
+		{site.Operate, "sys/storage/raft/snapshot", map[string]any{}},
 		{site.Refresh, "sys/policies/acl/relaypki-prod-cluster1", everything},
 		{site.Refresh, "sys/auth/relaypki-prod-cluster3", map[string]any{"type": "jwt"}},
 		{site.Refresh, "auth/relaypki-prod-cluster1/role/relaypki-issuer", map[string]any{"token_policies": "root"}},
@@ -59,6 +75,35 @@ func TestPoliciesRefuse(t *testing.T) {
 		}
 		if _, err := client.Logical().Write(test.path, test.data); err == nil || !strings.Contains(err.Error(), "permission denied") {
 			t.Errorf("%s may write %s %v: %v", test.identity, test.path, test.data, err)
+		}
+	}
+
+	// A role can be pointed at another issuer, and an issuer be used otherwise, by
+	// operate, and nothing else of them changed, not even beside that.
+	operate, err := w.Clients.Vault(context.Background(), "default", site.Operate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, allowed := range map[string]map[string]any{
+		"pki_relay/roles/relay-client-cluster1":  {"issuer_ref": "relay-intermediate-g1"},
+		"pki_relay/issuer/relay-intermediate-g1": {"leaf_not_after_behavior": "err", "usage": "read-only,issuing-certificates,crl-signing,ocsp-signing"},
+	} {
+		if _, err := operate.Logical().JSONMergePatch(context.Background(), path, allowed); err != nil {
+			t.Errorf("operate may not patch %s: %v", path, err)
+		}
+		for field, value := range map[string]any{"allow_any_name": true, "allowed_domains": "x", "max_ttl": "9999h", "key_bits": 1024, "no_store": false, "server_flag": true,
+			"leaf_not_after_behavior": "truncate", "crl_distribution_points": "http://x", "revocation_signature_algorithm": "SHA512WithRSA"} {
+			for _, data := range []map[string]any{{field: value}, maps.Clone(allowed)} {
+				data[field] = value
+				if _, err := operate.Logical().JSONMergePatch(context.Background(), path, data); err == nil || !strings.Contains(err.Error(), "permission denied") {
+					t.Errorf("operate may patch %s %v: %v", path, data, err)
+				}
+			}
+		}
+	}
+	for _, path := range []string{"pki_relay/roles/relay-client-cluster1", "pki/issuer/relay-root-g1", "pki/key/relay-root-g1"} {
+		if _, err := operate.Logical().Delete(path); err == nil || !strings.Contains(err.Error(), "permission denied") {
+			t.Errorf("operate may delete %s: %v", path, err)
 		}
 	}
 
@@ -157,6 +202,18 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
 path "sys/capabilities-self" { capabilities = ["update"] }`); err != nil {
 		t.Fatal(err)
 	}
+	if err := w.Root.Sys().PutPolicy("relaypki-operate", `path "pki_relay/roles/+" { capabilities = ["read"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }
+path "sys/capabilities-self" { capabilities = ["update"] }`); err != nil {
+		t.Fatal(err)
+	}
+	want("operate of a version before rotations", check(w).Problems, "may not patch pki_relay/roles/gloo-mesh-mgmt-server-ca", "may not list pki_relay/roles", "policies/operate.hcl")
+	if strings.Contains(strings.Join(check(w).Problems, "\n"), "snapshot") {
+		t.Error("snapshots are asked for although nobody wants one")
+	}
+	w.spec.Rotation.Snapshot = mesh.SnapshotTake
+	want("snapshots", check(w).Problems, "may not read sys/storage/raft/snapshot")
+	w.spec.Rotation.Snapshot = mesh.SnapshotWord
 	want("all at once", check(w).Problems, `type "kv"`, "Somebody Else", "may not update pki/root/generate/internal", "sudo sys/auth/relaypki-prod-mgmt", "may not create, update pki_relay/roles/gloo-mesh-mgmt-server-ca")
 
 	broken := *w

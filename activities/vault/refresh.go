@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -26,6 +27,9 @@ type RefreshCredentialInput struct {
 	KeysPEM []string `json:"keysPEM,omitempty"`
 	// Mint makes a credential anew that is lost; without it, that is only said.
 	Mint bool `json:"mint,omitempty"`
+	// Renewal is the run that wants the credential made anew, whatever is left of
+	// its life; once for each run. Empty: only what is to be renewed is.
+	Renewal string `json:"renewal,omitempty"`
 }
 
 // RefreshCredentialResult says what was renewed.
@@ -34,7 +38,8 @@ type RefreshCredentialResult struct {
 	// Lost is why there is nothing to renew: the credential has ended, or
 	// somebody is removing it. Nothing was changed then.
 	Lost string `json:"lost,omitempty"`
-	// SecretKey and Superseded are as in SecretIDResult (method appRole).
+	// SecretKey and Superseded are as in SecretIDResult (method appRole); of
+	// tokens, Superseded is 1 if the one that was replaced is not revoked yet.
 	SecretKey  string `json:"secretKey,omitempty"`
 	Superseded int    `json:"superseded,omitempty"`
 }
@@ -104,7 +109,12 @@ func (a *Activities) refreshToken(ctx context.Context, in RefreshCredentialInput
 		switch {
 		case err != nil:
 			return result, err
+		case state.fits && in.Renewal != "":
+			return a.replaceToken(ctx, in, have)
 		case state.fits:
+			if len(have.Data[previousTokenKey]) > 0 {
+				result.Superseded = 1 // a run that was to revoke it has not come so far
+			}
 			result.Outcome, err = t.renew(ctx, procedure.Apply, state, cluster)
 			result.Detail = "token renewed"
 			if len(result.Changes) == 0 {
@@ -119,9 +129,31 @@ func (a *Activities) refreshToken(ctx context.Context, in RefreshCredentialInput
 	if !in.Mint {
 		return result, nil
 	}
-	out, err := a.IssueClusterToken(ctx, IssueClusterTokenInput{Spec: in.Spec, Context: in.Context, Workload: in.Workload, Mode: procedure.Apply})
+	out, err := a.IssueClusterToken(ctx, IssueClusterTokenInput{Spec: in.Spec, Context: in.Context, Workload: in.Workload, Renewal: in.Renewal, Mode: procedure.Apply})
 	out.Detail = "token minted anew: " + result.Lost
 	return RefreshCredentialResult{Outcome: out}, err
+}
+
+// replaceToken mints a new token in the place of one that works.
+func (a *Activities) replaceToken(ctx context.Context, in RefreshCredentialInput, have *corev1.Secret) (RefreshCredentialResult, error) {
+	var result RefreshCredentialResult
+	superseded := len(have.Data[previousTokenKey]) > 0
+	if have.Annotations[kube.AnnotationRenewal] == in.Renewal { // by a try before this one
+		if result.Detail = "token minted anew"; superseded {
+			result.Superseded = 1
+		}
+		return result, nil
+	}
+	if superseded { // by another run, and would be lost sight of
+		retired, err := a.RetireClusterToken(ctx, RetireClusterTokenInput{Spec: in.Spec, Context: in.Context})
+		if result.Outcome = retired; err != nil {
+			return result, err
+		}
+	}
+	minted, err := a.IssueClusterToken(ctx, IssueClusterTokenInput{Spec: in.Spec, Context: in.Context, Workload: in.Workload, Renewal: in.Renewal, Mode: procedure.Apply})
+	result.Add(minted)
+	result.Detail, result.Superseded = "token minted anew", 1
+	return result, err
 }
 
 // refreshSecretID mints the cluster's next secret id when half of the life of
@@ -137,7 +169,7 @@ func (a *Activities) refreshSecretID(ctx context.Context, in RefreshCredentialIn
 		result.Lost = lost
 		return result, err
 	}
-	issued, err := a.IssueSecretID(ctx, SecretIDInput{Spec: in.Spec, Context: in.Context, Mode: procedure.Apply})
+	issued, err := a.IssueSecretID(ctx, SecretIDInput{Spec: in.Spec, Context: in.Context, Renewal: in.Renewal, Mode: procedure.Apply})
 	result.Outcome, result.SecretKey, result.Superseded = issued.Outcome, issued.Key, issued.Superseded
 	if len(issued.Changes) > 0 {
 		result.Detail = "secret id renewed"

@@ -131,6 +131,8 @@ func (a *Activities) ConfigureRoles(ctx context.Context, in ConfigureRolesInput)
 	return out, nil
 }
 
+// ensureRole makes a role what it should be. An issuer that may not issue is a
+// Conflict: the role's renewals would fail from then on.
 func (s session) ensureRole(ctx context.Context, mode procedure.Mode, out *procedure.Outcome, mount, name, issuerID string, desired map[string]any) error {
 	path := mount + "/roles/" + name
 	if issuerID == "" {
@@ -144,9 +146,16 @@ func (s session) ensureRole(ctx context.Context, mode procedure.Mode, out *proce
 			return err
 		}
 		desired["issuer_ref"] = "$issuer"
-		out.By(mode, assign("issuer", s.command("read", "-field=issuer_id", mount+"/issuer/"+intermediateName(1))),
+		out.By(mode, assign("issuer", s.command("read", "-field=issuer_id", mount+"/issuer/"+IntermediateName(1))),
 			s.data("write", path, desired, "issuer"))
 		return nil
+	}
+	i, err := s.issuerAt(ctx, mount, issuerID)
+	if err != nil {
+		return err
+	}
+	if why := i.cannotSign(); why != "" {
+		return failure.Permanent(failure.Conflict, "Vault %q: the role %s is not pointed at the issuer %s, because %s: a rotation has replaced it meanwhile. Start the procedure again: it finds the one that took its place", s.vault, path, i, why)
 	}
 	return s.ensure(ctx, mode, out, "vault role "+path, path, desired)
 }

@@ -70,11 +70,13 @@ func (s session) read(ctx context.Context, path string, into any) (bool, error) 
 	return true, s.decode(secret.Data, path, into)
 }
 
-// absent: single mounts are answered with a 400 when they are not there.
+// absent: single mounts are answered with a 400 when they are not there, and
+// issuers with a 500.
 func absent(r *vaultapi.ResponseError) bool {
 	reason := strings.Join(r.Errors, " ")
 	return r.StatusCode == http.StatusNotFound || r.StatusCode == http.StatusBadRequest &&
-		(strings.Contains(reason, "No secret engine mount at") || strings.Contains(reason, "No auth engine at"))
+		(strings.Contains(reason, "No secret engine mount at") || strings.Contains(reason, "No auth engine at")) ||
+		strings.Contains(reason, "unable to find PKI issuer for reference")
 }
 
 // list answers the keys at path; none if nothing is there. info, if not nil,

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 
 	"github.com/relaypki/relaypki/internal/failure"
@@ -21,7 +23,9 @@ import (
 // IssueClusterToken mints an orphan, periodic token with the cluster's policy
 // and writes it to the cluster's vault-token Secret, in this one activity: the
 // token is in no result. A valid token with under half of its period left is
-// renewed instead, since cert-manager renews none.
+// renewed instead, since cert-manager renews none; with a Renewal, one that was
+// not minted for it is replaced, and kept beside the new one until
+// RetireClusterToken.
 //
 // If the Secret cannot be written, the minted token is revoked. If the worker
 // is killed between the two, the token stays unknown to everybody and ends with
@@ -36,6 +40,7 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 	secrets := cluster.Kube.CoreV1().Secrets(in.Spec.Namespace)
 	object := kube.Name("Secret", in.Spec.Namespace, mesh.TokenSecretName)
 
+	var previous []byte
 	have, err := secrets.Get(ctx, mesh.TokenSecretName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		have, err = nil, nil
@@ -51,15 +56,19 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 		if err != nil {
 			return out, err
 		}
-		if state.fits {
+		switch {
+		case state.fits && (in.Renewal == "" || have.Annotations[kube.AnnotationRenewal] == in.Renewal):
 			return t.renew(ctx, in.Mode, state, cluster)
+		case state.fits:
+			previous = have.Data[mesh.TokenSecretKey]
+			state.why = "a new token, as was asked for"
 		}
-		if have.Labels[kube.LabelManagedBy] != kube.ManagedBy {
+		if have.Labels[kube.LabelManagedBy] != kube.ManagedBy && previous == nil {
 			return out, failure.Permanent(failure.Conflict, "cluster %s: %s is there, is not ours, and its token is not this cluster's: %s. If that token is no longer needed, delete the Secret and start again",
 				in.Context, object, state.why)
 		}
 		detail := state.why
-		if state.client != nil {
+		if state.client != nil && previous == nil {
 			// Minted by somebody else, it is somebody else's to revoke: it might be
 			// the root token.
 			detail += "; it is replaced here, and lives on in Vault until it ends or is revoked"
@@ -82,6 +91,13 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 		WithLabels(kube.Labels(in.Spec.Mesh)).
 		WithType(corev1.SecretTypeOpaque).
 		WithData(map[string][]byte{mesh.TokenSecretKey: []byte(minted.Token())})
+	if previous != nil {
+		// Kept until the new one has been seen to work; RetireClusterToken ends it.
+		apply.WithData(map[string][]byte{previousTokenKey: previous})
+	}
+	if in.Renewal != "" {
+		apply.WithAnnotations(map[string]string{kube.AnnotationRenewal: in.Renewal})
+	}
 	if have != nil {
 		// Of one that somebody else has written meanwhile nothing is taken away.
 		apply.WithResourceVersion(have.ResourceVersion)
@@ -91,6 +107,56 @@ func (a *Activities) IssueClusterToken(ctx context.Context, in IssueClusterToken
 		return out, kube.Error(ctx, cluster, "write "+object, err)
 	}
 	return out, nil
+}
+
+// previousTokenKey is where a cluster's Secret has the token that was replaced,
+// until that is revoked.
+const previousTokenKey = "previous"
+
+// RetireClusterToken revokes the token that was replaced in the cluster's Secret
+// and takes it out.
+func (a *Activities) RetireClusterToken(ctx context.Context, in RetireClusterTokenInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	cluster, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	secrets := cluster.Kube.CoreV1().Secrets(in.Spec.Namespace)
+	object := kube.Name("Secret", in.Spec.Namespace, mesh.TokenSecretName)
+	have, err := secrets.Get(ctx, mesh.TokenSecretName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return out, nil
+	}
+	if err != nil {
+		return out, kube.Error(ctx, cluster, "read "+object, err)
+	}
+	previous := string(have.Data[previousTokenKey])
+	if previous == "" {
+		return out, nil
+	}
+	client, err := a.Clients.VaultWithToken(ctx, in.Spec.Vault.Name, previous)
+	if err != nil {
+		return out, err
+	}
+	err = site.VaultError(client.Auth().Token().RevokeSelfWithContext(ctx, ""), in.Spec.Vault.Name, site.Refresh, "revoke the old token of cluster "+in.Context)
+	if err != nil && failure.KindOf(err) != failure.Denied { // Denied: it has ended
+		return out, err
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": have.ResourceVersion}, "data": map[string]any{previousTokenKey: nil}})
+	if err == nil {
+		_, err = secrets.Patch(ctx, mesh.TokenSecretName, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: site.FieldManager})
+	}
+	if err != nil {
+		return out, kube.Error(ctx, cluster, "write "+object, err)
+	}
+	out.Changed(procedure.Delete, "old vault token in "+object, "revoked")
+	return out, nil
+}
+
+// RetireClusterTokenInput names one cluster.
+type RetireClusterTokenInput struct {
+	Spec    mesh.Spec `json:"spec"`
+	Context string    `json:"context"`
 }
 
 type clusterToken struct {

@@ -42,13 +42,17 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	return newWorldUnder(t, func(policy string) string { return policy })
+	return worldUnder(t, vaulttest.Start(t), func(policy string) string { return policy })
 }
 
-// newWorldUnder is newWorld with the shipped policies changed.
-func newWorldUnder(t *testing.T, change func(policy string) string) *world {
+func worldOf(t *testing.T, server *vaulttest.Server) *world {
 	t.Helper()
-	server := vaulttest.Start(t)
+	return worldUnder(t, server, func(policy string) string { return policy })
+}
+
+// worldUnder is worldOf with the shipped policies changed.
+func worldUnder(t *testing.T, server *vaulttest.Server, change func(policy string) string) *world {
+	t.Helper()
 	proxy, caFile := newProxy(t, server)
 	logins := map[site.Identity]site.Login{}
 	for _, identity := range []site.Identity{site.Onboard, site.Operate, site.Refresh} {

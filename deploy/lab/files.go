@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -39,7 +40,15 @@ func (f files) write() error {
 	if err := kube.WriteKubeconfig(f.w.Path("worker", "kubeconfig"), worker, world.Management); err != nil {
 		return err
 	}
-	data, err := yaml.Marshal(f.site())
+	config := f.site()
+	for _, vault := range config.Vaults {
+		if vault.SnapshotDir != "" {
+			if err := os.MkdirAll(vault.SnapshotDir, 0o700); err != nil {
+				return err
+			}
+		}
+	}
+	data, err := yaml.Marshal(config)
 	if err != nil {
 		return err
 	}
@@ -98,10 +107,11 @@ func (f files) site() site.Config {
 	}
 	config.Vaults = []site.VaultConfig{
 		{
-			Name:       "default",
-			Address:    f.w.URL("vault"),
-			CAFile:     f.vault.CAFile(),
-			Identities: identities,
+			Name:        "default",
+			Address:     f.w.URL("vault"),
+			CAFile:      f.vault.CAFile(),
+			SnapshotDir: f.w.Path("worker", "snapshots"),
+			Identities:  identities,
 		},
 		f.inCluster(),
 	}

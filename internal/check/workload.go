@@ -41,6 +41,21 @@ type Workload struct {
 	Handshakes      []SeenHandshake
 }
 
+// Trust is the Secret whose ca.crt the agent checks the server against.
+func (w Workload) Trust() (name string, seen SeenSecret) {
+	if w.Cluster.Agent.Trust == mesh.TrustOwn {
+		return w.Spec.Certificates.Client.SecretName, w.Secret
+	}
+	return mesh.RootSecretName, w.RootSecret
+}
+
+// HandshakeFindings are the verdicts on the handshakes alone.
+func (w Workload) HandshakeFindings() []Finding {
+	r := &report{cluster: w.Cluster.Name}
+	r.handshakes(w.Spec, w)
+	return r.findings
+}
+
 // Findings are the verdicts on the workload cluster at the given time.
 func (w Workload) Findings(now time.Time) []Finding {
 	r := &report{cluster: w.Cluster.Name}

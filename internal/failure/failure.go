@@ -42,6 +42,8 @@ const (
 	Incomplete Kind = "Incomplete"
 	// Aborted: a person ended the run.
 	Aborted Kind = "Aborted"
+	// RolledBack: a person had a rotation taken back, and it was.
+	RolledBack Kind = "RolledBack"
 )
 
 // Permanent is an error that trying again does not cure: somebody must act.

@@ -28,6 +28,9 @@ const goneAgain = 2 * time.Second
 const (
 	LabelManagedBy = "app.kubernetes.io/managed-by"
 	LabelMesh      = "relaypki.io/mesh"
+	// AnnotationRenewal is, on a credential's Secret, the run that it was made anew
+	// for: a try that is repeated finds that it was.
+	AnnotationRenewal = "relaypki.io/renewal"
 )
 
 // ManagedBy is the value of LabelManagedBy on our objects. Only these are ever changed.

@@ -122,6 +122,9 @@ func Available(d *appsv1.Deployment) (bool, string) {
 			return false, fmt.Sprintf("%s: %s: %s", name, cond.Reason, cond.Message)
 		}
 	}
+	if d.Status.AvailableReplicas >= want && d.Status.UpdatedReplicas < want {
+		return false, fmt.Sprintf("%s: %d of %d new Pods made", name, d.Status.UpdatedReplicas, want)
+	}
 	if !available || d.Status.UpdatedReplicas < want || d.Status.AvailableReplicas < want {
 		return false, fmt.Sprintf("%s: %d of %d Pods available", name, d.Status.AvailableReplicas, want)
 	}

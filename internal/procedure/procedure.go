@@ -99,6 +99,7 @@ type Authority struct {
 	Subject      string    `json:"subject"`
 	Serial       string    `json:"serial"`
 	SubjectKeyID string    `json:"subjectKeyId"`
+	NotBefore    time.Time `json:"notBefore,omitzero"`
 	NotAfter     time.Time `json:"notAfter"`
 }
 
@@ -206,9 +207,11 @@ type Progress struct {
 	Paused string `json:"paused,omitempty"`
 	// Parallelism is how many clusters are worked on at once; 0 where that
 	// cannot be set.
-	Parallelism int               `json:"parallelism,omitempty"`
-	Steps       []Step            `json:"steps,omitempty"`
-	Clusters    []ClusterProgress `json:"clusters,omitempty"`
+	Parallelism int `json:"parallelism,omitempty"`
+	// Approvals are those that a rotation was given, in order.
+	Approvals []ApproveInput    `json:"approvals,omitempty"`
+	Steps     []Step            `json:"steps,omitempty"`
+	Clusters  []ClusterProgress `json:"clusters,omitempty"`
 	// Problem is why the procedure failed, if it did.
 	Problem string `json:"problem,omitempty"`
 	Ended   bool   `json:"ended"`

@@ -37,3 +37,15 @@ type RefreshResult struct {
 	// ones first, and no more of them than people read.
 	Clusters []ClusterProgress `json:"clusters,omitempty"`
 }
+
+// RotateIssuerCredentials is the workflow type that makes the clusters'
+// credentials anew.
+const RotateIssuerCredentials = "RotateIssuerCredentials"
+
+// RotateCredentialsInput is what RotateIssuerCredentials takes.
+type RotateCredentialsInput struct {
+	MeshInput
+	// Clusters are the workload clusters whose credentials are made anew; all, and
+	// the management cluster's, if it is empty.
+	Clusters []string `json:"clusters,omitempty"`
+}

@@ -1,7 +1,13 @@
 package procedure
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"time"
+
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/strict"
 )
 
 // Workflow types of the rotations.
@@ -18,6 +24,9 @@ const (
 	ApproveUpdate = "approve"
 	// RollbackUpdate has a rotation of a CA go back the way it came.
 	RollbackUpdate = "rollback"
+	// QuarantineUpdate takes the place of SkipUpdate in a rotation: it takes a
+	// SkipInput, and who is left out is in the mesh's record from then on.
+	QuarantineUpdate = "quarantine"
 )
 
 // ApproveInput names the phase that may begin.
@@ -36,14 +45,19 @@ type RollbackInput struct {
 	Reason string `json:"reason"`
 }
 
-// RotateIntermediateInput is what RotateIntermediateCA takes. What it does not
-// say is in the mesh's spec, under rotation and rollout.
-type RotateIntermediateInput struct {
+// MeshInput names a mesh that is recorded.
+type MeshInput struct {
 	Mesh string `json:"mesh"`
 	// Management and Namespace say where the mesh's membership is stored;
 	// default: the site's management cluster, gloo-mesh.
 	Management string `json:"management,omitempty"`
 	Namespace  string `json:"namespace,omitempty"`
+}
+
+// RotateIntermediateInput is what RotateIntermediateCA takes. What it does not
+// say is in the mesh's spec, under rotation and rollout.
+type RotateIntermediateInput struct {
+	MeshInput
 	// Plan changes nothing: it looks, says phase by phase who presents and who
 	// trusts what, and what would be done.
 	Plan bool `json:"plan,omitempty"`
@@ -62,10 +76,7 @@ type RotateIntermediateInput struct {
 
 // RotateLeafInput is what RotateLeafCertificates takes.
 type RotateLeafInput struct {
-	Mesh string `json:"mesh"`
-	// Management and Namespace are as in RotateIntermediateInput.
-	Management string `json:"management,omitempty"`
-	Namespace  string `json:"namespace,omitempty"`
+	MeshInput
 	// Clusters are the workload clusters whose certificates are issued anew; all,
 	// and the management server's, if it is empty.
 	Clusters []string `json:"clusters,omitempty"`
@@ -136,4 +147,28 @@ type Rotation struct {
 type Generations struct {
 	Root         int `json:"root"`
 	Intermediate int `json:"intermediate"`
+}
+
+// Validate returns every problem of the input.
+func (in MeshInput) Validate() []strict.Problem {
+	if in.Mesh == "" {
+		return []strict.Problem{{Path: "mesh", Message: "is missing"}}
+	}
+	return nil
+}
+
+// Validate returns every problem of the input.
+func (in RotateIntermediateInput) Validate() []strict.Problem {
+	problems := in.MeshInput.Validate()
+	known := []string{"", mesh.ApprovalNone, mesh.ApprovalAfterCanary, mesh.ApprovalEachPhase}
+	if !slices.Contains(known, in.Approval) {
+		problems = append(problems, strict.Problem{Path: "approval", Message: fmt.Sprintf("%q is none of %s", in.Approval, strings.Join(known[1:], ", "))})
+	}
+	if in.Rollback && strings.TrimSpace(in.Reason) == "" {
+		problems = append(problems, strict.Problem{Path: "reason", Message: "is missing; say why the rotation is taken back, for whoever looks at it later"})
+	}
+	if in.Rollback && in.Plan {
+		problems = append(problems, strict.Problem{Path: "plan", Message: "there is no plan of a rollback: it goes back the way the rotation came"})
+	}
+	return problems
 }

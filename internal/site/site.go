@@ -83,6 +83,11 @@ type VaultConfig struct {
 	Namespace string `json:"namespace,omitempty"`
 	// InsecureVault allows http.
 	InsecureVault bool `json:"insecureVault,omitempty"`
+	// SnapshotDir is where the worker puts snapshots of a Vault on integrated
+	// storage before it changes a CA (rotation.snapshot take). It must be there,
+	// on a disk that outlives the worker: a snapshot is what is left when Vault is
+	// lost. Whoever has one and the unseal keys has all that is in Vault.
+	SnapshotDir string `json:"snapshotDir,omitempty"`
 	// Identities are the worker's logins: "onboard" (setup), "operate"
 	// (rotations, verify), "refresh" (issuer credentials).
 	Identities map[Identity]Login `json:"identities"`
@@ -235,7 +240,7 @@ func (c *Config) complete(dir string) []strict.Problem {
 				bad(at+"."+field, "%q is not https; set insecureVault: true to allow that", address)
 			}
 		}
-		absolute(&v.CAFile)
+		absolute(&v.CAFile, &v.SnapshotDir)
 		for name, login := range v.Identities {
 			if name != Onboard && name != Operate && name != Refresh {
 				bad(at+".identities."+string(name), "unknown; known: onboard, operate, refresh")

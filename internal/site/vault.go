@@ -69,6 +69,19 @@ func (c *Clients) Vault(ctx context.Context, name string, identity Identity) (*v
 	return session.client, nil
 }
 
+// VaultUnhurried is Vault for an answer that takes as long as it takes to
+// arrive, a snapshot: ctx alone bounds it. The client is for one request.
+func (c *Clients) VaultUnhurried(ctx context.Context, name string, identity Identity) (*vaultapi.Client, error) {
+	session, err := c.vaultSession(ctx, name, identity)
+	if err != nil {
+		return nil, err
+	}
+	if err := session.keepAlive(ctx); err != nil {
+		return nil, err
+	}
+	return vaultClientWithin(0, session.vault, reloginTransport{session}, session.client.Token())
+}
+
 // VaultWithToken returns a client of the named Vault that uses the given token,
 // or none if it is empty, and no login of the worker.
 func (c *Clients) VaultWithToken(ctx context.Context, name, token string) (*vaultapi.Client, error) {
@@ -142,14 +155,18 @@ func (c *Clients) vaultTransport(config VaultConfig, login Login) (http.RoundTri
 	return limitedTransport{next: transport, log: c.Log.With(zap.String("vault", config.Name))}, nil
 }
 
-// vaultClient takes nothing from the environment: a VAULT_TOKEN or
-// VAULT_SKIP_VERIFY of the worker's shell is not its configuration.
 func vaultClient(config VaultConfig, transport http.RoundTripper, token string) (*vaultapi.Client, error) {
+	return vaultClientWithin(vaultTimeout, config, transport, token)
+}
+
+// vaultClientWithin takes nothing from the environment: a VAULT_TOKEN or
+// VAULT_SKIP_VERIFY of the worker's shell is not its configuration.
+func vaultClientWithin(timeout time.Duration, config VaultConfig, transport http.RoundTripper, token string) (*vaultapi.Client, error) {
 	client, err := vaultapi.NewClient(&vaultapi.Config{
 		Address: config.Address,
 		HttpClient: &http.Client{
 			Transport:     transport,
-			Timeout:       vaultTimeout,
+			Timeout:       timeout,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		MaxRetries: 0,

@@ -4,6 +4,7 @@ package vaulttest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -15,7 +16,7 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 )
 
-// Server is a Vault in memory, served over TLS on 127.0.0.1.
+// Server is a Vault, in memory unless it says otherwise, served over TLS on 127.0.0.1.
 type Server struct {
 	// Program is the vault program that it runs, which is the command line too.
 	Program string
@@ -29,13 +30,30 @@ type Server struct {
 // test fails and says how to get one.
 func Start(t testing.TB) *Server {
 	t.Helper()
+	return start(t)
+}
+
+// StartRaft is Start with a Vault on integrated storage, which is on disk.
+func StartRaft(t testing.TB) *Server {
+	t.Helper()
+	dir := t.TempDir()
+	config := fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = \"test\"\n}\ncluster_addr = \"https://%s\"\ndisable_mlock = true\n", dir, freeAddress(t))
+	file := filepath.Join(t.TempDir(), "raft.hcl")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return start(t, "-config="+file)
+}
+
+func start(t testing.TB, more ...string) *Server {
+	t.Helper()
 	program := find(t)
 	dir := t.TempDir()
 	address := freeAddress(t)
 	const rootToken = "vaulttest-root"
 	var log bytes.Buffer
-	command := exec.Command(program, "server", "-dev", "-dev-tls", "-dev-tls-cert-dir="+dir, "-dev-no-store-token",
-		"-dev-listen-address="+address, "-dev-root-token-id="+rootToken)
+	command := exec.Command(program, append([]string{"server", "-dev", "-dev-tls", "-dev-tls-cert-dir=" + dir, "-dev-no-store-token",
+		"-dev-listen-address=" + address, "-dev-root-token-id=" + rootToken}, more...)...)
 	command.Env = append(os.Environ(), "HOME="+dir)
 	command.Stdout, command.Stderr = &log, &log
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -1,6 +1,11 @@
-# relaypki's identity "operate": verification, and whatever runs day by day.
-# It reads the state of the CAs and of the roles, and may have throwaway
-# certificates signed that are good for nothing. No policies, no auth mounts.
+# relaypki's identity "operate": verification, rotations, and whatever runs day
+# by day. It reads the state of the CAs and of the roles, makes the next
+# intermediate beside the one at work, and says which of them the roles sign
+# with. What a role issues, and to whom, it cannot change. No policies, no auth
+# mounts.
+#
+# It can have the root sign an intermediate whose key is elsewhere: whoever may
+# rotate can do that, and Vault's audit log shows it.
 #
 # pki and pki_relay are the default mounts. If the input names others
 # (vault.rootMount, vault.relayMount), name them here.
@@ -14,17 +19,121 @@ path "pki/issuer/+" {
 path "pki/config/issuers" {
   capabilities = ["read"]
 }
+# Whether the mount would cut an intermediate's life short.
+path "sys/mounts/pki/tune" {
+  capabilities = ["read"]
+}
+path "pki/issuer/+/sign-intermediate" {
+  capabilities = ["update"]
+}
+# What an interrupted run has had signed is found again.
+path "pki/certs" {
+  capabilities = ["list"]
+}
+path "pki/cert/+" {
+  capabilities = ["read"]
+}
 
 path "pki_relay/issuers" {
   capabilities = ["list"]
 }
+# "delete" is for the deletion of a key alone: see below.
 path "pki_relay/issuer/+" {
-  capabilities = ["read"]
+  capabilities       = ["read", "patch", "delete"]
+  allowed_parameters = {
+    "issuer_name"             = []
+    "leaf_not_after_behavior" = ["err"]
+    "manual_chain"            = []
+    "usage"                   = []
+  }
 }
+path "pki_relay/keys" {
+  capabilities = ["list"]
+}
+# The default may be another issuer, and never whatever is imported next.
 path "pki_relay/config/issuers" {
-  capabilities = ["read"]
+  capabilities       = ["read", "update"]
+  allowed_parameters = {
+    "default"                       = []
+    "default_follows_latest_issuer" = [false]
+  }
 }
+path "pki_relay/intermediate/generate/internal" {
+  capabilities = ["update"]
+}
+path "pki_relay/intermediate/generate/existing" {
+  capabilities = ["update"]
+}
+path "pki_relay/intermediate/set-signed" {
+  capabilities = ["update"]
+}
+path "pki_relay/roles" {
+  capabilities = ["list"]
+}
+# A role is pointed at another issuer; nothing else of it can be written.
 path "pki_relay/roles/+" {
+  capabilities       = ["read", "patch"]
+  allowed_parameters = {
+    "issuer_ref" = []
+  }
+}
+
+# The deletion of an intermediate's key, which people approve each time. The
+# certificate comes back without it. Where that is to be an operator's alone,
+# take these two out, and "delete" from pki_relay/issuer/+ above: nothing else
+# needs them.
+path "pki_relay/key/+" {
+  capabilities = ["read", "delete"]
+}
+path "pki_relay/issuers/import/cert" {
+  capabilities = ["update"]
+}
+
+# CRLs are rebuilt before they end, and what has expired is tidied away.
+path "pki/config/crl" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = {
+    "auto_rebuild"              = [true]
+    "auto_rebuild_grace_period" = []
+    "expiry"                    = []
+  }
+}
+path "pki_relay/config/crl" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = {
+    "auto_rebuild"              = [true]
+    "auto_rebuild_grace_period" = []
+    "expiry"                    = []
+  }
+}
+path "pki/config/auto-tidy" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = {
+    "enabled"                               = [true]
+    "interval_duration"                     = []
+    "safety_buffer"                         = []
+    "tidy_cert_store"                       = []
+    "tidy_revoked_certs"                    = []
+    "tidy_revoked_cert_issuer_associations" = []
+    "tidy_expired_issuers"                  = [false]
+  }
+}
+path "pki_relay/config/auto-tidy" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = {
+    "enabled"                               = [true]
+    "interval_duration"                     = []
+    "safety_buffer"                         = []
+    "tidy_cert_store"                       = []
+    "tidy_revoked_certs"                    = []
+    "tidy_revoked_cert_issuer_associations" = []
+    "tidy_expired_issuers"                  = [false]
+  }
+}
+
+# Snapshots (rotation.snapshot take). One holds all that is in Vault, encrypted:
+# with the unseal keys it can be read. Take this out where people take them.
+path "sys/storage/raft/snapshot" {
   capabilities = ["read"]
 }
 

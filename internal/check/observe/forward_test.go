@@ -4,89 +4,32 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/portforward"
-	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
 
+	"github.com/relaypki/relaypki/internal/check/observe/observetest"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/site"
 )
 
-// apiServer forwards ports of the Pod gloo-mesh/server-0 as an API server does
-// that speaks SPDY alone, or refuses WebSockets for lack of permission: to the
-// addresses given by port.
+// apiServer forwards ports of the Pod gloo-mesh/server-0 to the addresses given.
 func apiServer(t *testing.T, targets map[string]string) *site.Cluster {
 	t.Helper()
-	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/api/v1/namespaces/gloo-mesh/pods/server-0/portforward" {
-			http.NotFound(w, r)
-			return
-		}
-		if r.Method == http.MethodGet {
-			http.Error(w, "no WebSockets here", http.StatusForbidden)
-			return
-		}
-		if _, err := httpstream.Handshake(r, w, []string{portforward.PortForwardProtocolV1Name}); err != nil {
-			return
-		}
-		var mu sync.Mutex
-		var problems httpstream.Stream
-		forwarded := make(chan struct{})
-		conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, func(stream httpstream.Stream, _ <-chan struct{}) error {
-			mu.Lock()
-			defer mu.Unlock()
-			if stream.Headers().Get(corev1.StreamType) == corev1.StreamTypeError {
-				problems = stream
-				return nil
-			}
-			go func(problems httpstream.Stream) {
-				defer close(forwarded)
-				forward(stream, problems, targets[stream.Headers().Get(corev1.PortHeader)])
-			}(problems)
-			return nil
-		})
-		if conn == nil {
-			return
-		}
-		select {
-		case <-forwarded:
-		case <-conn.CloseChan():
-		}
-		<-conn.CloseChan()
-	}))
+	mux := http.NewServeMux()
+	mux.Handle("/api/v1/namespaces/gloo-mesh/pods/server-0/portforward", observetest.PortForward(targets))
+	api := httptest.NewServer(mux)
 	t.Cleanup(api.Close)
 	return &site.Cluster{Name: "mgmt", REST: &rest.Config{Host: api.URL}}
 }
 
-func forward(data, problems httpstream.Stream, target string) {
-	defer problems.Close()
-	defer data.Close()
-	to, err := net.Dial("tcp", target)
-	if err != nil {
-		fmt.Fprintf(problems, "failed to forward: %v", err)
-		return
-	}
-	defer to.Close()
-	go func() {
-		_, _ = io.Copy(to, data)
-		_ = to.(*net.TCPConn).CloseWrite()
-	}()
-	_, _ = io.Copy(data, to)
-}
-
 func TestDialPod(t *testing.T) {
 	own, other := newPKI(t, "R1"), newPKI(t, "another root")
-	relay := server(t, &tls.Config{
+	relay := observetest.Relay(t, &tls.Config{
 		Certificates: []tls.Certificate{own.server.TLS(own.relay)},
 		ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: pki.Pool([]*x509.Certificate{own.root.Cert}),
 	})

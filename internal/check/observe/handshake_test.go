@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/relaypki/relaypki/internal/check"
+	"github.com/relaypki/relaypki/internal/check/observe/observetest"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/pki/pkitest"
 )
@@ -32,43 +33,6 @@ func newPKI(t *testing.T, rootName string) relayPKI {
 	root := pkitest.Root(t, rootName, lasting)
 	relay := root.Intermediate(t, "relay CA", lasting)
 	return relayPKI{root, relay, relay.Leaf(t, []string{"*.gloo-mesh"}, lasting), relay.Leaf(t, []string{"cluster1"}, lasting)}
-}
-
-// server is a management server as far as TLS goes: after a handshake that it
-// accepts it speaks first, as HTTP/2 servers do.
-func server(t *testing.T, config *tls.Config) (address string) {
-	t.Helper()
-	config.NextProtos = []string{"h2"}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			raw, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer raw.Close()
-				conn := tls.Server(raw, config)
-				if conn.Handshake() == nil {
-					_, _ = conn.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}) // an empty SETTINGS frame
-				}
-				// What the client sends after that is read, so that the close
-				// does not turn into a reset that discards an alert.
-				_ = raw.(*net.TCPConn).CloseWrite()
-				_ = raw.SetReadDeadline(time.Now().Add(5 * time.Second))
-				for buffer := make([]byte, 512); ; {
-					if _, err := raw.Read(buffer); err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
-	return listener.Addr().String()
 }
 
 func connect(t *testing.T, address string) net.Conn {
@@ -111,7 +75,7 @@ func TestHandshake(t *testing.T) {
 	} {
 		for version, label := range map[uint16]string{tls.VersionTLS13: "1.3", tls.VersionTLS12: "1.2"} {
 			t.Run(test.name+", TLS "+label, func(t *testing.T) {
-				address := server(t, &tls.Config{
+				address := observetest.Relay(t, &tls.Config{
 					MaxVersion: version, Certificates: []tls.Certificate{test.shows},
 					ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pki.Pool([]*x509.Certificate{test.trusts}),
 				})
@@ -146,7 +110,7 @@ func TestHandshake(t *testing.T) {
 func TestHandshakeIsNeverResumed(t *testing.T) {
 	own := newPKI(t, "R1")
 	full := 0
-	address := server(t, &tls.Config{
+	address := observetest.Relay(t, &tls.Config{
 		Certificates: []tls.Certificate{own.server.TLS(own.relay)},
 		ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: pki.Pool([]*x509.Certificate{own.root.Cert}),
 		VerifyPeerCertificate: func([][]byte, [][]*x509.Certificate) error { full++; return nil }, // not called for a resumed session
@@ -181,7 +145,7 @@ func TestLoaded(t *testing.T) {
 	own, other := newPKI(t, "R1"), newPKI(t, "R2")
 	for version, label := range map[uint16]string{tls.VersionTLS13: "1.3", tls.VersionTLS12: "1.2"} {
 		t.Run("TLS "+label, func(t *testing.T) {
-			address := server(t, &tls.Config{
+			address := observetest.Relay(t, &tls.Config{
 				MaxVersion: version, Certificates: []tls.Certificate{own.server.TLS(own.relay)},
 				ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pki.Pool([]*x509.Certificate{own.root.Cert, other.root.Cert}),
 			})
@@ -199,7 +163,7 @@ func TestLoaded(t *testing.T) {
 		})
 	}
 	t.Run("no client certificate asked for", func(t *testing.T) {
-		seen, err := loaded(t.Context(), connect(t, server(t, &tls.Config{Certificates: []tls.Certificate{own.server.TLS(own.relay)}})), authority)
+		seen, err := loaded(t.Context(), connect(t, observetest.Relay(t, &tls.Config{Certificates: []tls.Certificate{own.server.TLS(own.relay)}})), authority)
 		if err != nil || seen.AsksForCertificate || len(seen.Chain) != 2 {
 			t.Errorf("%v, asks %v, chain of %d", err, seen.AsksForCertificate, len(seen.Chain))
 		}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -53,7 +54,25 @@ func Management(ctx context.Context, clients *site.Clients, spec mesh.Spec) (che
 	seen.Keys = pinnedKeys(ctx, clients, cluster, spec, spec.Management.Context)
 	seen.Token = clusterToken(ctx, clients, cluster, spec)
 	seen.Registered, seen.RegisteredGap = registered(ctx, cluster, spec.Namespace)
-	seen.Server, seen.Replicas = replicas(ctx, cluster, spec, true)
+	seen.Server, seen.Replicas = replicas(ctx, cluster, spec, gauges, inUse)
+	return seen, nil
+}
+
+// Server looks at what the management server has stored and loaded, and at
+// nothing else of the management cluster.
+func Server(ctx context.Context, clients *site.Clients, spec mesh.Spec) (check.Management, error) {
+	cluster, err := clients.Cluster(spec.Management.Context)
+	if err != nil {
+		return check.Management{}, err
+	}
+	spec.Namespace = spec.Management.Namespace
+	seen := check.Management{Spec: spec}
+	if seen.Unreachable = reach(ctx, cluster); seen.Unreachable != "" {
+		return seen, nil
+	}
+	// Who stores and loads goes in this order, so what is loaded is looked at last.
+	seen.Secret, _ = tlsSecret(ctx, cluster, spec.Namespace, spec.Certificates.Server.SecretName)
+	seen.Server, seen.Replicas = replicas(ctx, cluster, spec, inUse)
 	return seen, nil
 }
 
@@ -65,34 +84,43 @@ func Connections(ctx context.Context, clients *site.Clients, spec mesh.Spec) (ch
 		return check.Management{}, err
 	}
 	seen := check.Management{Spec: spec}
-	seen.Server, seen.Replicas = replicas(ctx, cluster, spec, false)
+	seen.Server, seen.Replicas = replicas(ctx, cluster, spec, gauges)
 	return seen, nil
 }
 
-// replicas looks at every Pod of the management server: its gauges, and by a
-// handshake what it has loaded.
-func replicas(ctx context.Context, cluster *site.Cluster, spec mesh.Spec, handshakes bool) (check.SeenDeployment, []check.SeenReplica) {
+// replicas looks at every Pod of the management server, at all of them at once.
+func replicas(ctx context.Context, cluster *site.Cluster, spec mesh.Spec, looks ...func(context.Context, *site.Cluster, mesh.Spec, *check.SeenReplica)) (check.SeenDeployment, []check.SeenReplica) {
 	server, _ := relayDeployment(ctx, cluster, spec.Management.Namespace, mesh.ServerDeployment)
-	var seen []check.SeenReplica
-	for _, pod := range server.Pods {
-		one := check.SeenReplica{Pod: pod.Name}
+	seen := make([]check.SeenReplica, len(server.Pods))
+	var group errgroup.Group
+	for i, pod := range server.Pods {
+		one := &seen[i]
+		one.Pod = pod.Name
 		if !pod.Ready {
 			one.MetricsError, one.LoadedError = "the Pod is not ready", "the Pod is not ready"
-			seen = append(seen, one)
 			continue
 		}
-		var err error
-		if one.Metrics, err = replicaMetrics(ctx, cluster, spec.Management.Namespace, pod.Name); err != nil {
-			one.MetricsError = err.Error()
-		}
-		if handshakes {
-			if one.Loaded, err = replicaLoaded(ctx, cluster, spec, pod.Name); err != nil {
-				one.LoadedError = err.Error()
+		group.Go(func() error {
+			for _, look := range looks {
+				look(ctx, cluster, spec, one)
 			}
-		}
-		seen = append(seen, one)
+			return nil
+		})
 	}
+	_ = group.Wait() // what could not be seen is in what was
 	return server, seen
+}
+
+// gauges looks at a replica's gauges, inUse at what it has loaded.
+
+func gauges(ctx context.Context, cluster *site.Cluster, spec mesh.Spec, one *check.SeenReplica) {
+	seen, err := replicaMetrics(ctx, cluster, spec.Management.Namespace, one.Pod)
+	one.Metrics, one.MetricsError = seen, text(err)
+}
+
+func inUse(ctx context.Context, cluster *site.Cluster, spec mesh.Spec, one *check.SeenReplica) {
+	seen, err := replicaLoaded(ctx, cluster, spec, one.Pod)
+	one.Loaded, one.LoadedError = seen, text(err)
 }
 
 func replicaMetrics(ctx context.Context, cluster *site.Cluster, namespace, pod string) (check.Metrics, error) {
@@ -117,49 +145,85 @@ func replicaLoaded(ctx context.Context, cluster *site.Cluster, spec mesh.Spec, p
 // place with every replica of the management server. The error is one of
 // configuration, as with Management.
 func Workload(ctx context.Context, clients *site.Clients, spec mesh.Spec, w mesh.Workload) (check.Workload, error) {
-	cluster, err := clients.Cluster(w.Context)
-	if err != nil {
-		return check.Workload{}, err
+	seen, cluster, client, err := agent(ctx, clients, spec, w)
+	if err != nil || seen.Unreachable != "" {
+		return seen, err
 	}
-	spec.Namespace = w.Namespace
-	seen := check.Workload{Spec: spec, Cluster: w}
-	if seen.Unreachable = reach(ctx, cluster); seen.Unreachable != "" {
-		return seen, nil
-	}
+	spec = seen.Spec
 	seen.CertManager = certManager(ctx, cluster)
 	seen.Issuer = issuer(ctx, cluster, spec.Namespace)
 	seen.Certificate = certificate(ctx, cluster, spec.Namespace, spec.Certificates.Client.Name)
-	var client *corev1.Secret
-	seen.Secret, client = tlsSecret(ctx, cluster, spec.Namespace, spec.Certificates.Client.SecretName)
-	seen.RootSecret, _ = tlsSecret(ctx, cluster, spec.Namespace, mesh.RootSecretName)
 	seen.Keys = pinnedKeys(ctx, clients, cluster, spec, w.Context)
 	seen.Token = clusterToken(ctx, clients, cluster, spec)
-	agent, deployed := relayDeployment(ctx, cluster, spec.Namespace, mesh.AgentDeployment)
-	seen.Agent, seen.AgentAddress = agent, agentAddress(deployed)
+	deployment, deployed := relayDeployment(ctx, cluster, spec.Namespace, mesh.AgentDeployment)
+	seen.Agent, seen.AgentAddress = deployment, agentAddress(deployed)
 
-	management, err := clients.Cluster(spec.Management.Context)
-	if err != nil {
-		seen.Private = fmt.Sprintf("the worker that reaches this cluster does not know the management cluster %q", spec.Management.Context)
-		return seen, nil
-	}
-	if problem := reach(ctx, management); problem != "" {
-		seen.HandshakesError = "the management cluster's API server does not answer: " + problem
-		seen.RegisteredGap = check.Gap{Reason: check.Unreachable, Detail: problem}
+	management := opposite(ctx, clients, &seen)
+	if management == nil {
 		return seen, nil
 	}
 	_, err = management.Dynamic.Resource(kubernetesClusters).Namespace(spec.Management.Namespace).Get(ctx, w.Name, metav1.GetOptions{})
 	seen.RegisteredGap = gap(err)
-	seen.Handshakes, seen.HandshakesError = handshakes(ctx, management, spec, w, seen, client)
+	seen.Handshakes, seen.HandshakesError = handshakes(ctx, management, spec, seen, client)
 	return seen, nil
+}
+
+// Agent looks at what a cluster's agent presents and trusts, and at nothing else.
+func Agent(ctx context.Context, clients *site.Clients, spec mesh.Spec, w mesh.Workload) (check.Workload, error) {
+	seen, _, _, err := agent(ctx, clients, spec, w)
+	return seen, err
+}
+
+// Handshakes shakes hands in the place of a cluster's agent, and looks at
+// nothing else.
+func Handshakes(ctx context.Context, clients *site.Clients, spec mesh.Spec, w mesh.Workload) (check.Workload, error) {
+	seen, _, client, err := agent(ctx, clients, spec, w)
+	if err != nil || seen.Unreachable != "" {
+		return seen, err
+	}
+	if management := opposite(ctx, clients, &seen); management != nil {
+		seen.Handshakes, seen.HandshakesError = handshakes(ctx, management, seen.Spec, seen, client)
+	}
+	return seen, nil
+}
+
+// agent reads the agent's Secrets; the one with its key goes to the caller alone.
+func agent(ctx context.Context, clients *site.Clients, spec mesh.Spec, w mesh.Workload) (check.Workload, *site.Cluster, *corev1.Secret, error) {
+	cluster, err := clients.Cluster(w.Context)
+	if err != nil {
+		return check.Workload{}, nil, nil, err
+	}
+	spec.Namespace = w.Namespace
+	seen := check.Workload{Spec: spec, Cluster: w}
+	if seen.Unreachable = reach(ctx, cluster); seen.Unreachable != "" {
+		return seen, cluster, nil, nil
+	}
+	var client *corev1.Secret
+	seen.Secret, client = tlsSecret(ctx, cluster, spec.Namespace, spec.Certificates.Client.SecretName)
+	seen.RootSecret, _ = tlsSecret(ctx, cluster, spec.Namespace, mesh.RootSecretName)
+	return seen, cluster, client, nil
+}
+
+// opposite is the management cluster as seen from a workload's; nil, and in what
+// was seen why, where it is not to be reached.
+func opposite(ctx context.Context, clients *site.Clients, seen *check.Workload) *site.Cluster {
+	management, err := clients.Cluster(seen.Spec.Management.Context)
+	if err != nil {
+		seen.Private = fmt.Sprintf("the worker that reaches this cluster does not know the management cluster %q", seen.Spec.Management.Context)
+		return nil
+	}
+	if problem := reach(ctx, management); problem != "" {
+		seen.HandshakesError = "the management cluster's API server does not answer: " + problem
+		seen.RegisteredGap = check.Gap{Reason: check.Unreachable, Detail: problem}
+		return nil
+	}
+	return management
 }
 
 // handshakes shakes hands with every Pod of the management server. The private
 // key stays in this function.
-func handshakes(ctx context.Context, management *site.Cluster, spec mesh.Spec, w mesh.Workload, seen check.Workload, client *corev1.Secret) ([]check.SeenHandshake, string) {
-	trusted := seen.RootSecret
-	if w.Agent.Trust == mesh.TrustOwn {
-		trusted = seen.Secret
-	}
+func handshakes(ctx context.Context, management *site.Cluster, spec mesh.Spec, seen check.Workload, client *corev1.Secret) ([]check.SeenHandshake, string) {
+	_, trusted := seen.Trust()
 	switch {
 	case client == nil || seen.Secret.ChainError != "":
 		return nil, "there is no readable client certificate"

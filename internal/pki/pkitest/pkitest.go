@@ -99,9 +99,9 @@ func (p Pair) Intermediate(t testing.TB, name string, options ...Option) Pair {
 }
 
 // Cross signs another CA's subject and key with this one: a bridge.
-func (p Pair) Cross(t testing.TB, other Pair) Pair {
+func (p Pair) Cross(t testing.TB, other Pair, options ...Option) Pair {
 	t.Helper()
-	return sign(t, caTemplate(t, other.Cert.Subject.CommonName, other.Key, 5*365*24*time.Hour), other.Key, &p, nil)
+	return sign(t, caTemplate(t, other.Cert.Subject.CommonName, other.Key, 5*365*24*time.Hour), other.Key, &p, options)
 }
 
 // Leaf makes a certificate for server and client use with these DNS names that

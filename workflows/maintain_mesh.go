@@ -1,0 +1,286 @@
+package workflows
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/certmanager"
+	"github.com/relaypki/relaypki/activities/cluster"
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rotation"
+)
+
+// MaintainMesh compares what is left of the lives of a mesh's certificates with
+// the policy of its spec, starts the rotations that are due, and does not wait
+// for them. Its result says of each kind of certificate why, or why not. People
+// are told what needs one of them, once for as long as it stays the same: the
+// last run's result says what they know.
+func MaintainMesh(ctx workflow.Context, in procedure.Typed[procedure.MeshInput]) (procedure.MaintainResult, error) {
+	m := &maintenance{in: in.In, result: procedure.MaintainResult{Mesh: in.In.Mesh}}
+	var err error
+	if m.report, err = newReport(ctx, procedure.Progress{Procedure: procedure.MaintainMesh, Mesh: in.In.Mesh, Phase: "certificates"}); err != nil {
+		return m.result, err
+	}
+	if err := invalid(inputProblems(ctx, in.In, in.Problems)); err != nil {
+		return m.result, m.report.finish(ctx, err)
+	}
+	if err := m.run(ctx); err != nil {
+		tell(ctx, m.report, err)
+		return m.result, m.report.finish(ctx, err)
+	}
+	return m.result, m.report.finish(ctx, nil)
+}
+
+// maintenance is one run of MaintainMesh.
+type maintenance struct {
+	in     procedure.MeshInput
+	report *report
+	result procedure.MaintainResult
+
+	spec   mesh.Spec
+	record cluster.MeshRecord
+	queues map[string]string
+	state  rotation.State
+}
+
+func (m *maintenance) run(ctx workflow.Context) error {
+	var err error
+	if m.queues, err = m.report.describe(ctx, "certificates"); err != nil {
+		return err
+	}
+	if m.record, err = readMesh(ctx, m.in.Mesh, m.in.Management, m.in.Namespace); err != nil {
+		return err
+	}
+	m.spec = m.record.Spec.WithDefaults()
+	m.state = rotation.State{Now: workflow.Now(ctx), IntermediateTTL: m.spec.PKI.Intermediate.TTL.Duration, Begun: begun(m.record.Rotation)}
+	for _, look := range []func(workflow.Context) error{m.leaves, m.authorities, m.atWork, m.dates} {
+		if err := look(ctx); err != nil {
+			return err
+		}
+	}
+	due := m.spec.Rotation.Due
+	m.result.Decisions = rotation.Decide(m.state, rotation.Policy{Leaf: *due.Leaf, Intermediate: *due.Intermediate, Root: *due.Root})
+	if err := m.report.phase(ctx, "rotations"); err != nil {
+		return err
+	}
+	for _, d := range m.result.Decisions {
+		if err := m.carryOut(ctx, d); err != nil {
+			return err
+		}
+	}
+	m.tell(ctx)
+	return nil
+}
+
+// leaves asks every cluster for the life of its leaf, some at a time. What
+// cannot be asked is somebody else's to report: the verification says why.
+func (m *maintenance) leaves(ctx workflow.Context) error {
+	type asked struct {
+		name, queue string
+		in          certmanager.CertificateName
+		life        certmanager.CertificateLife
+		err         error
+	}
+	all := []*asked{{name: rotation.Server, in: certmanager.CertificateName{
+		Context: m.spec.Management.Context, Namespace: m.spec.Management.Namespace, Name: m.spec.Certificates.Server.Name}}}
+	for _, w := range m.spec.Workloads {
+		if moving, _ := m.record.Moving(w.Name); moving == "" { // what comes or goes has none yet, or no longer
+			all = append(all, &asked{name: w.Name, queue: m.queues[w.Context], in: certmanager.CertificateName{
+				Context: w.Context, Namespace: w.Namespace, Name: m.spec.Certificates.Client.Name}})
+		}
+	}
+	step := m.report.begin(ctx, "leaves")
+	places := workflow.NewSemaphore(ctx, clustersAtOnce)
+	wg := workflow.NewWaitGroup(ctx)
+	for _, a := range all {
+		wg.Add(1)
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer wg.Done()
+			if a.err = places.Acquire(ctx, 1); a.err != nil {
+				return
+			}
+			defer places.Release(1)
+			a.life, a.err = call[certmanager.CertificateLife](ctx, summarized(on(a.queue, looking), "Read the life of the certificate of "+a.name), certManagers.ReadCertificateLife, a.in)
+		})
+	}
+	wg.Wait(ctx)
+	for _, a := range all {
+		if a.err != nil {
+			m.state.Unread = append(m.state.Unread, a.name)
+			continue
+		}
+		m.state.Leaves = append(m.state.Leaves, rotation.Life{Name: a.name, NotBefore: a.life.NotBefore, NotAfter: a.life.NotAfter, Renewal: a.life.Renewal})
+	}
+	m.report.end(ctx, step, procedure.Outcome{Detail: fmt.Sprintf("%d of %d read", len(m.state.Leaves), len(all))}, ctx.Err())
+	return ctx.Err()
+}
+
+// authorities asks Vault for the root and the intermediate at work.
+func (m *maintenance) authorities(ctx workflow.Context) error {
+	return m.look(ctx, "CAs", "Read the CAs and who signs with them", func(ctx workflow.Context) (string, error) {
+		found, err := call[vault.SurveyResult](ctx, looking, vaults.Survey, vault.SurveyInput{Spec: m.spec.Only("")})
+		root, active := found.Root.Authority, found.Active.Authority
+		m.state.Root = rotation.Life{Name: root.Name, NotBefore: root.NotBefore, NotAfter: root.NotAfter}
+		m.state.Intermediate = rotation.Life{Name: active.Name, NotBefore: found.Active.NotBefore, NotAfter: active.NotAfter}
+		return active.Name + " under " + root.Name, err
+	})
+}
+
+// atWork asks who has the lock on the mesh's CAs, and whether that one waits for
+// a person.
+func (m *maintenance) atWork(ctx workflow.Context) error {
+	return m.look(ctx, "at work", "Ask who is at work on the mesh's CAs", func(ctx workflow.Context) (string, error) {
+		busy, err := call[string](ctx, looking, kubernetes.LockHolder, cluster.LockInput{
+			Context: m.spec.Management.Context, Namespace: m.spec.Management.Namespace, Lease: caLease(m.spec)})
+		m.state.Busy = busy
+		if err != nil || busy == "" {
+			return "nobody", err
+		}
+		asked, err := call[temporalactivities.AskResult](ctx, looking, temporals.AskProcedure, temporalactivities.AskInput{Workflow: busy})
+		if asked.Person {
+			m.result.Waiting = &procedure.Waiting{Workflow: busy, For: asked.Awaiting, Since: m.state.Now}
+		}
+		return busy, err
+	})
+}
+
+// begun says which rotation of a CA a record has; empty if none.
+func begun(r *procedure.Rotation) string {
+	if r == nil {
+		return ""
+	}
+	way := "has begun"
+	if r.Back != "" {
+		way = "is being taken back, begun"
+	}
+	return fmt.Sprintf("%s from generation %d to %d %s on %s", r.Procedure, r.From, r.To, way, pki.Date(r.Began))
+}
+
+// dates computes by when rotations have to begin, and when they may.
+func (m *maintenance) dates(workflow.Context) error {
+	zone, err := time.LoadLocation(m.spec.Rotation.TimeZone)
+	if err != nil {
+		return failure.Permanent(failure.InvalidInput, "rotation.timeZone: %v", err)
+	}
+	how, certificates := m.spec.Rollout, m.spec.Certificates
+	pace := rotation.Pace{
+		Clusters: len(m.spec.Workloads), Canaries: len(canaries(m.spec)), WaveSize: how.WaveSize, Parallelism: how.Parallelism,
+		// What a cluster takes at the most: then it is parked, and the others go on.
+		PerCluster: how.RetryFor.Duration, Soak: m.spec.Rotation.Soak.Duration,
+		Windows: m.spec.Rotation.Windows, Zone: zone,
+	}
+	leaf := max(certificates.Server.Duration.Duration, certificates.Client.Duration.Duration)
+	ca, root := &m.state.Intermediate, &m.state.Root
+	ca.LatestStart, _ = rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)
+	root.LatestStart, _ = rotation.LatestStart(rotation.KindRoot, root.NotAfter, leaf, pace)
+	if open, next := rotation.NextOpen(pace.Windows, zone, m.state.Now); open {
+		m.state.Opens = m.state.Now
+	} else {
+		m.state.Opens = next
+	}
+	return nil
+}
+
+// caLease is the name of the lock on a mesh's CAs.
+func caLease(spec mesh.Spec) string { return "relaypki-" + spec.Mesh + "-ca" }
+
+func (m *maintenance) look(ctx workflow.Context, name, summary string, run func(workflow.Context) (string, error)) error {
+	step := m.report.begin(ctx, name)
+	detail, err := run(workflow.WithValue(ctx, summaryKey{}, summary))
+	m.report.end(ctx, step, procedure.Outcome{Detail: detail}, err)
+	return err
+}
+
+// carryOut starts the rotation that was decided on, and reports the decision.
+func (m *maintenance) carryOut(ctx workflow.Context, d rotation.Decision) error {
+	step := m.report.begin(ctx, string(d.Kind))
+	outcome := procedure.Outcome{Detail: d.Why}
+	if !d.Start {
+		m.report.end(ctx, step, outcome, nil)
+		return nil
+	}
+	name, input, err := m.rotation(d)
+	if err != nil {
+		return err
+	}
+	started, err := call[temporalactivities.StartResult](ctx, summarized(acting, "Start "+name), temporals.StartProcedure, temporalactivities.StartInput{
+		Procedure: name, Workflow: procedure.ID(name, m.spec.Mesh), Input: input, Summary: fmt.Sprintf("%s of mesh %s: %s", name, m.spec.Mesh, brief(d.Why))})
+	switch {
+	case err != nil:
+	case started.Running:
+		m.result.Running = append(m.result.Running, started.Workflow)
+		outcome.Detail += "; " + started.Workflow + " is at work already"
+	default:
+		m.result.Started = append(m.result.Started, started.Workflow)
+		outcome.Changed(procedure.Create, "workflow "+started.Workflow, "")
+		outcome.Detail += "; started " + started.Workflow
+	}
+	m.report.end(ctx, step, outcome, err)
+	return err
+}
+
+// rotation is the procedure that a decision starts, and its input.
+func (m *maintenance) rotation(d rotation.Decision) (name string, input json.RawMessage, err error) {
+	of := procedure.MeshInput{Mesh: m.spec.Mesh, Management: m.spec.Management.Context, Namespace: m.spec.Management.Namespace}
+	var in any
+	switch d.Kind {
+	case rotation.KindLeaf:
+		leaf := procedure.RotateLeafInput{MeshInput: of}
+		if !slices.Contains(d.Members, rotation.Server) { // the server's comes with everybody's
+			leaf.Clusters = d.Members
+		}
+		name, in = procedure.RotateLeafCertificates, leaf
+	case rotation.KindIntermediate:
+		name, in = procedure.RotateIntermediateCA, procedure.RotateIntermediateInput{MeshInput: of}
+	default:
+		return "", nil, failure.Permanent(failure.InvalidInput, "a rotation of the %s is not begun by itself", d.Kind)
+	}
+	input, err = json.Marshal(in)
+	return name, input, err
+}
+
+// remindAfter is how long a procedure may wait for a person before people are
+// told, and told again. When it began to wait, it has told them itself.
+const remindAfter = 24 * time.Hour
+
+// tell tells people what they do not know yet.
+func (m *maintenance) tell(ctx workflow.Context) {
+	var last procedure.MaintainResult
+	if workflow.HasLastCompletionResult(ctx) {
+		if err := workflow.GetLastCompletionResult(ctx, &last); err != nil {
+			workflow.GetLogger(ctx).Warn("the last look cannot be read; people are told all of it again", "error", err)
+		}
+	}
+	var news []string
+	for _, d := range m.result.Decisions {
+		if d.Warning == "" {
+			continue
+		}
+		m.result.Told = append(m.result.Told, d.Warning)
+		if !slices.Contains(last.Told, d.Warning) {
+			news = append(news, d.Warning)
+		}
+	}
+	if w := m.result.Waiting; w != nil {
+		if before := last.Waiting; before != nil && before.Workflow == w.Workflow && before.For == w.For {
+			*w = *before
+		}
+		if now := m.state.Now; now.Sub(w.Since) >= remindAfter && now.Sub(w.Reminded) >= remindAfter {
+			w.Reminded = now
+			news = append(news, fmt.Sprintf("%s waits for a person, since %s at least: %s", w.Workflow, w.Since.UTC().Format("2006-01-02 15:04Z"), w.For))
+		}
+	}
+	if len(news) > 0 {
+		notice(ctx, m.report, strings.Join(news, "\n"))
+	}
+}

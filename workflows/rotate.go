@@ -1,0 +1,380 @@
+package workflows
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/certmanager"
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/relay"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rollout"
+)
+
+// rotating is what the rotations of leaves and of CAs have in common: the mesh as
+// it is recorded, and how one member after the other gets a certificate.
+type rotating struct {
+	rotatingState
+	in     procedure.MeshInput
+	spec   mesh.Spec
+	mode   procedure.Mode
+	report *report
+	fleet  *fleet
+	result procedure.RotateResult
+}
+
+// rotatingState is what a rotation that is continued as new goes on from.
+type rotatingState struct {
+	Progress   procedure.Progress `json:"progress"`
+	Attributes bool               `json:"attributes"`
+	// Queues are the task queues of clusters in private networks, by context.
+	Queues map[string]string `json:"queues,omitempty"`
+	// Target is what certificates are issued by.
+	Target target `json:"target"`
+	// Server is what the management server presents and trusts.
+	Server  relay.ServerResult        `json:"server"`
+	Results []procedure.ClusterResult `json:"results,omitempty"`
+	Changed bool                      `json:"changed"`
+}
+
+// target is what a member's certificate is to be issued by.
+type target struct {
+	// IssuerID is the intermediate's, to which roles are moved; in a plan its name,
+	// if it is still to be made; empty if roles stay.
+	IssuerID        string `json:"issuerId,omitempty"`
+	Generation      int    `json:"generation,omitempty"`
+	RootPEM         string `json:"rootPEM"`
+	IntermediatePEM string `json:"intermediatePEM"`
+	// InFlight is a chain as the intermediate gives it.
+	InFlight []string `json:"inFlight,omitempty"`
+	// Since is when a rotation of leaves began.
+	Since time.Time `json:"since,omitzero"`
+}
+
+// handOver is the state for the run that this one is continued as.
+func (r *rotating) handOver() rotatingState {
+	next := r.rotatingState
+	next.Progress, next.Attributes = r.report.Progress, r.report.attributes
+	return next
+}
+
+// newRotationFleet is the fleet of a rotation, which has not read yet how the mesh
+// goes over its clusters.
+func newRotationFleet(r *report, abort workflow.CancelFunc) *fleet {
+	how := mesh.Spec{}.WithDefaults().Rollout
+	how.Parallelism = 0 // the mesh's, once it is read
+	f := newFleet(r, how, abort)
+	f.leaveOut = procedure.QuarantineUpdate
+	f.rest = fmt.Sprintf("Their roles sign with the intermediate at work, so that they get a certificate of it when they renew; to have that done at once: relaypki rotate leaf %s CLUSTER", r.Mesh)
+	return f
+}
+
+// readSpec reads who is in the mesh now.
+func (r *rotating) readSpec(ctx workflow.Context) error {
+	_, err := r.read(ctx)
+	if err == nil {
+		r.fleet.follow(r.spec.Rollout)
+	}
+	return err
+}
+
+// read reads the record; membership is what it is now.
+func (r *rotating) read(ctx workflow.Context) (cluster.MeshRecord, error) {
+	record, err := readMesh(ctx, r.in.Mesh, r.in.Management, r.in.Namespace)
+	if err == nil {
+		r.spec = record.Spec.WithDefaults()
+	}
+	return record, err
+}
+
+// canaries are the clusters that go first: those of the spec's rollout, else the
+// first cluster.
+func canaries(spec mesh.Spec) []string {
+	if len(spec.Rollout.Canary) > 0 || len(spec.Workloads) < 2 {
+		return spec.Rollout.Canary
+	}
+	return []string{spec.Workloads[0].Name}
+}
+
+// lock is the lock on the mesh's CAs.
+func (r *rotating) lock(ctx workflow.Context) cluster.LockInput {
+	return cluster.LockInput{
+		Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
+		Lease: "relaypki-" + r.spec.Mesh + "-ca", Holder: holder(ctx),
+	}
+}
+
+// locked runs the rotation with the lock on the mesh's CAs.
+func (r *rotating) locked(ctx workflow.Context, change func() error) error {
+	if _, err := r.step(ctx, "lock", "Take the lock on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, r.lock(ctx))
+	}); err != nil {
+		return err
+	}
+	return release(ctx, r.lock(ctx), change())
+}
+
+// readServer reads what the management server presents and trusts; with loaded
+// it waits until every replica has loaded what is in the Secret.
+func (r *rotating) readServer(ctx workflow.Context, loaded bool) (procedure.Outcome, error) {
+	var err error
+	r.Server, err = call[relay.ServerResult](ctx, waiting, relays.ReadServer, relay.ServerInput{Spec: r.spec.Only(""), Loaded: loaded})
+	r.result.Server = r.Server.Leaf
+	return r.Server.Outcome, err
+}
+
+// pairs computes for every cluster whether its agent and the server shake hands,
+// now and with what Vault may issue. A cluster that cannot be looked at is
+// parked; a handshake that would fail is an error, and nothing was changed.
+func (r *rotating) pairs(ctx workflow.Context, seen func(name string, pair relay.CheckPairResult)) (procedure.Outcome, error) {
+	places := workflow.NewSemaphore(ctx, clustersAtOnce)
+	wg := workflow.NewWaitGroup(ctx)
+	var broken complaints
+	looked := 0
+	for _, w := range r.spec.Workloads {
+		if r.fleet.status[w.Name] == rollout.Skipped {
+			continue
+		}
+		wg.Add(1)
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer wg.Done()
+			if places.Acquire(ctx, 1) != nil {
+				return
+			}
+			defer places.Release(1)
+			pair, err := call[relay.CheckPairResult](ctx, summarized(on(r.Queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
+				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, RootsOnly: true})
+			if err != nil {
+				if ctx.Err() == nil {
+					r.fleet.park(ctx, w.Name, failure.Message(err))
+				}
+				return
+			}
+			looked++
+			broken.blame(w.Name, pair.Problems, nil)
+			if seen != nil {
+				seen(w.Name, pair)
+			}
+		})
+	}
+	wg.Wait(ctx)
+	return procedure.Outcome{Detail: fmt.Sprintf("%d of %d agents and the server accept each other", looked, len(r.spec.Workloads))}, broken.err(ctx)
+}
+
+// clusters has the given clusters' certificates issued, in the order of the
+// rollout, each in a child workflow of its own.
+func (r *rotating) clusters(ctx workflow.Context, names []string) error {
+	if !r.mode.Writes() {
+		return r.lookAt(ctx, names)
+	}
+	return r.fleet.runSome(ctx, names, func(ctx workflow.Context, name string) (procedure.State, string, error) {
+		out, err := r.cluster(ctx, name)
+		if err != nil {
+			if r.left(ctx, name) {
+				return procedure.UpToDate, "it has left the mesh meanwhile", nil
+			}
+			return procedure.Failed, "", err
+		}
+		r.Results = append(slices.DeleteFunc(r.Results, func(c procedure.ClusterResult) bool { return c.Cluster == name }), out)
+		r.Changed = r.Changed || out.Changed
+		return settled(out), expiry(out.Leaf), nil
+	})
+}
+
+// lookAt has the clusters looked at for a plan. One that cannot be is no reason
+// not to say what would be done in the others.
+func (r *rotating) lookAt(ctx workflow.Context, names []string) error {
+	for _, name := range names {
+		if at := r.fleet.status[name]; at != rollout.Waiting {
+			continue
+		}
+		r.fleet.status[name] = rollout.Done
+		r.report.cluster(ctx, name, procedure.Running, "")
+		out, err := r.cluster(ctx, name)
+		if err != nil {
+			r.report.cluster(ctx, name, procedure.Failed, failure.Message(err))
+			continue
+		}
+		r.Results = append(r.Results, out)
+		r.Changed = r.Changed || out.Changed
+		r.report.cluster(ctx, name, settled(out), "")
+	}
+	return ctx.Err()
+}
+
+// left says that the cluster is no longer a member.
+func (r *rotating) left(ctx workflow.Context, name string) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	record, err := readMesh(ctx, r.in.Mesh, r.in.Management, r.in.Namespace)
+	if err != nil {
+		return false
+	}
+	_, member := record.Spec.Workload(name)
+	return !member
+}
+
+func (r *rotating) cluster(ctx workflow.Context, name string) (procedure.ClusterResult, error) {
+	w, _ := r.spec.Workload(name)
+	var out procedure.ClusterResult
+	err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+		WorkflowID:          childID(ctx, name),
+		StaticSummary:       "Rotate the certificate of cluster " + name,
+		WaitForCancellation: true,
+	}), RotateCluster, RotateClusterInput{
+		Spec: r.spec.Only(name), Cluster: name, TaskQueue: r.Queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
+		Target: r.Target, Server: r.Server,
+	}).Get(ctx, &out)
+	return out, err
+}
+
+// server has the management server's certificate issued, and every replica serve
+// it.
+func (r *rotating) server(ctx workflow.Context) error {
+	if err := r.moveRole(ctx, ""); err != nil {
+		return err
+	}
+	if _, err := r.step(ctx, "server certificate", "Issue the management server's certificate anew", func(ctx workflow.Context) (procedure.Outcome, error) {
+		issued, err := call[certmanager.CertificateResult](ctx, waiting, certManagers.Reissue, certmanager.ReissueInput{
+			Mesh: r.spec.Mesh, Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Certificate: r.spec.Certificates.Server,
+			Server: true, Shared: r.spec.PKI.Isolation == mesh.IsolationShared,
+			RootPEM: r.Target.RootPEM, IntermediatePEM: r.Target.IntermediatePEM, Since: r.Target.Since, Mode: r.mode,
+		})
+		return issued.Outcome, err
+	}); err != nil {
+		return err
+	}
+	if r.spec.Management.Reload == mesh.ReloadRestart {
+		if _, err := r.step(ctx, "restart the server", "Restart the management server", func(ctx workflow.Context) (procedure.Outcome, error) {
+			return call[procedure.Outcome](ctx, waiting, kubernetes.RestartDeployment, cluster.RestartInput{
+				Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Deployment: mesh.ServerDeployment,
+				Secrets: []string{r.spec.Certificates.Server.SecretName}, Mode: r.mode,
+			})
+		}); err != nil {
+			return err
+		}
+	}
+	if !r.mode.Writes() {
+		return nil
+	}
+	_, err := r.step(ctx, "what the server serves", "Wait until every replica serves the new certificate", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.readServer(ctx, true)
+	})
+	return err
+}
+
+// moveRole has the role of a workload, or of the management server, sign with the
+// target, if roles are moved at all.
+func (r *rotating) moveRole(ctx workflow.Context, workload string) error {
+	if r.Target.IssuerID == "" {
+		return nil
+	}
+	_, err := r.step(ctx, roleStep(workload), "Have Vault's role sign with the intermediate "+vault.IntermediateName(r.Target.Generation), func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, vaults.MoveRole, r.Target.role(r.spec.Only(workload), workload, r.mode))
+	})
+	return err
+}
+
+func (t target) role(spec mesh.Spec, workload string, mode procedure.Mode) vault.MoveRoleInput {
+	return vault.MoveRoleInput{Spec: spec, Workload: workload, IssuerID: t.IssuerID, Mode: mode}
+}
+
+func roleStep(workload string) string {
+	if workload == "" {
+		return "server's role"
+	}
+	return "role of " + workload
+}
+
+// verify verifies the whole mesh but what was left out.
+func (r *rotating) verify(ctx workflow.Context) error {
+	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Settle: settleWithin}
+	for _, c := range r.report.Clusters {
+		if _, member := r.spec.Workload(c.Cluster); member && c.State != procedure.Skipped {
+			in.Clusters = append(in.Clusters, c.Cluster)
+		}
+	}
+	if len(in.Clusters) == len(r.spec.Workloads) {
+		in.Clusters = nil
+	}
+	_, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
+		var verified procedure.VerifyResult
+		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+			WorkflowID:          childID(ctx, "verify"),
+			StaticSummary:       "Verify mesh " + r.spec.Mesh,
+			WaitForCancellation: true,
+		}), VerifyMesh, in).Get(ctx, &verified)
+		r.result.Verification = &verified
+		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", verified.Checks)}, err
+	})
+	return err
+}
+
+// newcomers takes in members that have joined meanwhile.
+func (r *rotating) newcomers(ctx workflow.Context) {
+	for _, c := range pending(ctx, r.spec) {
+		if !slices.ContainsFunc(r.report.Clusters, func(have procedure.ClusterProgress) bool { return have.Cluster == c.Cluster }) {
+			r.report.Clusters = append(r.report.Clusters, c)
+		}
+	}
+	r.report.show(ctx)
+}
+
+// leavers closes the rows of clusters that have left the mesh.
+func (r *rotating) leavers(ctx workflow.Context) {
+	for _, c := range r.report.Clusters {
+		if _, member := r.spec.Workload(c.Cluster); !member {
+			r.fleet.status[c.Cluster] = rollout.Done
+			r.report.cluster(ctx, c.Cluster, procedure.UpToDate, "it has left the mesh")
+		}
+	}
+}
+
+// quarantined are the clusters that somebody has left out, with the reasons.
+func (r *rotating) quarantined() map[string]string {
+	out := map[string]string{}
+	for _, c := range r.fleet.in(procedure.Skipped) {
+		out[c.Cluster] = c.Detail
+	}
+	return out
+}
+
+// keepOut leaves out what earlier rotations were told to leave out.
+func (r *rotating) keepOut(ctx workflow.Context, quarantined map[string]string) {
+	for _, c := range slices.Clone(r.report.Clusters) {
+		if reason, ok := quarantined[c.Cluster]; ok && r.fleet.status[c.Cluster] == rollout.Waiting {
+			r.fleet.status[c.Cluster] = rollout.Skipped
+			r.report.cluster(ctx, c.Cluster, procedure.Skipped, reason)
+		}
+	}
+}
+
+// names are the members' names.
+func (r *rotating) names() []string {
+	names := make([]string, len(r.spec.Workloads))
+	for i, w := range r.spec.Workloads {
+		names[i] = w.Name
+	}
+	return names
+}
+
+// step runs one step and reports it.
+func (r *rotating) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error) {
+	if err := r.fleet.gate(ctx); err != nil {
+		return procedure.Outcome{}, err
+	}
+	ctx = workflow.WithValue(ctx, retryForKey{}, r.spec.Rollout.RetryFor.Duration)
+	outcome, changed, err := takeStep(ctx, r.report, r.mode, name, summary, run)
+	r.Changed = r.Changed || changed
+	return outcome, err
+}
+
+func oneOf(names []string) string { return strings.Join(names, ", ") }

@@ -1,0 +1,809 @@
+package workflows
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/relay"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rollout"
+	"github.com/relaypki/relaypki/internal/rotation"
+	"github.com/relaypki/relaypki/internal/shell"
+)
+
+// RotateIntermediateCA replaces the intermediate of a mesh by a new one of the
+// same root, with no handshake that fails: every trust store holds the root, so
+// a chain of either intermediate is accepted by everybody, in whatever order
+// certificates are issued.
+//
+// It goes through phases: preflight, stage (the new intermediate is made beside
+// the one at work), prove (it signs a throwaway certificate, and all handshakes
+// are computed with it), canary, server, fleet (roles are moved to it and
+// certificates issued anew), converge (nothing is left of the previous one),
+// retire (which may then no longer issue, and whose last certificate is waited
+// out) and, if that was asked for, delete key.
+//
+// What it is about to do is in the mesh's record before it does it: started
+// again after any crash, or with its history lost, it goes on, and makes no
+// second intermediate. Until the key is deleted it goes back the way it came.
+func RotateIntermediateCA(ctx workflow.Context, in procedure.Typed[procedure.RotateIntermediateInput], long *longRotation) (procedure.RotateResult, error) {
+	ctx, abort := workflow.WithCancel(ctx)
+	r := &intermediateRotation{input: in.In, rotating: rotating{in: in.In.MeshInput, mode: procedure.Apply}}
+	if in.In.Plan {
+		r.mode = procedure.Plan
+	}
+	r.result = procedure.RotateResult{Mesh: in.In.Mesh, Plan: in.In.Plan}
+	progress := procedure.Progress{Procedure: procedure.RotateIntermediateCA, Mesh: in.In.Mesh, Phase: string(rotation.PhasePreflight)}
+	if long != nil && workflow.GetInfo(ctx).ContinuedExecutionRunID != "" {
+		r.longRotation, r.rotatingState, progress = *long, long.State, long.State.Progress
+	}
+	var err error
+	if r.report, err = newReport(ctx, progress); err != nil {
+		return r.result, err
+	}
+	r.report.attributes = r.Attributes
+	r.fleet = newRotationFleet(r.report, abort)
+	if err := r.fleet.steer(ctx); err != nil {
+		return r.result, err
+	}
+	if err := r.steer(ctx); err != nil {
+		return r.result, err
+	}
+	if r.signing, err = newSigning(ctx, r.report, r.fleet.standing); err != nil {
+		return r.result, err
+	}
+	if err := invalid(append(in.Problems, in.In.Validate()...)); err != nil {
+		return r.result, r.report.finish(ctx, err)
+	}
+	err = r.run(ctx)
+	if errors.Is(err, errLong) {
+		next := r.longRotation
+		next.State = r.handOver()
+		return r.result, workflow.NewContinueAsNewError(ctx, procedure.RotateIntermediateCA, in.In, next)
+	}
+	r.sum()
+	err = r.fleet.outcome(err)
+	if err == nil && r.Back != "" && !r.input.Rollback {
+		err = failure.Permanent(failure.RolledBack, "taken back as was asked for (%s): every certificate is of %s again", r.Back, r.From.Authority.Name)
+	}
+	if err != nil && !r.input.Plan && failure.KindOf(err) != failure.RolledBack {
+		r.notice(ctx, "failed: "+failure.Message(err))
+	}
+	return r.result, r.report.finish(ctx, err)
+}
+
+// intermediateRotation is one run of RotateIntermediateCA.
+type intermediateRotation struct {
+	rotating
+	longRotation
+	input procedure.RotateIntermediateInput
+	// turn cancels what is done forward, to go back.
+	turn workflow.CancelFunc
+	// asked is the phase whose approval is awaited; waitingOut says that the last
+	// certificate's end is.
+	asked      string
+	waitingOut bool
+	// signing is for a root that is kept outside Vault.
+	signing *signing
+}
+
+// longRotation is what a rotation that is continued as new goes on from.
+type longRotation struct {
+	State rotatingState `json:"state"`
+	// Record is what the mesh's record says of this rotation.
+	Record procedure.Rotation `json:"record"`
+	From   vault.CAResult     `json:"from"`
+	To     vault.CAResult     `json:"to"`
+	Root   vault.CAResult     `json:"root"`
+	// Phase is the one that is under way; those before it are over.
+	Phase    rotation.Phase `json:"phase"`
+	Approved []string       `json:"approved,omitempty"`
+	// Back is why it goes back; Turned says that it has begun to.
+	Back   string `json:"back,omitempty"`
+	Turned bool   `json:"turned,omitempty"`
+}
+
+func (r *intermediateRotation) run(ctx workflow.Context) error {
+	if r.Phase != "" { // continued as new: the lock is held
+		if err := r.readSpec(ctx); err != nil {
+			return err
+		}
+		return release(ctx, r.lock(ctx), r.thereOrBack(ctx))
+	}
+	record, err := r.preflight(ctx)
+	if err != nil {
+		return err
+	}
+	if r.input.Plan {
+		return r.plan(ctx)
+	}
+	return r.locked(ctx, func() error {
+		if err := r.begin(ctx, record); err != nil {
+			return err
+		}
+		return r.thereOrBack(ctx)
+	})
+}
+
+// thereOrBack goes through the phases; told to roll back, it ends what it is at
+// and goes back.
+func (r *intermediateRotation) thereOrBack(ctx workflow.Context) error {
+	if r.Back == "" {
+		forward, turn := workflow.WithCancel(ctx)
+		r.turn = turn
+		err := r.forward(forward)
+		if r.Back == "" || ctx.Err() != nil || errors.Is(err, errLong) {
+			return err
+		}
+	}
+	return r.backward(ctx)
+}
+
+// steps of the way forward, in their order.
+func (r *intermediateRotation) forward(ctx workflow.Context) error {
+	for _, p := range []struct {
+		phase rotation.Phase
+		do    func(workflow.Context) error
+	}{
+		{rotation.PhaseStage, r.stage},
+		{rotation.PhaseProve, r.prove},
+		{rotation.PhaseCanary, r.canary},
+		{rotation.PhaseServer, r.server},
+		{rotation.PhaseFleet, r.everybody},
+		{rotation.PhaseConverge, r.converge},
+		{rotation.PhaseRetire, r.retire},
+		{rotation.PhaseDeleteKey, r.deleteKey},
+	} {
+		if rotation.Before(p.phase, r.Phase) {
+			continue // a run before this one has been through it
+		}
+		if p.phase == rotation.PhaseDeleteKey && !r.input.DeleteOldKey {
+			continue
+		}
+		r.Phase = p.phase
+		if err := r.report.phase(ctx, string(p.phase)); err != nil {
+			return err
+		}
+		if err := r.approval(ctx, p.phase); err != nil {
+			return err
+		}
+		if err := p.do(ctx); err != nil {
+			return err
+		}
+	}
+	return r.end(ctx)
+}
+
+// preflight looks at all that the rotation relies on; nothing has been changed
+// by its end.
+func (r *intermediateRotation) preflight(ctx workflow.Context) (record cluster.MeshRecord, err error) {
+	if r.Queues, err = r.report.describe(ctx, string(rotation.PhasePreflight)); err != nil {
+		return record, err
+	}
+	if record, err = r.read(ctx); err != nil {
+		return record, err
+	}
+	r.report.Clusters = pending(ctx, r.spec)
+	r.fleet.follow(r.spec.Rollout)
+	r.keepOut(ctx, record.Quarantined)
+	if r.input.Rollback && record.Rotation == nil {
+		return record, failure.Permanent(failure.InvalidInput, "the mesh %q is in no rotation that could be taken back; nothing was changed. To be rid of the intermediate at work, rotate to a new one: relaypki rotate intermediate %[1]s", r.spec.Mesh)
+	}
+	if record.Rotation != nil && record.Rotation.Procedure != procedure.RotateIntermediateCA {
+		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. Finish that first", r.spec.Mesh, record.Rotation.Procedure, record.Rotation.Workflow)
+	}
+	if _, err := r.step(ctx, "certificate authorities", "Read the CAs in Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.survey(ctx, record)
+	}); err != nil {
+		return record, err
+	}
+	if _, err := r.step(ctx, "server", "Read what the management server presents and trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.readServer(ctx, false)
+	}); err != nil {
+		return record, err
+	}
+	var agents []rotation.PlanMember
+	if _, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.pairs(ctx, func(name string, pair relay.CheckPairResult) {
+			agents = append(agents, rotation.PlanMember{Name: name, Presents: pair.Presents, Trusts: pair.Trusts})
+		})
+	}); err != nil {
+		return record, err
+	}
+	r.matrix(agents)
+	return record, nil
+}
+
+// survey decides between which generations the rotation goes: those of the one
+// that has begun, or from the one at work to a new one.
+func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshRecord) (procedure.Outcome, error) {
+	seen, err := call[vault.SurveyResult](ctx, acting, vaults.Survey, vault.SurveyInput{Spec: r.spec.Only("")})
+	if err != nil {
+		return procedure.Outcome{}, err
+	}
+	r.Root = seen.Root
+	r.Record = procedure.Rotation{
+		Procedure: procedure.RotateIntermediateCA, From: seen.Active.Generation, To: seen.Highest + 1,
+		Workflow: holder(ctx), Began: workflow.Now(ctx), Snapshot: r.input.Snapshot,
+	}
+	if begun := record.Rotation; begun != nil {
+		r.Record = *begun
+		if r.input.Snapshot != "" {
+			r.Record.Snapshot = r.input.Snapshot
+		}
+	}
+	r.Back = r.Record.Back
+	if r.input.Rollback && r.Back == "" {
+		r.Back = r.input.Reason
+	}
+	for _, i := range seen.Intermediates {
+		ca := vault.CAResult{Authority: i.Authority, CertificatePEM: i.CertificatePEM}
+		switch i.Generation {
+		case r.Record.From:
+			r.From = ca
+		case r.Record.To:
+			r.To = ca
+		}
+	}
+	if r.From.CertificatePEM == "" {
+		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "Vault %q: the intermediate %s, which the rotation goes out from, is not in the mount %s; nothing was changed. relaypki verify %s says what is there",
+			r.spec.Vault.Name, vault.IntermediateName(r.Record.From), r.spec.Vault.RelayMount, r.spec.Mesh)
+	}
+	if seen.FollowsLatest {
+		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "Vault %q: in the mount %s default_follows_latest_issuer is true: a new intermediate would be at work at once. Set it to false (vault write %[2]s/config/issuers default_follows_latest_issuer=false), then start again; nothing was changed",
+			r.spec.Vault.Name, r.spec.Vault.RelayMount)
+	}
+	r.result.From, r.result.To = r.From.Authority, r.To.Authority
+	detail := fmt.Sprintf("%s, until %s", r.From.Authority.Name, pki.Date(r.From.Authority.NotAfter))
+	if record.Rotation != nil {
+		detail += fmt.Sprintf("; the rotation to generation %d that began %s goes on", r.Record.To, pki.Date(r.Record.Began))
+	}
+	return procedure.Outcome{Detail: detail}, nil
+}
+
+// begin records what is about to be done.
+func (r *intermediateRotation) begin(ctx workflow.Context, before cluster.MeshRecord) error {
+	// Again, with the lock: another run may have been at it meanwhile.
+	record, err := r.read(ctx)
+	if err != nil {
+		return err
+	}
+	if (record.Rotation == nil) != (before.Rotation == nil) || record.Generations != before.Generations {
+		return failure.Permanent(failure.Conflict, "another rotation of the mesh %q has begun or ended while this one looked around; nothing was changed by this one. Start it again", r.spec.Mesh)
+	}
+	r.newcomers(ctx)
+	return r.note(ctx, "record the rotation", "Record the rotation that begins")
+}
+
+// note records how far the rotation is.
+func (r *intermediateRotation) note(ctx workflow.Context, name, summary string) error {
+	r.Record.Back = r.Back
+	_, err := r.step(ctx, name, summary, func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.recordRotation(ctx, &r.Record, nil)
+	})
+	return err
+}
+
+func (r *intermediateRotation) recordRotation(ctx workflow.Context, now *procedure.Rotation, generations *procedure.Generations) (procedure.Outcome, error) {
+	out, err := call[cluster.RecordMemberResult](ctx, acting, kubernetes.RecordRotation, cluster.RecordRotationInput{
+		Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
+		Rotation: now, Generations: generations, Quarantined: r.quarantined(), Mode: r.mode,
+	})
+	return out.Outcome, err
+}
+
+// stage makes the new intermediate beside the one at work. Nothing uses it yet.
+func (r *intermediateRotation) stage(ctx workflow.Context) error {
+	if r.To.CertificatePEM == "" {
+		if err := r.snapshot(ctx); err != nil {
+			return err
+		}
+	}
+	if _, err := r.step(ctx, "new intermediate", "Make the intermediate "+vault.IntermediateName(r.Record.To), r.makeIntermediate); err != nil {
+		return err
+	}
+	r.result.To = r.To.Authority
+	return nil
+}
+
+func (r *intermediateRotation) makeIntermediate(ctx workflow.Context) (procedure.Outcome, error) {
+	in := vault.IntermediateInput{
+		Vault: r.spec.Vault.Name, RootMount: r.spec.Vault.RootMount, RelayMount: r.spec.Vault.RelayMount,
+		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
+		Generation: r.Record.To, CA: r.spec.PKI.Intermediate, Mode: r.mode, Rotation: true,
+	}
+	var outcome procedure.Outcome
+	var err error
+	r.To, outcome, err = makeIntermediate(ctx, r.signing, r.spec, in)
+	return outcome, err
+}
+
+// snapshot makes sure that Vault can be restored to what it is before the first
+// change of a CA.
+func (r *intermediateRotation) snapshot(ctx workflow.Context) error {
+	how := r.spec.Rotation.Snapshot
+	if how == mesh.SnapshotNone || r.Record.Snapshot != "" || !r.mode.Writes() {
+		return nil
+	}
+	if how == mesh.SnapshotTake {
+		if _, err := r.step(ctx, "snapshot of Vault", "Take a snapshot of Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
+			out, err := call[vault.SnapshotResult](ctx, acting, vaults.TakeSnapshot, vault.SnapshotInput{
+				Vault: r.spec.Vault.Name, File: fmt.Sprintf("%s-before-%s.snap", r.spec.Mesh, vault.IntermediateName(r.Record.To)), Mode: r.mode,
+			})
+			r.Record.Snapshot = out.Path
+			return out.Outcome, err
+		}); err != nil {
+			return err
+		}
+	} else if err := r.awaitApproval(ctx, phaseSnapshot, "somebody's word that there is a snapshot of Vault from now (vault operator raft snapshot save FILE), before the first change of a CA"); err != nil {
+		return err
+	} else {
+		r.Record.Snapshot = "by the word of whoever approved"
+	}
+	return r.note(ctx, "record the snapshot", "Record that there is a snapshot of Vault")
+}
+
+// prove has the new intermediate sign a throwaway certificate, and computes all
+// handshakes with what it gives.
+func (r *intermediateRotation) prove(ctx workflow.Context) error {
+	return r.aim(ctx, r.To, r.Record.To)
+}
+
+// aim makes the intermediate the target of what follows, and proves that every
+// handshake would succeed with it.
+func (r *intermediateRotation) aim(ctx workflow.Context, ca vault.CAResult, generation int) error {
+	r.Target = target{IssuerID: ca.Authority.IssuerID, Generation: generation, RootPEM: r.Root.CertificatePEM, IntermediatePEM: ca.CertificatePEM}
+	if r.Target.IssuerID == "" { // in a plan
+		r.Target.IssuerID = vault.IntermediateName(generation)
+	}
+	if _, err := r.step(ctx, "throwaway signature", "Have the intermediate sign a throwaway certificate", func(ctx workflow.Context) (procedure.Outcome, error) {
+		out, err := call[vault.ProveIssuerResult](ctx, acting, vaults.ProveIssuer, vault.ProveIssuerInput{
+			Spec: r.spec.Only(""), IssuerID: r.Target.IssuerID, RootPEM: r.Root.CertificatePEM, Mode: r.mode,
+		})
+		if out.ChainPEM != "" {
+			r.Target.InFlight = []string{out.ChainPEM}
+		}
+		return out.Outcome, err
+	}); err != nil || !r.mode.Writes() {
+		return err
+	}
+	if _, err := r.step(ctx, "server", "Read what the management server presents and trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.readServer(ctx, false)
+	}); err != nil {
+		return err
+	}
+	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server, with the intermediate "+ca.Authority.Name, func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.pairs(ctx, nil)
+	})
+	return err
+}
+
+// canary works on the canary clusters alone, and looks at them again when they
+// have been left to themselves for a while.
+func (r *intermediateRotation) canary(ctx workflow.Context) error {
+	if r.spec.PKI.Isolation == mesh.IsolationShared {
+		// One role signs for everybody; from here on it may be the new intermediate
+		// for anybody who renews.
+		if err := r.moveRole(ctx, ""); err != nil {
+			return err
+		}
+	}
+	names := canaries(r.spec)
+	if len(names) == 0 {
+		return nil
+	}
+	if err := r.clusters(ctx, names); err != nil || !r.mode.Writes() {
+		return err
+	}
+	return r.soak(ctx, names)
+}
+
+func (r *intermediateRotation) soak(ctx workflow.Context, names []string) error {
+	for_ := r.spec.Rotation.Soak.Duration
+	if for_ == 0 {
+		return nil
+	}
+	until := workflow.Now(ctx).Add(for_)
+	r.fleet.await(ctx, fmt.Sprintf("the canary (%s) to be left to itself until %s", oneOf(names), pki.Date(until)), false)
+	err := workflow.Sleep(ctx, for_)
+	r.fleet.await(ctx, "", false)
+	if err != nil {
+		return err
+	}
+	_, err = r.step(ctx, "canary after its soak", "Make fresh handshakes in the place of the canary", func(ctx workflow.Context) (procedure.Outcome, error) {
+		for _, name := range names {
+			if r.fleet.status[name] != rollout.Done {
+				continue
+			}
+			w, _ := r.spec.Workload(name)
+			if _, err := call[procedure.Outcome](ctx, on(r.Queues[w.Context], acting), relays.ShakeHands, relay.ShakeHandsInput{Spec: r.spec.Only(name), Cluster: name}); err != nil {
+				return procedure.Outcome{}, err
+			}
+		}
+		return procedure.Outcome{Detail: "accepted: " + oneOf(names)}, nil
+	})
+	return err
+}
+
+// everybody works on all other clusters.
+func (r *intermediateRotation) everybody(ctx workflow.Context) error {
+	return r.clusters(ctx, r.names())
+}
+
+// converge goes on until no role and no member is left of the previous
+// intermediate: who has joined meanwhile is a member, who has left is none.
+func (r *intermediateRotation) converge(ctx workflow.Context) error {
+	if r.mode.Writes() {
+		if err := r.settle(ctx, r.Record.From); err != nil {
+			return err
+		}
+	}
+	if r.mode.Writes() {
+		return r.verify(ctx)
+	}
+	return nil
+}
+
+// settle has everybody gone over again whose role is still the given
+// generation's, and moves the roles of those who were left out: their
+// cert-managers renew by themselves, and are then given what everybody accepts.
+func (r *intermediateRotation) settle(ctx workflow.Context, from int) error {
+	for {
+		if err := r.readSpec(ctx); err != nil {
+			return err
+		}
+		r.leavers(ctx)
+		r.newcomers(ctx)
+		if err := r.clusters(ctx, r.names()); err != nil {
+			return err
+		}
+		for _, c := range r.fleet.in(procedure.Skipped) {
+			if _, member := r.spec.Workload(c.Cluster); !member {
+				continue
+			}
+			if err := r.moveRole(ctx, c.Cluster); err != nil {
+				return err
+			}
+		}
+		var lagging []string
+		if _, err := r.step(ctx, "roles", "Read which intermediate the roles sign with", func(ctx workflow.Context) (procedure.Outcome, error) {
+			var err error
+			lagging, err = r.lagging(ctx)
+			return procedure.Outcome{Detail: fmt.Sprintf("%d left to move", len(lagging))}, err
+		}); err != nil || len(lagging) == 0 {
+			return err
+		}
+		for _, name := range lagging {
+			r.fleet.status[name] = rollout.Waiting
+			r.report.cluster(ctx, name, procedure.Pending, "its role has come back to the previous intermediate")
+		}
+	}
+}
+
+// lagging are the members whose roles do not sign with the target. A role that is
+// no member's is somebody else's: to take the intermediate away from it would
+// stop its renewals.
+func (r *intermediateRotation) lagging(ctx workflow.Context) ([]string, error) {
+	seen, err := call[vault.SurveyResult](ctx, acting, vaults.Survey, vault.SurveyInput{Spec: r.spec.Only("")})
+	if err != nil {
+		return nil, err
+	}
+	record, err := readMesh(ctx, r.in.Mesh, r.in.Management, r.in.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	ours := map[string]string{r.spec.PKI.Role: "", r.spec.ProbeRole(): ""}
+	for _, w := range record.Spec.WithDefaults().Workloads {
+		ours[r.spec.RoleFor(w)] = w.Name
+	}
+	var lagging, foreign []string
+	for _, role := range slices.Sorted(maps.Keys(seen.Roles)) {
+		name, known := ours[role]
+		switch {
+		case seen.Roles[role] == r.Target.IssuerID:
+		case !known:
+			foreign = append(foreign, role)
+		case name == "":
+			return nil, failure.Permanent(failure.Conflict, "Vault %q: the role %s signs with another intermediate again; somebody has written it meanwhile. Start the rotation again", r.spec.Vault.Name, role)
+		default:
+			lagging = append(lagging, name)
+		}
+	}
+	if len(foreign) > 0 {
+		return nil, failure.Permanent(failure.Conflict, "Vault %q: roles of %s that are no member's of the mesh %s sign with the previous intermediate: %s. Move each (vault patch %[2]s/roles/ROLE issuer_ref=%[5]s) or delete it, then start the rotation again",
+			r.spec.Vault.Name, r.spec.Vault.RelayMount, r.spec.Mesh, oneOf(foreign), r.Target.IssuerID)
+	}
+	return lagging, nil
+}
+
+// retire takes the previous intermediate's right to issue, and waits until the
+// last certificate that it has issued has ended.
+func (r *intermediateRotation) retire(ctx workflow.Context) error {
+	if err := r.use(ctx, r.From, false, r.To); err != nil {
+		return err
+	}
+	if _, err := r.step(ctx, "CRL and tidy", "Have Vault renew its CRLs and tidy away what has expired", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, vaults.ConfigureTidy, vault.TidyInput{Spec: r.spec.Only(""), Mode: r.mode})
+	}); err != nil || !r.mode.Writes() {
+		return err
+	}
+	if r.Record.Converged.IsZero() {
+		r.Record.Converged = workflow.Now(ctx)
+		if err := r.note(ctx, "record the rotation", "Record that nothing is left of the previous intermediate"); err != nil {
+			return err
+		}
+	}
+	return r.waitOut(ctx)
+}
+
+// waitOut waits for the end of the longest leaf. Whoever knows that no other
+// certificate of the previous intermediate matters may end it.
+func (r *intermediateRotation) waitOut(ctx workflow.Context) error {
+	longest := max(r.spec.Certificates.Server.Duration.Duration, r.spec.Certificates.Client.Duration.Duration)
+	until := r.Record.Converged.Add(longest)
+	r.result.RetiredUntil = until
+	wait := until.Sub(workflow.Now(ctx))
+	if wait <= 0 || slices.Contains(r.Approved, phaseFinish) {
+		return nil
+	}
+	r.fleet.await(ctx, fmt.Sprintf("the last certificate of %s to end, at %s. Every member has one of %s. To end the rotation now: relaypki approve %s %s",
+		r.From.Authority.Name, pki.Date(until), r.To.Authority.Name, r.spec.Mesh, phaseFinish), false)
+	r.waitingOut = true
+	_, err := workflow.AwaitWithTimeout(ctx, wait, func() bool { return slices.Contains(r.Approved, phaseFinish) })
+	r.waitingOut = false
+	r.fleet.await(ctx, "", false)
+	return err
+}
+
+func (r *intermediateRotation) use(ctx workflow.Context, ca vault.CAResult, signs bool, standard vault.CAResult) error {
+	name := "use of " + ca.Authority.Name
+	_, err := r.step(ctx, name, "Say what the intermediate "+ca.Authority.Name+" may be used for", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, vaults.UseIssuer, vault.UseIssuerInput{
+			Spec: r.spec.Only(""), IssuerID: ca.Authority.IssuerID, Signs: signs, Default: standard.Authority.IssuerID, Mode: r.mode,
+		})
+	})
+	return err
+}
+
+// deleteKey deletes the previous intermediate's key, for good.
+func (r *intermediateRotation) deleteKey(ctx workflow.Context) error {
+	_, err := r.step(ctx, "key of "+r.From.Authority.Name, "Delete the key of the intermediate "+r.From.Authority.Name, func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, vaults.DeleteKey, vault.DeleteKeyInput{Spec: r.spec.Only(""), IssuerID: r.From.Authority.IssuerID, Mode: r.mode})
+	})
+	return err
+}
+
+// end records that the mesh is of the new generation.
+func (r *intermediateRotation) end(ctx workflow.Context) error {
+	if !r.mode.Writes() {
+		return nil
+	}
+	record, err := r.read(ctx)
+	if err != nil {
+		return err
+	}
+	generations := record.Generations
+	generations.Intermediate = r.Record.To
+	if _, err := r.step(ctx, "record the mesh", "Record that the rotation is over", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.recordRotation(ctx, nil, &generations)
+	}); err != nil {
+		return err
+	}
+	r.notice(ctx, fmt.Sprintf("done: every certificate is of %s, until %s", r.To.Authority.Name, pki.Date(r.To.Authority.NotAfter)))
+	return nil
+}
+
+// backward takes the rotation back: the previous intermediate may issue again,
+// roles are moved back to it, and who has a certificate of the new one gets one
+// of the previous. Both are accepted by everybody, so the order is free. What was
+// staged stays, and may not issue: deleting is never part of going back.
+func (r *intermediateRotation) backward(ctx workflow.Context) error {
+	if err := r.report.phase(ctx, "rollback"); err != nil {
+		return err
+	}
+	r.result.RolledBack = r.Back
+	r.Record.Converged = time.Time{}
+	if err := r.note(ctx, "record the rollback", "Record that the rotation goes back"); err != nil {
+		return err
+	}
+	if err := r.use(ctx, r.From, true, r.From); err != nil {
+		return err
+	}
+	if err := r.aim(ctx, r.From, r.Record.From); err != nil {
+		return err
+	}
+	if !r.Turned {
+		r.Turned = true
+		r.fleet.again(ctx)
+	}
+	if err := r.server(ctx); err != nil {
+		return err
+	}
+	if err := r.settle(ctx, r.Record.To); err != nil {
+		return err
+	}
+	if err := r.verify(ctx); err != nil {
+		return err
+	}
+	if err := r.survivor(ctx); err != nil {
+		return err
+	}
+	record, err := r.read(ctx)
+	if err != nil {
+		return err
+	}
+	generations := record.Generations
+	generations.Intermediate = r.Record.From
+	if _, err := r.step(ctx, "record the mesh", "Record that the rotation was taken back", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.recordRotation(ctx, nil, &generations)
+	}); err != nil {
+		return err
+	}
+	r.notice(ctx, fmt.Sprintf("taken back (%s): every certificate is of %s again", r.Back, r.From.Authority.Name))
+	return nil
+}
+
+// survivor takes the right to issue from the intermediate that was staged, if it
+// was.
+func (r *intermediateRotation) survivor(ctx workflow.Context) error {
+	if r.To.Authority.IssuerID == "" {
+		seen, err := call[vault.SurveyResult](ctx, summarized(acting, "Read the CAs in Vault"), vaults.Survey, vault.SurveyInput{Spec: r.spec.Only("")})
+		if err != nil {
+			return err
+		}
+		for _, i := range seen.Intermediates {
+			if i.Generation == r.Record.To {
+				r.To = vault.CAResult{Authority: i.Authority, CertificatePEM: i.CertificatePEM}
+			}
+		}
+	}
+	if r.To.Authority.IssuerID == "" {
+		return nil
+	}
+	return r.use(ctx, r.To, false, r.From)
+}
+
+// plan says what each phase would do; what it finds in the way is in the matrix.
+func (r *intermediateRotation) plan(ctx workflow.Context) error {
+	ctx = workflow.WithValue(ctx, inTurnKey{}, true)
+	for _, p := range r.result.Matrix {
+		if len(p.Broken) > 0 {
+			return failure.Permanent(failure.Preflight, "this rotation would cut agents off, and is refused; nothing was changed:\n- in phase %s: %s", p.Phase, strings.Join(p.Broken, "\n- "))
+		}
+	}
+	return r.forward(ctx)
+}
+
+// matrix is who presents and who trusts what in each phase.
+func (r *intermediateRotation) matrix(agents []rotation.PlanMember) {
+	server := rotation.PlanMember{Name: "server", Presents: r.Server.Presents, Trusts: r.Server.Trusted}
+	slices.SortFunc(agents, func(a, b rotation.PlanMember) int { return strings.Compare(a.Name, b.Name) })
+	for _, p := range rotation.IntermediatePlan(server, agents, canaries(r.spec), r.Root.Authority.Name, r.From.Authority.Name, vault.IntermediateName(r.Record.To)) {
+		view := procedure.PhaseView{Phase: string(p.Phase), Does: rotation.Does(p.Phase), Broken: p.Broken}
+		for _, m := range p.Members {
+			view.Members = append(view.Members, procedure.MemberView{Member: m.Member, Presents: m.Presents, Trusts: m.Trusts})
+		}
+		r.result.Matrix = append(r.result.Matrix, view)
+	}
+}
+
+func (r *intermediateRotation) sum() {
+	r.result.Steps, r.result.Clusters, r.result.Changed = r.report.Steps, r.Results, r.Changed
+}
+
+// Phases that are only ever approved.
+const (
+	phaseSnapshot = "snapshot"
+	phaseFinish   = "finish"
+)
+
+// approval waits until somebody lets the phase begin, if the spec or the input
+// asks for it.
+func (r *intermediateRotation) approval(ctx workflow.Context, phase rotation.Phase) error {
+	how := r.spec.Rotation.Approval
+	if r.input.Approval != "" {
+		how = r.input.Approval
+	}
+	if !r.mode.Writes() || !rotation.Asks(how, phase) {
+		return nil
+	}
+	return r.awaitApproval(ctx, string(phase), fmt.Sprintf("approval of %q: %s", phase, rotation.Does(phase)))
+}
+
+func (r *intermediateRotation) awaitApproval(ctx workflow.Context, phase, what string) error {
+	if slices.Contains(r.Approved, phase) {
+		return nil
+	}
+	r.asked = phase
+	text := fmt.Sprintf("%s. Let it begin: relaypki approve %s %s; or take the rotation back: relaypki rollback %[2]s --reason WHY", what, r.spec.Mesh, shell.Join(phase))
+	r.fleet.await(ctx, text, true)
+	r.notice(ctx, "waits for "+text)
+	err := workflow.Await(ctx, func() bool { return slices.Contains(r.Approved, phase) })
+	r.asked = ""
+	r.fleet.await(ctx, "", false)
+	return err
+}
+
+// notice tells people; that they could not be told changes nothing.
+func (r *intermediateRotation) notice(ctx workflow.Context, text string) {
+	if ctx.Err() == nil {
+		notice(ctx, r.report, text)
+	}
+}
+
+// steer takes the updates by which people steer a rotation of a CA, beside those
+// of every fleet.
+func (r *intermediateRotation) steer(ctx workflow.Context) error {
+	if err := workflow.SetUpdateHandlerWithOptions(ctx, procedure.ApproveUpdate, r.approve, workflow.UpdateHandlerOptions{
+		Validator: r.mayApprove, Description: `Let the phase begin that the rotation waits for. {"phase":"server","by":"...","note":"..."}`,
+	}); err != nil {
+		return err
+	}
+	return workflow.SetUpdateHandlerWithOptions(ctx, procedure.RollbackUpdate, r.rollback, workflow.UpdateHandlerOptions{
+		Validator: r.mayRollBack, Description: `Take the rotation back, from whatever phase it is in. {"reason":"..."}`,
+	})
+}
+
+func (r *intermediateRotation) mayApprove(in procedure.Typed[procedure.ApproveInput]) error {
+	problems := in.Problems
+	switch phase := in.In.Phase; {
+	case phase == "":
+		problems = append(problems, problem("phase", "is missing; name the phase that is to begin%s", r.awaited()))
+	case slices.Contains(r.Approved, phase):
+	case r.Back != "":
+		problems = append(problems, problem("phase", "the rotation is being taken back (%s), there is nothing to approve", r.Back))
+	case phase != r.asked && (phase != phaseFinish || !r.waitingOut):
+		problems = append(problems, problem("phase", "%q is not what the rotation waits for%s", phase, r.awaited()))
+	}
+	return refuse(problems)
+}
+
+// awaited is what may be approved now, for an error.
+func (r *intermediateRotation) awaited() string {
+	switch {
+	case r.asked != "":
+		return fmt.Sprintf(": that is %q", r.asked)
+	case r.waitingOut:
+		return fmt.Sprintf(": that is %q", phaseFinish)
+	}
+	return fmt.Sprintf("; it is at %q and waits for no approval", r.report.Phase)
+}
+
+func (r *intermediateRotation) approve(_ workflow.Context, in procedure.Typed[procedure.ApproveInput]) (procedure.Standing, error) {
+	if !slices.Contains(r.Approved, in.In.Phase) {
+		r.Approved = append(r.Approved, in.In.Phase)
+		r.report.Approvals = append(r.report.Approvals, in.In)
+	}
+	return r.fleet.standing()
+}
+
+func (r *intermediateRotation) mayRollBack(in procedure.Typed[procedure.RollbackInput]) error {
+	problems := append(in.Problems, missingReason(in.In.Reason)...)
+	if r.Back == "" {
+		if r.turn == nil {
+			problems = append(problems, problem("", "nothing has been changed yet; to end the run: relaypki abort %s --reason WHY", r.in.Mesh))
+		} else if err := rotation.MayRollBack(r.Phase); err != nil {
+			problems = append(problems, problem("", "%v", err))
+		}
+	}
+	return refuse(problems)
+}
+
+func (r *intermediateRotation) rollback(_ workflow.Context, in procedure.Typed[procedure.RollbackInput]) (procedure.Standing, error) {
+	if r.Back == "" {
+		r.Back = in.In.Reason
+		r.turn()
+	}
+	return r.fleet.standing()
+}

@@ -1,0 +1,203 @@
+package workflows
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rollout"
+	"github.com/relaypki/relaypki/internal/strict"
+)
+
+// RotateLeafCertificates has the members' certificates issued anew by the
+// intermediate at work: the canary's, the management server's, then all others,
+// or those of the clusters that are named. Nobody's trust changes, so that every
+// order is safe; what was issued since the rotation began is left alone.
+func RotateLeafCertificates(ctx workflow.Context, in procedure.Typed[procedure.RotateLeafInput], long *rotatingState) (procedure.RotateResult, error) {
+	ctx, abort := workflow.WithCancel(ctx)
+	r := &leafRotation{input: in.In, rotating: rotating{in: in.In.MeshInput, mode: procedure.Apply}}
+	if in.In.Plan {
+		r.mode = procedure.Plan
+	}
+	r.result = procedure.RotateResult{Mesh: in.In.Mesh, Plan: in.In.Plan}
+	progress := procedure.Progress{Procedure: procedure.RotateLeafCertificates, Mesh: in.In.Mesh, Phase: "preflight"}
+	if long != nil && workflow.GetInfo(ctx).ContinuedExecutionRunID != "" {
+		r.rotatingState, progress, r.resumed = *long, long.Progress, true
+	}
+	var err error
+	if r.report, err = newReport(ctx, progress); err != nil {
+		return r.result, err
+	}
+	r.report.attributes = r.Attributes
+	r.fleet = newRotationFleet(r.report, abort)
+	if err := r.fleet.steer(ctx); err != nil {
+		return r.result, err
+	}
+	if err := invalid(append(in.Problems, in.In.Validate()...)); err != nil {
+		return r.result, r.report.finish(ctx, err)
+	}
+	err = r.run(ctx)
+	if errors.Is(err, errLong) {
+		return r.result, workflow.NewContinueAsNewError(ctx, procedure.RotateLeafCertificates, in.In, r.handOver())
+	}
+	r.result.Steps, r.result.Clusters, r.result.Changed = r.report.Steps, r.Results, r.Changed
+	err = r.fleet.outcome(err)
+	tell(ctx, r.report, err)
+	return r.result, r.report.finish(ctx, err)
+}
+
+// leafRotation is one run of RotateLeafCertificates.
+type leafRotation struct {
+	rotating
+	input   procedure.RotateLeafInput
+	resumed bool
+}
+
+func (r *leafRotation) run(ctx workflow.Context) error {
+	if r.resumed {
+		if err := r.readSpec(ctx); err != nil {
+			return err
+		}
+		return release(ctx, r.lock(ctx), r.clustersAndProof(ctx))
+	}
+	if err := r.preflight(ctx); err != nil {
+		return err
+	}
+	if !r.mode.Writes() {
+		return r.rotate(workflow.WithValue(ctx, inTurnKey{}, true))
+	}
+	return r.locked(ctx, func() error { return r.rotate(ctx) })
+}
+
+// preflight looks at all that the rotation relies on; nothing has been changed
+// by its end.
+func (r *leafRotation) preflight(ctx workflow.Context) error {
+	var err error
+	if r.Queues, err = r.report.describe(ctx, "preflight"); err != nil {
+		return err
+	}
+	record, err := r.read(ctx)
+	if err != nil {
+		return err
+	}
+	var unknown []strict.Problem
+	for i, name := range r.input.Clusters {
+		if _, ok := r.spec.Workload(name); !ok {
+			unknown = append(unknown, problem(fmt.Sprintf("clusters[%d]", i), "%q is no member of the mesh %q", name, r.spec.Mesh))
+		}
+	}
+	if err := invalid(unknown); err != nil {
+		return err
+	}
+	if record.Rotation != nil {
+		return failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s, which issues every certificate anew; nothing was changed. Finish it first", r.spec.Mesh, record.Rotation.Procedure, record.Rotation.Workflow)
+	}
+	r.report.Clusters = slices.DeleteFunc(pending(ctx, r.spec), func(c procedure.ClusterProgress) bool {
+		return len(r.input.Clusters) > 0 && !slices.Contains(r.input.Clusters, c.Cluster)
+	})
+	r.fleet.follow(r.spec.Rollout)
+	if len(r.input.Clusters) == 0 {
+		r.keepOut(ctx, record.Quarantined)
+	}
+	r.Target.Since = workflow.Now(ctx)
+	if _, err := r.step(ctx, "certificate authorities", "Read the CAs in Vault", r.survey); err != nil {
+		return err
+	}
+	if _, err := r.step(ctx, "server", "Read what the management server presents and trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.readServer(ctx, false)
+	}); err != nil {
+		return err
+	}
+	_, err = r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.pairs(ctx, nil)
+	})
+	return err
+}
+
+// survey makes the intermediate at work the target; no role is moved.
+func (r *leafRotation) survey(ctx workflow.Context) (procedure.Outcome, error) {
+	seen, err := call[vault.SurveyResult](ctx, acting, vaults.Survey, vault.SurveyInput{Spec: r.spec.Only("")})
+	if err != nil {
+		return procedure.Outcome{}, err
+	}
+	r.Target.RootPEM, r.Target.IntermediatePEM = seen.Root.CertificatePEM, seen.Active.CertificatePEM
+	r.result.To = seen.Active.Authority
+	return procedure.Outcome{Detail: fmt.Sprintf("%s, until %s", seen.Active.Authority.Name, pki.Date(seen.Active.Authority.NotAfter))}, nil
+}
+
+func (r *leafRotation) rotate(ctx workflow.Context) error {
+	if err := r.report.phase(ctx, "canary"); err != nil {
+		return err
+	}
+	if first := slices.DeleteFunc(canaries(r.spec), func(name string) bool { return !slices.Contains(r.members(), name) }); len(first) > 0 {
+		if err := r.clusters(ctx, first); err != nil {
+			return err
+		}
+	}
+	if len(r.input.Clusters) == 0 {
+		if err := r.report.phase(ctx, "server"); err != nil {
+			return err
+		}
+		if err := r.server(ctx); err != nil {
+			return err
+		}
+	}
+	return r.clustersAndProof(ctx)
+}
+
+func (r *leafRotation) clustersAndProof(ctx workflow.Context) error {
+	if err := r.report.phase(ctx, "fleet"); err != nil {
+		return err
+	}
+	if err := r.clusters(ctx, r.members()); err != nil || !r.mode.Writes() {
+		return err
+	}
+	if err := r.report.phase(ctx, "verification"); err != nil {
+		return err
+	}
+	if err := r.verify(ctx); err != nil {
+		return err
+	}
+	return r.release(ctx)
+}
+
+// release notes that clusters which were in quarantine no longer are: they have a
+// certificate of the intermediate at work.
+func (r *leafRotation) release(ctx workflow.Context) error {
+	record, err := r.read(ctx)
+	if err != nil {
+		return err
+	}
+	still := maps.Clone(record.Quarantined)
+	for _, c := range r.report.Clusters {
+		if r.fleet.status[c.Cluster] == rollout.Done {
+			delete(still, c.Cluster)
+		}
+	}
+	if len(still) == len(record.Quarantined) {
+		return nil
+	}
+	_, err = r.step(ctx, "record the mesh", "Record who is no longer in quarantine", func(ctx workflow.Context) (procedure.Outcome, error) {
+		out, err := call[cluster.RecordMemberResult](ctx, acting, kubernetes.RecordRotation, cluster.RecordRotationInput{
+			Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Quarantined: still, Mode: r.mode,
+		})
+		return out.Outcome, err
+	})
+	return err
+}
+
+// members are the clusters that this rotation is for.
+func (r *leafRotation) members() []string {
+	if len(r.input.Clusters) > 0 {
+		return r.input.Clusters
+	}
+	return r.names()
+}

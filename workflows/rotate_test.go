@@ -1,0 +1,517 @@
+package workflows
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/testsuite"
+
+	"github.com/relaypki/relaypki/activities/certmanager"
+	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/relay"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+// scriptedPKI is what a rotation changes, by generations of the intermediate.
+type scriptedPKI struct {
+	// signs says which intermediates there are, and whether each may issue.
+	signs map[int]bool
+	// roles and leaves are by the workload's name; the server's is "".
+	roles, leaves map[string]int
+	deleted       []int
+}
+
+func newPKI(workloads ...string) scriptedPKI {
+	p := scriptedPKI{signs: map[int]bool{1: true}, roles: map[string]int{"": 1}, leaves: map[string]int{"": 1}}
+	for _, name := range workloads {
+		p.roles[name], p.leaves[name] = 1, 1
+	}
+	return p
+}
+
+func (p scriptedPKI) String() string {
+	return fmt.Sprintf("signs %v roles %v leaves %v", p.signs, p.roles, p.leaves)
+}
+
+// everywhere says that all is of one generation, and that no other may issue.
+func (p scriptedPKI) everywhere(generation int) error {
+	for _, of := range []map[string]int{p.roles, p.leaves} {
+		for name, have := range of {
+			if have != generation {
+				return fmt.Errorf("%q is of generation %d: %s", name, have, p)
+			}
+		}
+	}
+	for g, signs := range p.signs {
+		if signs != (g == generation) {
+			return fmt.Errorf("the intermediate %d may issue: %v", g, signs)
+		}
+	}
+	return nil
+}
+
+func scriptedIssuer(generation int) string { return fmt.Sprintf("issuer-%d", generation) }
+
+func generationOf(issuer string) int {
+	var g int
+	_, _ = fmt.Sscanf(issuer, "issuer-%d", &g)
+	return g
+}
+
+// rotations scripts the activities of the rotations, on o.pki.
+func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
+	// change guards the script's state, and lets the test interfere.
+	change := func(activity, about string, do func()) error {
+		noting.Lock()
+		defer noting.Unlock()
+		if o.calling != nil {
+			o.calling(o, activity, about)
+		}
+		if err := o.fails[strings.TrimSpace(activity+" "+about)]; err != nil {
+			return err
+		}
+		do()
+		return nil
+	}
+	authority := func(generation int) procedure.Authority {
+		return procedure.Authority{IssuerID: scriptedIssuer(generation), Name: vault.IntermediateName(generation)}
+	}
+	env.OnActivity(vaults.Survey, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.SurveyInput) (vault.SurveyResult, error) {
+		out := vault.SurveyResult{Root: vault.CAResult{CertificatePEM: "ROOT", Authority: procedure.Authority{IssuerID: "root", Name: "relay-root-g1"}}, Roles: map[string]string{}}
+		err := change("Survey", "", func() {
+			for g, signs := range o.pki.signs {
+				state := vault.IntermediateState{Authority: authority(g), CertificatePEM: fmt.Sprintf("CA %d", g), Generation: g, HasKey: true, Signs: signs}
+				out.Intermediates = append(out.Intermediates, state)
+				out.Highest = max(out.Highest, g)
+				if g == o.pki.roles[""] {
+					out.Active = state
+				}
+			}
+			for name, g := range o.pki.roles {
+				role := in.Spec.PKI.Role
+				if name != "" {
+					role = in.Spec.RoleFor(mesh.Workload{Name: name})
+				}
+				out.Roles[role] = scriptedIssuer(g)
+			}
+		})
+		return out, err
+	})
+	env.OnActivity(vaults.GenerateIntermediateCSR, mock.Anything, mock.MatchedBy(func(in vault.IntermediateInput) bool { return in.Rotation })).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CSRResult, error) {
+		out := vault.CSRResult{CSRPEM: "CSR"}
+		err := change("GenerateIntermediateCSR", fmt.Sprint(in.Generation), func() { _, out.Present = o.pki.signs[in.Generation] })
+		return out, err
+	})
+	env.OnActivity(vaults.SetSignedIntermediate, mock.Anything, mock.MatchedBy(func(in vault.IntermediateInput) bool { return in.Rotation })).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CAResult, error) {
+		if !in.Mode.Writes() {
+			return vault.CAResult{}, nil
+		}
+		err := change("SetSignedIntermediate", fmt.Sprint(in.Generation), func() {
+			if _, there := o.pki.signs[in.Generation]; !there {
+				o.pki.signs[in.Generation] = true
+			}
+		})
+		return vault.CAResult{CertificatePEM: fmt.Sprintf("CA %d", in.Generation), Authority: authority(in.Generation)}, err
+	})
+	env.OnActivity(vaults.ProveIssuer, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.ProveIssuerInput) (vault.ProveIssuerResult, error) {
+		return vault.ProveIssuerResult{ChainPEM: "CHAIN"}, change("ProveIssuer", in.IssuerID, func() {})
+	})
+	env.OnActivity(vaults.MoveRole, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.MoveRoleInput) (procedure.Outcome, error) {
+		var out procedure.Outcome
+		err := change("MoveRole", strings.TrimSpace(in.Workload+" "+in.IssuerID), func() {
+			if have, ok := o.pki.roles[in.Workload]; ok && have != generationOf(in.IssuerID) {
+				out.Changed(procedure.Update, "role", "")
+				if in.Mode.Writes() {
+					o.pki.roles[in.Workload] = generationOf(in.IssuerID)
+				}
+			}
+		})
+		return out, err
+	})
+	env.OnActivity(vaults.UseIssuer, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.UseIssuerInput) (out procedure.Outcome, err error) {
+		return out, change("UseIssuer", fmt.Sprintf("%s signs:%v", in.IssuerID, in.Signs), func() {
+			if in.Mode.Writes() {
+				o.pki.signs[generationOf(in.IssuerID)] = in.Signs
+			}
+		})
+	})
+	env.OnActivity(vaults.ConfigureTidy, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
+	env.OnActivity(vaults.DeleteKey, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.DeleteKeyInput) (out procedure.Outcome, err error) {
+		return out, change("DeleteKey", in.IssuerID, func() { o.pki.deleted = append(o.pki.deleted, generationOf(in.IssuerID)) })
+	})
+	env.OnActivity(vaults.TakeSnapshot, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.SnapshotInput) (vault.SnapshotResult, error) {
+		return vault.SnapshotResult{Path: "/snapshots/" + in.File}, change("TakeSnapshot", in.File, func() {})
+	})
+	env.OnActivity(certManagers.Reissue, mock.Anything, mock.Anything).Return(func(_ context.Context, in certmanager.ReissueInput) (out certmanager.CertificateResult, err error) {
+		name := in.Context
+		if in.Server {
+			name = ""
+		}
+		err = change("Reissue", name, func() {
+			if !in.Mode.Writes() {
+				return
+			}
+			g := o.pki.roles[name]
+			if !o.pki.signs[g] || in.IntermediatePEM != fmt.Sprintf("CA %d", g) {
+				err = failure.Permanent(failure.Mismatch, "%q has a role of generation %d, and %s was asked for", name, g, in.IntermediatePEM)
+				return
+			}
+			if o.pki.leaves[name] != g || !in.Since.IsZero() {
+				o.pki.leaves[name] = g
+				out.Changed(procedure.Update, "certificate", "")
+			}
+		})
+		return out, err
+	})
+	env.OnActivity(kubernetes.RestartDeployment, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.RestartInput) (out procedure.Outcome, err error) {
+		return out, change("RestartDeployment", in.Context, func() {})
+	})
+	env.OnActivity(relays.ReadServer, mock.Anything, mock.Anything).Return(func(context.Context, relay.ServerInput) (relay.ServerResult, error) {
+		return relay.ServerResult{Presents: "relay-intermediate-g1", Trusted: []string{"relay-root-g1"}}, change("ReadServer", "", func() {})
+	})
+	env.OnActivity(relays.CheckPair, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.CheckPairInput) (out relay.CheckPairResult, err error) {
+		err = change("CheckPair", in.Cluster, func() {
+			if o.differs["CheckPair "+in.Cluster] {
+				out.Problems = []string{"the agent does not accept the server"}
+			}
+			out.Presents, out.Trusts = "relay-intermediate-g1", []string{"relay-root-g1"}
+		})
+		return out, err
+	})
+	env.OnActivity(relays.ShakeHands, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.ShakeHandsInput) (out procedure.Outcome, err error) {
+		return out, change("ShakeHands", in.Cluster, func() {})
+	})
+	env.OnActivity(kubernetes.RecordRotation, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.RecordRotationInput) (out cluster.RecordMemberResult, err error) {
+		err = change("RecordRotation", "", func() {
+			o.record.Rotation = in.Rotation
+			if in.Generations != nil {
+				o.record.Generations = *in.Generations
+			}
+			if in.Quarantined != nil {
+				o.record.Quarantined = in.Quarantined
+			}
+			out.Record = o.record
+		})
+		return out, err
+	})
+}
+
+// rotated is a mesh of two clusters whose rotations ask nobody and wait for
+// nothing.
+func rotated() *outside {
+	record := complete()
+	record.Generations = procedure.Generations{Root: 1, Intermediate: 1}
+	record.Spec.Rotation.Approval, record.Spec.Rotation.Snapshot = mesh.ApprovalNone, mesh.SnapshotNone
+	return &outside{record: record, pki: newPKI("cluster1", "cluster2"), fails: map[string]error{}}
+}
+
+func rotate(t *testing.T, o *outside, input string) (procedure.RotateResult, error) {
+	t.Helper()
+	env := newRun(t, o)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(input))
+	var result procedure.RotateResult
+	if err := env.GetWorkflowError(); err != nil {
+		return result, err
+	}
+	if err := env.GetWorkflowResult(&result); err != nil {
+		t.Fatal(err)
+	}
+	return result, nil
+}
+
+func TestRotateIntermediate(t *testing.T) {
+	o := rotated()
+	result, err := rotate(t, o, `{"mesh":"demo"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.pki.everywhere(2); err != nil {
+		t.Error(err)
+	}
+	if o.record.Rotation != nil || o.record.Generations.Intermediate != 2 {
+		t.Errorf("recorded is %+v, %+v", o.record.Rotation, o.record.Generations)
+	}
+	if !result.Changed || result.From.Name != "relay-intermediate-g1" || result.To.Name != "relay-intermediate-g2" || len(result.Clusters) != 2 || result.RolledBack != "" {
+		t.Errorf("result %+v", result)
+	}
+	// Recorded before anything is made; proven before any role is moved; the
+	// canary, the server, the others; nothing taken from the previous one before
+	// all roles were read.
+	if missing := inOrder(o.calls, "Survey", "ReadServer", "CheckPair", "AcquireLock mgmtrelaypki-demo-ca", "RecordRotation", "GenerateIntermediateCSR", "SetSignedIntermediate", "ProveIssuer", "CheckPair",
+		"AcquireLock mgmtrelaypki-demo-cluster-cluster1", "MoveRole", "CheckPair", "Reissue cluster1", "RestartDeployment cluster1", "ShakeHands", "ReleaseLock mgmtrelaypki-demo-cluster-cluster1",
+		"ShakeHands", "MoveRole", "Reissue mgmt", "ReadServer", "AcquireLock mgmtrelaypki-demo-cluster-cluster2", "Reissue cluster2", "Survey", "VerifyManagement",
+		"UseIssuer", "ConfigureTidy", "RecordRotation", "ReleaseLock mgmtrelaypki-demo-ca"); missing != "" {
+		t.Errorf("no %q in its place in %q", missing, o.calls)
+	}
+	if o.count("DeleteKey") > 0 {
+		t.Error("a key was deleted that nobody asked to delete")
+	}
+
+	// And once more, from there.
+	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.pki.everywhere(3); err != nil {
+		t.Error(err)
+	}
+}
+
+// Whatever had been done by a run whose history is lost, another one finishes
+// it, with the intermediate that there is.
+func TestRotateIntermediateGoesOn(t *testing.T) {
+	for lost := 1; ; lost++ {
+		o := rotated()
+		writes := 0
+		o.calling = func(o *outside, activity, _ string) {
+			switch activity {
+			case "RecordRotation", "SetSignedIntermediate", "MoveRole", "Reissue", "UseIssuer", "RestartDeployment":
+				if writes++; writes >= lost {
+					o.fails[activity] = failure.Permanent(failure.Unavailable, "the history is lost here")
+					for _, about := range []string{"", "1", "2", "cluster1", "cluster2", "issuer-2", "cluster1 issuer-2", "cluster2 issuer-2", "issuer-1 signs:false"} {
+						o.fails[strings.TrimSpace(activity+" "+about)] = o.fails[activity]
+					}
+				}
+			}
+		}
+		env := newRun(t, o)
+		env.RegisterDelayedCallback(env.CancelWorkflow, 48*time.Hour) // parked for good
+		env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+		if env.GetWorkflowError() == nil {
+			if lost < 10 {
+				t.Fatalf("only %d writes were seen", lost)
+			}
+			return // through without a loss: every point was tried
+		}
+		before := o.pki.String()
+		o.calling, o.fails = nil, map[string]error{}
+		if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+			t.Fatalf("lost at write %d (%s): %v", lost, before, err)
+		}
+		if err := o.pki.everywhere(2); err != nil {
+			t.Errorf("lost at write %d (%s): %v", lost, before, err)
+		}
+	}
+}
+
+// A rotation that is taken back in any phase ends where it began, and the next
+// one is of a generation of its own.
+func TestRotateIntermediateRollsBack(t *testing.T) {
+	for _, phase := range []string{"stage", "canary", "server", "fleet", "retire", "finish"} {
+		t.Run(phase, func(t *testing.T) {
+			o := rotated()
+			o.record.Spec.Rotation.Approval = mesh.ApprovalEachPhase
+			env := newRun(t, o)
+			answered := map[string]bool{}
+			everyMinute(env, func() {
+				p := query(t, env)
+				asked, _, _ := strings.Cut(p.Awaiting, ":")
+				waitsOut := strings.Contains(p.Awaiting, "approve demo finish")
+				switch {
+				case answered[asked]:
+				case waitsOut && phase == "finish" || asked == fmt.Sprintf("approval of %q", phase):
+					answered[asked] = true
+					update(t, env, procedure.RollbackUpdate, `{"reason":"we have changed our mind"}`)
+				case waitsOut:
+				case strings.HasPrefix(asked, "approval of "):
+					answered[asked] = true
+					update(t, env, procedure.ApproveUpdate, fmt.Sprintf(`{"phase":%q}`, strings.Trim(strings.TrimPrefix(asked, "approval of "), `"`)))
+				}
+			})
+			env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+			err := env.GetWorkflowError()
+			if failure.KindOf(err) != failure.RolledBack || !strings.Contains(failure.Message(err), "we have changed our mind") {
+				t.Fatalf("it ended with %v", err)
+			}
+			if err := o.pki.everywhere(1); err != nil {
+				t.Error(err)
+			}
+			if o.record.Rotation != nil || o.record.Generations.Intermediate != 1 || len(o.pki.deleted) > 0 {
+				t.Errorf("recorded is %+v, %+v; deleted %v", o.record.Rotation, o.record.Generations, o.pki.deleted)
+			}
+			next := 2
+			if _, staged := o.pki.signs[2]; staged {
+				next = 3
+			}
+			o.record.Spec.Rotation.Approval = mesh.ApprovalNone
+			if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+				t.Fatal(err)
+			}
+			if err := o.pki.everywhere(next); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// The run of a rotation is gone: another one takes it back.
+func TestRollBackOfALostRun(t *testing.T) {
+	o := rotated()
+	o.pki.signs[2] = true
+	o.pki.roles["cluster1"], o.pki.leaves["cluster1"] = 2, 2
+	o.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2}
+	result, err := rotate(t, o, `{"mesh":"demo","rollback":true,"reason":"too late"}`)
+	if err != nil || result.RolledBack != "too late" {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	if err := o.pki.everywhere(1); err != nil {
+		t.Error(err)
+	}
+	if _, err := rotate(t, o, `{"mesh":"demo","rollback":true,"reason":"once more"}`); failure.KindOf(err) != failure.InvalidInput {
+		t.Errorf("a rollback of nothing: %v", err)
+	}
+}
+
+// Who joins in the midst of a rotation has a certificate of the new intermediate
+// by its end; who leaves is no hindrance.
+func TestMembersComeAndGoInARotation(t *testing.T) {
+	o := rotated()
+	once := false
+	o.calling = func(o *outside, activity, about string) {
+		if activity == "Reissue" && about == "" && !once {
+			once = true
+			o.record.Spec = o.record.Spec.With(mesh.Workload{Name: "cluster3"})
+			o.pki.roles["cluster3"], o.pki.leaves["cluster3"] = 1, 1
+			o.record.Spec.Workloads = slices.DeleteFunc(o.record.Spec.Workloads, func(w mesh.Workload) bool { return w.Name == "cluster2" })
+			delete(o.pki.roles, "cluster2")
+			delete(o.pki.leaves, "cluster2")
+			o.fails["Reissue cluster2"] = failure.Permanent(failure.Unavailable, "it is no more")
+		}
+	}
+	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.pki.everywhere(2); err != nil {
+		t.Error(err)
+	}
+}
+
+// A cluster that does not answer has its role moved all the same, and is left out
+// only by name.
+func TestQuarantineInARotation(t *testing.T) {
+	o := rotated()
+	o.fails["Reissue cluster2"] = failure.Permanent(failure.Unavailable, "no route to host")
+	env := newRun(t, o)
+	everyMinute(env, func() {
+		if p := query(t, env); p.Person && strings.Contains(p.Awaiting, "relaypki quarantine demo cluster2") {
+			update(t, env, procedure.QuarantineUpdate, `{"clusters":["cluster2"],"reason":"in repair"}`)
+		}
+	})
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.Incomplete || !strings.Contains(failure.Message(err), "relaypki rotate leaf demo") {
+		t.Fatalf("it ended with %v", err)
+	}
+	if o.pki.roles["cluster2"] != 2 || o.pki.leaves["cluster2"] != 1 || o.pki.signs[1] {
+		t.Errorf("%s", o.pki)
+	}
+	if !maps.Equal(o.record.Quarantined, map[string]string{"cluster2": "in repair"}) || o.record.Rotation != nil {
+		t.Errorf("recorded is %+v, %+v", o.record.Quarantined, o.record.Rotation)
+	}
+
+	// Later it answers again.
+	o.fails, o.calls = map[string]error{}, nil
+	env = newRun(t, o)
+	env.ExecuteWorkflow(procedure.RotateLeafCertificates, json.RawMessage(`{"mesh":"demo","clusters":["cluster2"]}`))
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	if len(o.record.Quarantined) > 0 || o.pki.leaves["cluster2"] != 2 || o.count("Reissue cluster1") > 0 || o.count("Reissue mgmt") > 0 || o.count("MoveRole") > 0 {
+		t.Errorf("%v, %s, %q", o.record.Quarantined, o.pki, o.calls)
+	}
+}
+
+func TestRotationsRefuse(t *testing.T) {
+	for name, c := range map[string]struct {
+		input   string
+		prepare func(*outside)
+		kind    failure.Kind
+		says    string
+	}{
+		"no mesh":                {`{}`, func(*outside) {}, failure.InvalidInput, "mesh: is missing"},
+		"a mistyped field":       {`{"mesh":"demo","aproval":"none"}`, func(*outside) {}, failure.InvalidInput, "approval"},
+		"an unknown approval":    {`{"mesh":"demo","approval":"maybe"}`, func(*outside) {}, failure.InvalidInput, "afterCanary"},
+		"a rollback without why": {`{"mesh":"demo","rollback":true}`, func(*outside) {}, failure.InvalidInput, "reason"},
+		"another rotation": {`{"mesh":"demo"}`, func(o *outside) {
+			o.record.Rotation = &procedure.Rotation{Procedure: "RotateRootCA", From: 1, To: 2, Workflow: "default/rotate-root/1"}
+		}, failure.Conflict, "default/rotate-root/1"},
+		"locked": {`{"mesh":"demo"}`, func(o *outside) {
+			o.fails["AcquireLock relaypki-demo-ca"] = failure.Permanent(failure.Locked, "held by rotate-leaf-demo")
+		}, failure.Locked, "rotate-leaf-demo"},
+		"a handshake that would fail": {`{"mesh":"demo"}`, func(o *outside) { o.differs = map[string]bool{"CheckPair cluster2": true} }, failure.Preflight, "cluster2: the agent does not accept the server"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := rotated()
+			c.prepare(o)
+			_, err := rotate(t, o, c.input)
+			if failure.KindOf(err) != c.kind || !strings.Contains(failure.Message(err), c.says) {
+				t.Errorf("%v", err)
+			}
+			if o.count("RecordRotation")+o.count("MoveRole")+o.count("SetSignedIntermediate") > 0 {
+				t.Errorf("something was changed: %q", o.calls)
+			}
+		})
+	}
+}
+
+func TestPlanOfARotationWritesNothing(t *testing.T) {
+	o := rotated()
+	result, err := rotate(t, o, `{"mesh":"demo","plan":true}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if writes := o.writes(); len(writes) > 0 {
+		t.Errorf("a plan called %q", writes)
+	}
+	if err := o.pki.everywhere(1); err != nil {
+		t.Error(err)
+	}
+	if len(result.Matrix) == 0 || !result.Plan {
+		t.Errorf("%+v", result)
+	}
+}
+
+func TestSnapshotBeforeTheFirstChange(t *testing.T) {
+	o := rotated()
+	o.record.Spec.Rotation.Snapshot = mesh.SnapshotTake
+	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+		t.Fatal(err)
+	}
+	if missing := inOrder(o.calls, "TakeSnapshot", "RecordRotation", "GenerateIntermediateCSR"); missing != "" {
+		t.Errorf("no %q in its place in %q", missing, o.calls)
+	}
+
+	o = rotated()
+	o.record.Spec.Rotation.Snapshot = mesh.SnapshotWord
+	if _, err := rotate(t, o, `{"mesh":"demo","snapshot":"s3 bucket, 14:00"}`); err != nil {
+		t.Fatal(err)
+	}
+	if o.count("TakeSnapshot") > 0 {
+		t.Error("a snapshot was taken all the same")
+	}
+}
+
+// everyMinute calls something again and again while the workflow runs.
+func everyMinute(env *testsuite.TestWorkflowEnvironment, do func()) {
+	for i := range 300 {
+		env.RegisterDelayedCallback(do, time.Duration(i+1)*time.Minute)
+	}
+}
+
+// update sends an update that has to be accepted.
+func update(t *testing.T, env *testsuite.TestWorkflowEnvironment, name, input string) {
+	t.Helper()
+	env.UpdateWorkflow(name, name+input, &testsuite.TestUpdateCallback{
+		OnReject:   func(err error) { t.Errorf("%s %s was refused: %v", name, input, err) },
+		OnAccept:   func() {},
+		OnComplete: func(any, error) {},
+	}, json.RawMessage(input))
+}
