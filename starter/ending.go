@@ -157,6 +157,9 @@ func (c *cli) waiting(f *follower) error {
 		c.paper().parked(c.out, 2, parkedOf(p))
 	}
 	next := append(c.remedies(p.Mesh, p.Paused, parkedOf(p)), c.again("watch", f.id))
+	if p.Signing {
+		next = append(c.toSign(p.Mesh), next...)
+	}
 	why := tidy(p.Awaiting)
 	switch parked := len(parkedOf(p)); {
 	case p.Paused != "":

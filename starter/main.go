@@ -116,7 +116,7 @@ Exit codes:
     2  bad input, a refusal, or a question not answered with yes: nothing was done
     3  Temporal cannot be reached
     4  the verification found something failing
-    5  the procedure runs, and waits for you: retry, skip, resume or abort
+    5  the procedure runs, and waits for you: retry, skip, resume, submit or abort
   130  interrupted, or --timeout is over: the procedure goes on
 
 Without a terminal, output is plain lines; NO_COLOR is honoured.`
@@ -149,7 +149,7 @@ func (c *cli) rootCommand() *cobra.Command {
 		commands []*cobra.Command
 	}{
 		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.verifyCommand(), c.scheduleCommand()}},
-		{"steering", []*cobra.Command{c.retryCommand(), c.skipCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand()}},
+		{"steering", []*cobra.Command{c.retryCommand(), c.skipCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand(), c.csrCommand(), c.submitCommand()}},
 		{"looking", []*cobra.Command{c.statusCommand(), c.watchCommand(), c.schemaCommand()}},
 	} {
 		for _, command := range group.commands {

@@ -24,6 +24,7 @@ var enums = map[string][]any{
 	"workloads[].agent.reload":         {mesh.ReloadHot, mesh.ReloadRestart},
 	"workloads[].agent.trust":          {mesh.TrustRootSecret, mesh.TrustOwn},
 	"vault.install":                    {mesh.VaultExisting, mesh.VaultDev, mesh.VaultStandalone},
+	"pki.root.kept":                    {mesh.KeptVault, mesh.KeptOffline},
 	"pki.isolation":                    {mesh.IsolationPerCluster, mesh.IsolationShared},
 	"pki.root.keyType":                 {"rsa", "ec"},
 	"pki.intermediate.keyType":         {"rsa", "ec"},
@@ -100,7 +101,11 @@ func (s schemaWriter) object(path string, t reflect.Type, defaults map[string]an
 			at = path + "." + name
 		}
 		property := s.value(at, field.Type, defaults[name])
-		if text := s.descriptions[t.Name()+"."+field.Name]; text != "" {
+		owner := t
+		if embedded := field.Index[:len(field.Index)-1]; len(embedded) > 0 {
+			owner = t.FieldByIndex(embedded).Type
+		}
+		if text := s.descriptions[owner.Name()+"."+field.Name]; text != "" {
 			property["description"] = text
 		}
 		properties[name] = property

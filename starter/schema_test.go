@@ -194,15 +194,18 @@ func TestEveryFieldIsInTheSchema(t *testing.T) {
 			walk(path+"[]", value.Elem(), items)
 		case value.Kind() == reflect.Struct && value != reflect.TypeFor[mesh.Duration]():
 			properties, _ := at["properties"].(map[string]any)
-			for i := range value.NumField() {
-				name, _, _ := strings.Cut(value.Field(i).Tag.Get("json"), ",")
+			for _, field := range reflect.VisibleFields(value) {
+				if field.Anonymous {
+					continue // its own fields come next
+				}
+				name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 				below, ok := properties[name].(map[string]any)
 				if !ok {
 					t.Errorf("%s.%s is not in the schema", path, name)
 					continue
 				}
 				count++
-				walk(path+"."+name, value.Field(i).Type, below)
+				walk(path+"."+name, field.Type, below)
 			}
 			if at["additionalProperties"] != false {
 				t.Errorf("%s takes unknown fields", path)

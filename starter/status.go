@@ -416,6 +416,9 @@ func (c *cli) printStatus(m meshStatus) {
 			continue
 		}
 		p.print(c.out, 2, span{tidy(e.WorkflowID) + " " + e.standing().text + ":", yellow})
+		if e.Person && e.Paused == "" && len(e.Parked) == 0 {
+			p.print(c.out, 4, span{tidy(e.Awaiting), plain})
+		}
 		if e.Paused != "" {
 			p.print(c.out, 4, span{"paused: " + tidy(e.Paused), plain})
 		}

@@ -35,8 +35,7 @@ type order struct {
 func (c *cli) steeringCommand(cmd *cobra.Command, read func(mesh string, rest []string) (order, error)) *cobra.Command {
 	var workflow string
 	var yes bool
-	cmd.Flags().StringVar(&workflow, "workflow", "", "the procedure's workflow id, where a mesh has several that run")
-	_ = cmd.RegisterFlagCompletionFunc("workflow", c.completeWorkflows) // fails only if there is no such flag
+	c.workflowFlag(cmd, &workflow)
 	if cmd.Name() == "abort" {
 		yesFlag(cmd, &yes)
 	}
@@ -67,6 +66,12 @@ func (c *cli) steeringCommand(cmd *cobra.Command, read func(mesh string, rest []
 		return c.steer(ctx, t, run, o)
 	}
 	return cmd
+}
+
+// workflowFlag says which procedure of a mesh is meant.
+func (c *cli) workflowFlag(cmd *cobra.Command, workflow *string) {
+	cmd.Flags().StringVar(workflow, "workflow", "", "the procedure's workflow id, where a mesh has several that run")
+	_ = cmd.RegisterFlagCompletionFunc("workflow", c.completeWorkflows) // fails only if there is no such flag
 }
 
 func (c *cli) retryCommand() *cobra.Command {
@@ -356,6 +361,9 @@ func (c *cli) printStanding(w io.Writer, workflow string, s procedure.Standing) 
 	}
 	if len(counts) > 0 {
 		p.print(w, 2, span{"clusters: " + strings.Join(counts, ", "), plain})
+	}
+	if s.Note != "" {
+		p.print(w, 2, span{tidy(s.Note), plain})
 	}
 	if s.Paused != "" {
 		p.print(w, 2, span{"paused: " + tidy(s.Paused), yellow})

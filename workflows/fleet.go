@@ -175,6 +175,9 @@ func namesOf(clusters []procedure.ClusterProgress) []string {
 
 // await says what the run waits for, and whether for a person.
 func (f *fleet) await(ctx workflow.Context, what string, person bool) {
+	if what == "" && f.report.held != "" {
+		what, person = f.report.held, true
+	}
 	f.report.Person = person
 	f.report.await(ctx, what)
 }

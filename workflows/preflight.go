@@ -93,6 +93,7 @@ func checkEverything(ctx workflow.Context, spec mesh.Spec, queues map[string]str
 	for _, w := range spec.Workloads {
 		problems.blame(w.Context, spec.PrivateProblems(queues[w.Context]), nil)
 	}
+	problems.blame("pki.root", offlineRootProblems(ctx, spec), nil)
 	vaultVersion := "to be installed"
 	if spec.Vault.Install == mesh.VaultExisting {
 		wg.Add(1)

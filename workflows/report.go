@@ -28,6 +28,8 @@ type report struct {
 	attributes bool
 	// phased: steps say of which phase they are.
 	phased bool
+	// held is what only a person can end, whatever else is said meanwhile.
+	held string
 }
 
 func newReport(ctx workflow.Context, p procedure.Progress) (*report, error) {
@@ -62,6 +64,12 @@ func (r *report) phase(ctx workflow.Context, name string) error {
 func (r *report) await(ctx workflow.Context, what string) {
 	r.Awaiting = what
 	r.show(ctx)
+}
+
+// hold says that the procedure waits for a person, until it is called with "".
+func (r *report) hold(ctx workflow.Context, what string) {
+	r.held, r.Person = what, what != ""
+	r.await(ctx, what)
 }
 
 // begin adds a step that runs from now on and returns its index.
@@ -210,7 +218,7 @@ func cell(text string) string {
 // command is a command in a text, up to where its sentence goes on, or what is
 // marked as code already.
 var command = regexp.MustCompile(`\x60[^\x60\n]*\x60|` +
-	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|rotate|approve|rollback|quarantine|retry|skip|resume|abort|verify)|kubectl|temporal operator)` +
+	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|rotate|approve|rollback|quarantine|retry|skip|resume|abort|verify|csr|submit)|kubectl|temporal operator)` +
 	`(?: [^\s;:,()\x60]*[^\s;:,().\x60])+`)
 
 // verbatim marks the commands in a text as code: in the UI's prose a "--" turns

@@ -60,6 +60,9 @@ func RotateIntermediateCA(ctx workflow.Context, in procedure.Typed[procedure.Rot
 	if err := r.steer(ctx); err != nil {
 		return r.result, err
 	}
+	if r.signing, err = newSigning(ctx, r.report, r.fleet.standing); err != nil {
+		return r.result, err
+	}
 	if err := invalid(append(in.Problems, in.In.Validate()...)); err != nil {
 		return r.result, r.report.finish(ctx, err)
 	}
@@ -91,6 +94,8 @@ type intermediateRotation struct {
 	// certificate's end is.
 	asked      string
 	waitingOut bool
+	// signing is for a root that is kept outside Vault.
+	signing *signing
 }
 
 // longRotation is what a rotation that is continued as new goes on from.
@@ -323,7 +328,7 @@ func (r *intermediateRotation) stage(ctx workflow.Context) error {
 func (r *intermediateRotation) makeIntermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	var outcome procedure.Outcome
 	var err error
-	r.To, outcome, err = makeIntermediate(ctx, r.intermediate(r.Record.To))
+	r.To, outcome, err = makeIntermediate(ctx, r.signing, r.spec, r.intermediate(r.Record.To))
 	return outcome, err
 }
 

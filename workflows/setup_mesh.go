@@ -46,6 +46,9 @@ func SetupMesh(ctx workflow.Context, in procedure.SetupInput, long *longSetup) (
 	if err := r.fleet.steer(ctx); err != nil {
 		return r.result, err
 	}
+	if r.signing, err = newSigning(ctx, r.report, r.fleet.standing); err != nil {
+		return r.result, err
+	}
 	if err := invalid(append(in.Problems, spec.Validate()...)); err != nil {
 		return r.result, r.report.finish(ctx, err)
 	}
@@ -69,6 +72,8 @@ type setup struct {
 	spec    mesh.Spec
 	report  *report
 	fleet   *fleet
+	// signing is for a root that is kept outside Vault.
+	signing *signing
 	mode    procedure.Mode
 	result  procedure.SetupResult
 }
@@ -343,10 +348,15 @@ func (r *setup) planVault(ctx workflow.Context, missing bool) error {
 
 func (r *setup) vaultPKI(ctx workflow.Context) error {
 	v := r.spec.Vault
-	for _, m := range []struct {
+	type pkiMount struct {
 		mount string
 		ttl   mesh.Duration
-	}{{v.RootMount, r.spec.PKI.Root.TTL}, {v.RelayMount, r.spec.PKI.Intermediate.TTL}} {
+	}
+	mounts := []pkiMount{{v.RootMount, r.spec.PKI.Root.TTL}, {v.RelayMount, r.spec.PKI.Intermediate.TTL}}
+	if r.spec.PKI.Root.Offline() {
+		mounts = mounts[1:]
+	}
+	for _, m := range mounts {
 		if _, err := r.step(ctx, "PKI mount "+m.mount, "Enable and tune the PKI mount "+m.mount, func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, acting, vaults.EnablePKI, vault.EnablePKIInput{Mesh: r.spec.Mesh, Vault: v.Name, Mount: m.mount, MaxLeaseTTL: m.ttl, Mode: r.mode})
 		}); err != nil {
@@ -355,8 +365,12 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 	}
 	if _, err := r.step(ctx, "root CA", "Find or generate the root CA", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var err error
+		if r.spec.PKI.Root.Offline() {
+			r.Root, err = offlineRoot(r.spec)
+			return r.Root.Outcome, err
+		}
 		r.Root, err = call[vault.CAResult](ctx, acting, vaults.GenerateRoot,
-			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: r.Generations.Root, CA: r.spec.PKI.Root, Mode: r.mode})
+			vault.GenerateRootInput{Vault: v.Name, Mount: v.RootMount, Generation: r.Generations.Root, CA: r.spec.PKI.Root.CA, Mode: r.mode})
 		return r.Root.Outcome, err
 	}); err != nil {
 		return err
@@ -381,7 +395,7 @@ func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	}
 	var outcome procedure.Outcome
 	var err error
-	r.Relay, outcome, err = makeIntermediate(ctx, in)
+	r.Relay, outcome, err = makeIntermediate(ctx, r.signing, r.spec, in)
 	return outcome, err
 }
 

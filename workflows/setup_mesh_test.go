@@ -46,6 +46,10 @@ type outside struct {
 	fails map[string]error
 	// locked happens as the lock on the CAs is taken.
 	locked func(*outside)
+	// csr is what GenerateIntermediateCSR answers, imported what
+	// SetSignedIntermediate was given.
+	csr      string
+	imported vault.IntermediateInput
 	// pki is what is in Vault and in the clusters, of a mesh that is rotated.
 	pki scriptedPKI
 	// calling happens before an activity answers, by its name and what it is about.
@@ -160,10 +164,11 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	})
 	env.OnActivity(vaults.GenerateIntermediateCSR, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CSRResult, error) {
 		out, err := outcome("GenerateIntermediateCSR", "", in.Mode)
-		return vault.CSRResult{Outcome: out, Present: !o.differs["GenerateIntermediateCSR"]}, err
+		return vault.CSRResult{Outcome: out, Present: !o.differs["GenerateIntermediateCSR"], CSRPEM: o.csr}, err
 	})
 	env.OnActivity(vaults.SignIntermediate, mock.Anything, mock.Anything).Return(vault.SignedResult{}, nil)
-	env.OnActivity(vaults.SetSignedIntermediate, mock.Anything, mock.Anything).Return(func(context.Context, vault.IntermediateInput) (vault.CAResult, error) {
+	env.OnActivity(vaults.SetSignedIntermediate, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CAResult, error) {
+		o.imported = in
 		return o.authority("SetSignedIntermediate"), nil
 	})
 	env.OnActivity(vaults.ConfigureRoles, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)

@@ -256,11 +256,15 @@ func agentValues(spec mesh.Spec, w mesh.Workload, address string) map[string]any
 	}, spec.Gloo.AgentValues, w.AgentValues)
 }
 
-// makeIntermediate makes an intermediate in three calls, each of which finds what
-// an interrupted one has left.
-func makeIntermediate(ctx workflow.Context, in vault.IntermediateInput) (vault.CAResult, procedure.Outcome, error) {
+// makeIntermediate makes an intermediate in three steps, each of which finds what
+// an interrupted one has left. The second is people's if the root is kept outside
+// Vault.
+func makeIntermediate(ctx workflow.Context, s *signing, spec mesh.Spec, in vault.IntermediateInput) (vault.CAResult, procedure.Outcome, error) {
 	var ca vault.CAResult
 	var total procedure.Outcome
+	if spec.PKI.Root.Offline() {
+		in.RootMount = ""
+	}
 	csr, err := call[vault.CSRResult](ctx, acting, vaults.GenerateIntermediateCSR, in)
 	if err != nil {
 		return ca, total, err
@@ -271,7 +275,7 @@ func makeIntermediate(ctx workflow.Context, in vault.IntermediateInput) (vault.C
 			return ca, total, errWouldChange
 		}
 		in.CSRPEM = csr.CSRPEM
-		signed, err := call[vault.SignedResult](ctx, acting, vaults.SignIntermediate, in)
+		signed, err := s.sign(ctx, spec, in)
 		if err != nil {
 			return ca, total, err
 		}

@@ -131,7 +131,7 @@ func (w *world) setup(t *testing.T, key *rsa.PublicKey) {
 		_, err := a.EnablePKI(ctx, vault.EnablePKIInput{Vault: s.Vault.Name, Mount: mount, MaxLeaseTTL: ttl, Mode: procedure.Apply})
 		must(err)
 	}
-	root, err := a.GenerateRoot(ctx, vault.GenerateRootInput{Vault: s.Vault.Name, Mount: s.Vault.RootMount, Generation: 1, CA: s.PKI.Root, Mode: procedure.Apply})
+	root, err := a.GenerateRoot(ctx, vault.GenerateRootInput{Vault: s.Vault.Name, Mount: s.Vault.RootMount, Generation: 1, CA: s.PKI.Root.CA, Mode: procedure.Apply})
 	must(err)
 	in := vault.IntermediateInput{Vault: s.Vault.Name, RootMount: s.Vault.RootMount, RelayMount: s.Vault.RelayMount,
 		RootIssuerID: root.Authority.IssuerID, RootPEM: root.CertificatePEM, Generation: 1, CA: s.PKI.Intermediate, Mode: procedure.Apply}

@@ -47,7 +47,9 @@ type CAResult struct {
 	CertificatePEM string `json:"certificatePEM"`
 }
 
-// IntermediateInput is common to the three steps that make an intermediate.
+// IntermediateInput is common to the three steps that make an intermediate. Of
+// a root that is kept outside Vault, RootPEM alone is given: there is no
+// RootMount then, and people sign in the place of SignIntermediate.
 type IntermediateInput struct {
 	Vault      string `json:"vault"`
 	RootMount  string `json:"rootMount"`

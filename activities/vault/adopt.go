@@ -34,9 +34,11 @@ func (a *Activities) AdoptAuthorities(ctx context.Context, in AdoptAuthoritiesIn
 	if err != nil {
 		return out, err
 	}
-	root, err := s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RootMount, rootName(1), rootPrefix)
-	if err != nil {
-		return out, err
+	var root adoption // none, if it is kept outside Vault
+	if !in.Spec.PKI.Root.Offline() {
+		if root, err = s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RootMount, rootName(1), rootPrefix); err != nil {
+			return out, err
+		}
 	}
 	relay, err := s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RelayMount, IntermediateName(1), intermediatePrefix)
 	if err != nil {
@@ -48,7 +50,7 @@ func (a *Activities) AdoptAuthorities(ctx context.Context, in AdoptAuthoritiesIn
 	for _, ca := range []struct {
 		found adoption
 		asked mesh.CA
-	}{{root, in.Spec.PKI.Root}, {relay, in.Spec.PKI.Intermediate}} {
+	}{{root, in.Spec.PKI.Root.CA}, {relay, in.Spec.PKI.Intermediate}} {
 		if err := s.adopt(ctx, in, ca.found, ca.asked, &out); err != nil {
 			return out, err
 		}
@@ -151,15 +153,25 @@ func (s session) fitTogether(spec mesh.Spec, root, relay adoption) error {
 			return s.notAdoptable(ca.mount, *ca.issuer, "it has expired")
 		}
 	}
+	var anchor *x509.Certificate
+	if spec.PKI.Root.Offline() {
+		var err error
+		if anchor, err = spec.PKI.Root.Certificate(); err != nil {
+			return failure.Permanent(failure.InvalidInput, "pki.root.certificatePEM cannot be read: %v", err)
+		}
+	}
 	switch {
 	case root.issuer != nil && !pki.SelfSigned(root.issuer.certificate):
 		return s.notAdoptable(root.mount, *root.issuer, "it is not self-signed, so it is no root")
 	case relay.issuer == nil:
 		return nil
+	case anchor != nil:
 	case root.issuer == nil:
-		return s.notAdoptable(relay.mount, *relay.issuer, fmt.Sprintf("the root that signed it is not in the mount %s; name its mount in vault.rootMount", spec.Vault.RootMount))
+		return s.notAdoptable(relay.mount, *relay.issuer, fmt.Sprintf("the root that signed it is not in the mount %s; name its mount in vault.rootMount, or, if it is kept outside Vault, give its certificate (pki.root.kept: %s, pki.root.certificatePEM)", spec.Vault.RootMount, mesh.KeptOffline))
+	default:
+		anchor = root.issuer.certificate
 	}
-	chain := []*x509.Certificate{relay.issuer.certificate, root.issuer.certificate}
+	chain := []*x509.Certificate{relay.issuer.certificate, anchor}
 	for _, err := range []error{pki.SignedBy(chain[0], chain[1]), pki.Linear(chain)} {
 		if err != nil {
 			return s.notAdoptable(relay.mount, *relay.issuer, err.Error())

@@ -155,9 +155,12 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 		name         string
 		ca           mesh.CA
 	}{
-		{c.spec.Vault.RootMount, rootPrefix, rootName(1), c.spec.PKI.Root},
+		{c.spec.Vault.RootMount, rootPrefix, rootName(1), c.spec.PKI.Root.CA},
 		{c.spec.Vault.RelayMount, intermediatePrefix, IntermediateName(1), c.spec.PKI.Intermediate},
 	} {
+		if m.prefix == rootPrefix && c.spec.PKI.Root.Offline() {
+			continue
+		}
 		have, err := s.mountAt(ctx, m.path)
 		if err == nil && have != nil {
 			var found authority
@@ -208,11 +211,13 @@ func operateNeeds(spec mesh.Spec) []needed {
 		{relay + "/intermediate/generate/existing", "update"},
 		{relay + "/intermediate/set-signed", "update"},
 		{relay + "/issuer/any/sign/" + spec.ProbeRole(), "update"},
-		{root + "/issuer/any/sign-intermediate", "update"},
-		{root + "/certs", "list"}, {root + "/cert/any", "read"},
-		{"sys/mounts/" + root + "/tune", "read"},
 	}
-	for _, mount := range []string{root, relay} {
+	if !spec.PKI.Root.Offline() {
+		needs = append(needs, needed{root + "/issuer/any/sign-intermediate", "update"},
+			needed{root + "/certs", "list"}, needed{root + "/cert/any", "read"},
+			needed{"sys/mounts/" + root + "/tune", "read"})
+	}
+	for _, mount := range mountsOf(spec) {
 		needs = append(needs, needed{mount + "/issuers", "list"}, needed{mount + "/issuer/any", "read"}, needed{mount + "/config/issuers", "read"},
 			needed{mount + "/config/crl", "read"}, needed{mount + "/config/crl", "update"},
 			needed{mount + "/config/auto-tidy", "read"}, needed{mount + "/config/auto-tidy", "update"})
@@ -221,6 +226,14 @@ func operateNeeds(spec mesh.Spec) []needed {
 		needs = append(needs, needed{"sys/storage/raft/snapshot", "read"})
 	}
 	return needs
+}
+
+// mountsOf are the PKI mounts of a mesh.
+func mountsOf(spec mesh.Spec) []string {
+	if spec.PKI.Root.Offline() {
+		return []string{spec.Vault.RelayMount}
+	}
+	return []string{spec.Vault.RootMount, spec.Vault.RelayMount}
 }
 
 // refreshNeeds is what keeps a cluster's credential current.
@@ -244,10 +257,6 @@ func onboardNeeds(spec mesh.Spec) []needed {
 	root, relay := spec.Vault.RootMount, spec.Vault.RelayMount
 	access := policyName(spec, spec.Management.Context)
 	needs := []needed{
-		{root + "/root/generate/internal", "update"},
-		{root + "/issuer/any/sign-intermediate", "update"},
-		{root + "/certs", "list"},
-		{root + "/cert/any", "read"},
 		{relay + "/intermediate/generate/internal", "update"},
 		{relay + "/intermediate/generate/existing", "update"},
 		{relay + "/intermediate/set-signed", "update"},
@@ -255,7 +264,12 @@ func onboardNeeds(spec mesh.Spec) []needed {
 		{relay + "/roles/" + spec.PKI.Role, "read"}, {relay + "/roles/" + spec.PKI.Role, "create"}, {relay + "/roles/" + spec.PKI.Role, "update"},
 		{"sys/policies/acl/" + access, "read"}, {"sys/policies/acl/" + access, "update"},
 	}
-	for _, mount := range []string{root, relay} {
+	if !spec.PKI.Root.Offline() {
+		needs = append(needs,
+			needed{root + "/root/generate/internal", "update"}, needed{root + "/issuer/any/sign-intermediate", "update"},
+			needed{root + "/certs", "list"}, needed{root + "/cert/any", "read"})
+	}
+	for _, mount := range mountsOf(spec) {
 		needs = append(needs,
 			needed{"sys/mounts/" + mount, "read"}, needed{"sys/mounts/" + mount, "update"},
 			needed{"sys/mounts/" + mount + "/tune", "read"}, needed{"sys/mounts/" + mount + "/tune", "update"},

@@ -85,10 +85,12 @@ func (s session) imported(mount, path, argument string, settings map[string]any)
 // chain of the intermediate.
 func (s session) rootCommands(in IntermediateInput) []string {
 	root, intermediate := rootName(in.Generation), IntermediateName(in.Generation)
+	certificate := `"$(` + s.command("read", "-field=certificate", in.RootMount+"/issuer/"+in.rootRef()) + `)"`
+	if in.RootMount == "" {
+		certificate = shell.Quote(in.RootPEM)
+	}
 	return append(
-		s.imported(in.RelayMount, "/issuers/import/cert",
-			`pem_bundle="$(`+s.command("read", "-field=certificate", in.RootMount+"/issuer/"+in.rootRef())+`)"`,
-			map[string]any{"issuer_name": root}),
+		s.imported(in.RelayMount, "/issuers/import/cert", "pem_bundle="+certificate, map[string]any{"issuer_name": root}),
 		s.command("patch", in.RelayMount+"/issuer/"+intermediate, "manual_chain="+intermediate+","+root),
 		s.data("write", in.RelayMount+"/config/issuers", map[string]any{"default": intermediate, "default_follows_latest_issuer": false}))
 }

@@ -219,7 +219,7 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 			return CAResult{}, failure.Permanent(failure.Mismatch, "Vault %q: after the import no issuer of %s has the key %s: the signed certificate is for another key", in.Vault, in.RelayMount, name)
 		}
 	}
-	if in.RootIssuerID == "" && !in.Rotation && !in.Mode.Writes() {
+	if in.RootIssuerID == "" && in.RootMount != "" && !in.Rotation && !in.Mode.Writes() {
 		// The root is still to be made, so there is nothing to compare with.
 		return caResult(out, *found.issuer), nil
 	}
@@ -312,10 +312,10 @@ func (s session) importedRoot(ctx context.Context, in IntermediateInput, out *pr
 // since members trust that one.
 func (s session) rootCertificate(ctx context.Context, in IntermediateInput) (*x509.Certificate, error) {
 	var given *x509.Certificate
-	if in.Rotation {
+	if in.Rotation || in.RootMount == "" {
 		chain, err := pki.ParseChain([]byte(in.RootPEM))
 		if err != nil {
-			return nil, failure.Permanent(failure.InvalidInput, "Vault %q: the root of the rotation cannot be read: %v. Start the procedure again", in.Vault, err)
+			return nil, failure.Permanent(failure.InvalidInput, "Vault %q: the root of the intermediate cannot be read: %v. Start the procedure again", in.Vault, err)
 		}
 		if given = chain[0]; in.RootIssuerID == "" {
 			return given, nil
@@ -374,7 +374,10 @@ func (s session) signedBefore(ctx context.Context, in IntermediateInput, csr *x5
 func (s session) asAsked(in IntermediateInput, c, root *x509.Certificate, adopted bool) error {
 	var wrong []string
 	if !adopted {
-		wrong = append(identityOf(c, in.CA), lifetimeOf(c, in.CA.TTL)...)
+		wrong = identityOf(c, in.CA)
+	}
+	if !adopted && in.RootMount != "" { // else whoever keeps the root decides how long
+		wrong = append(wrong, lifetimeOf(c, in.CA.TTL)...)
 	}
 	for _, err := range []error{pki.SignedBy(c, root), pki.Linear([]*x509.Certificate{c, root}), pki.Nested([]*x509.Certificate{c, root})} {
 		if err != nil {

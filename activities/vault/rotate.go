@@ -335,7 +335,7 @@ func (a *Activities) ConfigureTidy(ctx context.Context, in TidyInput) (procedure
 	if err != nil {
 		return out, err
 	}
-	for _, mount := range []string{in.Spec.Vault.RootMount, in.Spec.Vault.RelayMount} {
+	for _, mount := range mountsOf(in.Spec) {
 		for path, desired := range map[string]map[string]any{mount + "/config/crl": tidyCRL, mount + "/config/auto-tidy": tidyAutomatically} {
 			if err := s.ensure(ctx, in.Mode, &out, "vault config "+path, path, desired); err != nil {
 				return out, err

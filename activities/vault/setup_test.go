@@ -158,7 +158,7 @@ func TestShortMount(t *testing.T) {
 	if err := w.Root.Sys().Mount("pki", &vaultapi.MountInput{Type: "pki"}); err != nil {
 		t.Fatal(err)
 	}
-	in := vault.GenerateRootInput{Vault: "default", Mount: "pki", Generation: 1, CA: w.spec.PKI.Root, Mode: procedure.Apply}
+	in := vault.GenerateRootInput{Vault: "default", Mount: "pki", Generation: 1, CA: w.spec.PKI.Root.CA, Mode: procedure.Apply}
 	_, err := w.GenerateRoot(ctx, in)
 	wantFailure(t, err, failure.Mismatch, "187600h", "tune")
 	if list, err := w.Root.Logical().List("pki/issuers"); err != nil || list != nil {
@@ -190,7 +190,7 @@ func TestConflicts(t *testing.T) {
 	ctx := context.Background()
 	w := newWorld(t)
 	s := w.spec
-	rootInput := vault.GenerateRootInput{Vault: "default", Mount: "pki", Generation: 1, CA: s.PKI.Root, Mode: procedure.Apply}
+	rootInput := vault.GenerateRootInput{Vault: "default", Mount: "pki", Generation: 1, CA: s.PKI.Root.CA, Mode: procedure.Apply}
 	write := func(path string, data map[string]any) {
 		t.Helper()
 		if _, err := w.Root.Logical().Write(path, data); err != nil {

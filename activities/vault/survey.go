@@ -97,7 +97,11 @@ func (a *Activities) Survey(ctx context.Context, in SurveyInput) (SurveyResult, 
 		return SurveyResult{}, err
 	}
 	result.Active = relay.state(*active)
-	result.Root, err = s.rootAbove(ctx, in.Spec.Vault.RootMount, relay, *active)
+	var rootMount string // none, if the root is kept outside Vault
+	if !in.Spec.PKI.Root.Offline() {
+		rootMount = in.Spec.Vault.RootMount
+	}
+	result.Root, err = s.rootAbove(ctx, rootMount, relay, *active)
 	return result, err
 }
 
@@ -222,9 +226,12 @@ func (s session) active(m relayMount, role string) (*issuer, error) {
 // intermediate's own chain leads to comes first, because it is what members
 // trust: a root that was issued anew for the same key would fit as well.
 func (s session) rootAbove(ctx context.Context, rootMount string, relay relayMount, below issuer) (CAResult, error) {
-	signing, err := s.issuers(ctx, rootMount)
-	if err != nil {
-		return CAResult{}, err
+	var signing []issuer
+	if rootMount != "" {
+		var err error
+		if signing, err = s.issuers(ctx, rootMount); err != nil {
+			return CAResult{}, err
+		}
 	}
 	var candidates []issuer
 	for _, id := range slices.Backward(below.ManualChain) {

@@ -42,10 +42,16 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	return worldOf(t, vaulttest.Start(t))
+	return worldUnder(t, vaulttest.Start(t), func(policy string) string { return policy })
 }
 
 func worldOf(t *testing.T, server *vaulttest.Server) *world {
+	t.Helper()
+	return worldUnder(t, server, func(policy string) string { return policy })
+}
+
+// worldUnder is worldOf with the shipped policies changed.
+func worldUnder(t *testing.T, server *vaulttest.Server, change func(policy string) string) *world {
 	t.Helper()
 	proxy, caFile := newProxy(t, server)
 	logins := map[site.Identity]site.Login{}
@@ -54,7 +60,7 @@ func worldOf(t *testing.T, server *vaulttest.Server) *world {
 		if err != nil {
 			t.Fatal(err)
 		}
-		roleID, secretID := server.AppRole(t, "relaypki-"+string(identity), string(policy), nil)
+		roleID, secretID := server.AppRole(t, "relaypki-"+string(identity), change(string(policy)), nil)
 		logins[identity] = site.Login{Method: "approle", Mount: "approle", RoleIDFile: roleID, SecretIDFile: secretID}
 	}
 	w := &world{Server: server, proxy: proxy, spec: spec(), keys: map[string]*tokenIssuer{}}
@@ -99,7 +105,7 @@ func (w *world) setup(ctx context.Context, mode procedure.Mode) (done, error) {
 		note(out)
 	}
 	var err error
-	if d.root, err = w.GenerateRoot(ctx, vault.GenerateRootInput{Vault: s.Vault.Name, Mount: s.Vault.RootMount, Generation: 1, CA: s.PKI.Root, Mode: mode}); err != nil {
+	if d.root, err = w.GenerateRoot(ctx, vault.GenerateRootInput{Vault: s.Vault.Name, Mount: s.Vault.RootMount, Generation: 1, CA: s.PKI.Root.CA, Mode: mode}); err != nil {
 		return d, err
 	}
 	note(d.root.Outcome)

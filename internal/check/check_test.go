@@ -10,6 +10,7 @@ import (
 
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/pki/pkitest"
 	"github.com/relaypki/relaypki/internal/secret/secrettest"
 )
@@ -132,6 +133,12 @@ func judge(t *testing.T, findings []check.Finding, want []expectation) {
 	}
 }
 
+// offline has the root kept outside Vault: there is no root mount to look at.
+func (w *world) offline(root pkitest.Pair) {
+	w.Vault.Root = check.SeenMount{}
+	w.Management.Spec.PKI.Root = mesh.Root{Kept: mesh.KeptOffline, CertificatePEM: string(pki.EncodeChain(root.Cert))}
+}
+
 func TestManagement(t *testing.T) {
 	other := pkitest.Root(t, "another root")
 	for _, test := range []struct {
@@ -149,6 +156,16 @@ func TestManagement(t *testing.T) {
 		{"Vault sealed", func(_ *testing.T, w *world) { w.Vault.Sealed = true }, []expectation{{check.VaultAvailable, "fail", "vault operator unseal"}}},
 		{"Vault not initialised", func(_ *testing.T, w *world) { w.Vault.Initialized = false }, []expectation{{check.VaultAvailable, "fail", "vault operator init"}}},
 		{"Vault refuses the worker", func(_ *testing.T, w *world) { w.Vault.LoginError = "denied" }, []expectation{{check.VaultAvailable, "fail", "operate"}}},
+		{"root kept outside Vault", func(_ *testing.T, w *world) { w.offline(w.root) }, nil},
+		{"root kept outside Vault, of another name", func(_ *testing.T, w *world) { w.offline(other) },
+			[]expectation{{check.VaultIntermediate, "fail", "names"}}},
+		{"root kept outside Vault near its end", func(t *testing.T, w *world) {
+			w.offline(pkitest.Pair{Cert: pkitest.Root(t, "R", pkitest.Valid(-time.Hour, 9*24*time.Hour)).Cert})
+		}, []expectation{{check.VaultRoot, "warn", "expires in 216h"}, {check.VaultIntermediate, "fail", "names"}}},
+		{"root kept outside Vault, unreadable", func(_ *testing.T, w *world) {
+			w.offline(w.root)
+			w.Management.Spec.PKI.Root.CertificatePEM = "gone"
+		}, []expectation{{check.VaultRoot, "fail", "correct pki.root.certificatePEM"}}},
 		{"root mount missing", func(_ *testing.T, w *world) {
 			w.Vault.Root = check.SeenMount{Path: "pki", Gap: check.Gap{Reason: check.NotFound}}
 		},

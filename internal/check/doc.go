@@ -9,7 +9,7 @@
 //	check                  where  passes when
 //	cluster-reachable      M W    the API server answers
 //	vault-available        M      Vault answers, is initialised and unsealed, and the worker can log in
-//	vault-root             M      the root mount's default issuer is a self-signed, valid root of ours
+//	vault-root             M      the root mount's default issuer is a self-signed, valid root of ours; or the root kept outside Vault is valid
 //	vault-intermediate     M      the issuer that roles use has a key, is signed by that root, and refuses to outlive itself
 //	vault-role             M      every role is bound to one issuer by id, and allows what it is for and nothing else
 //	cert-manager           M W    controller, webhook and cainjector are available

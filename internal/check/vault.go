@@ -41,9 +41,29 @@ func (r *report) vault(spec mesh.Spec, v SeenVault, now time.Time) {
 	}
 	r.pass(VaultAvailable, object, "%s is unsealed", v.Address)
 
-	root := r.vaultRoot(v.Root, now)
+	root := r.offlineRoot(spec.PKI.Root, now)
+	if !spec.PKI.Root.Offline() {
+		root = r.vaultRoot(v.Root, now)
+	}
 	r.vaultIntermediate(spec, v, root, now)
 	r.vaultRoles(spec, v.Roles)
+}
+
+// offlineRoot is the root that is kept outside Vault; nil if it is not.
+func (r *report) offlineRoot(root mesh.Root, now time.Time) *x509.Certificate {
+	if !root.Offline() {
+		return nil
+	}
+	const object = "the root kept outside Vault"
+	c, err := root.Certificate()
+	if err != nil {
+		r.fail(VaultRoot, object, "its certificate in the mesh's record cannot be read: "+err.Error(), "correct pki.root.certificatePEM in the input, then "+runSetup)
+		return nil
+	}
+	if !r.expiring(VaultRoot, object, c, now) {
+		r.pass(VaultRoot, object, "%s is kept outside Vault, valid until %s", pki.Name(c), pki.Date(c.NotAfter))
+	}
+	return c
 }
 
 func (r *report) vaultRoot(m SeenMount, now time.Time) *x509.Certificate {

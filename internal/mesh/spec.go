@@ -5,12 +5,14 @@
 package mesh
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/strict"
 )
 
@@ -107,8 +109,8 @@ const (
 
 // PKI describes the certificate authorities.
 type PKI struct {
-	Root         CA `json:"root,omitempty"`
-	Intermediate CA `json:"intermediate,omitempty"`
+	Root         Root `json:"root,omitempty"`
+	Intermediate CA   `json:"intermediate,omitempty"`
 	// Role is the management server's role in the relay mount, and everybody's
 	// when Isolation is "shared".
 	Role string `json:"role,omitempty"`
@@ -125,6 +127,35 @@ const (
 	IsolationPerCluster = "perCluster"
 	IsolationShared     = "shared"
 )
+
+// Root is the root CA, and where its key is.
+type Root struct {
+	CA
+	// Kept is "vault" (in vault.rootMount, made there) or "offline" (elsewhere: an
+	// intermediate's CSR is published, and a person brings the certificate back).
+	Kept string `json:"kept,omitempty"`
+	// CertificatePEM is the certificate of a root that is kept offline. What it is
+	// called and how long it lives is in it, so nothing else of the root is given.
+	CertificatePEM string `json:"certificatePEM,omitempty"`
+}
+
+// Values of Root.Kept.
+const (
+	KeptVault   = "vault"
+	KeptOffline = "offline"
+)
+
+// Offline says that the root's key is in no Vault of ours.
+func (r Root) Offline() bool { return r.Kept == KeptOffline }
+
+// Certificate is that of a root that is kept offline, in a spec without problems.
+func (r Root) Certificate() (*x509.Certificate, error) {
+	chain, err := pki.ParseSigned([]byte(r.CertificatePEM))
+	if err != nil {
+		return nil, err
+	}
+	return chain[0], nil
+}
 
 // CA is what to ask for when a CA certificate is made.
 type CA struct {
@@ -356,7 +387,10 @@ func (s Spec) WithDefaults() Spec {
 	set(&s.PKI.Role, "gloo-mesh-mgmt-server-ca")
 	set(&s.PKI.MaxLeafTTL, Hours(720))
 	set(&s.PKI.Isolation, IsolationPerCluster)
-	s.PKI.Root = s.PKI.Root.withDefaults(CA{CommonName: "Solo.io Root CA", Organization: "solo.io", TTL: Hours(187600)})
+	set(&s.PKI.Root.Kept, KeptVault)
+	if !s.PKI.Root.Offline() {
+		s.PKI.Root.CA = s.PKI.Root.CA.withDefaults(CA{CommonName: "Solo.io Root CA", Organization: "solo.io", TTL: Hours(187600)})
+	}
 	s.PKI.Intermediate = s.PKI.Intermediate.withDefaults(CA{CommonName: "gloo-mesh-mgmt-server-ca", Organization: "mesh.solo.io", TTL: Hours(43800)})
 	s.Certificates.Server = s.Certificates.Server.withDefaults(Certificate{
 		Name: "relay-server-tls", SecretName: "relay-server-tls-secret", CommonName: "gloo-mesh-mgmt-server-ca",

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/secret"
 	"github.com/relaypki/relaypki/internal/strict"
 )
@@ -54,7 +55,7 @@ func (s Spec) Validate() []strict.Problem {
 	}
 	v.oneOf("management.reload", s.Management.Reload, ReloadHot, ReloadRestart)
 	v.workloads(s)
-	v.vault(s.Vault)
+	v.vault(s.Vault, s.PKI.Root.Offline())
 	v.pki(s.PKI)
 	v.certificate("certificates.server", s.Certificates.Server, s.PKI)
 	v.certificate("certificates.client", s.Certificates.Client, s.PKI)
@@ -163,7 +164,7 @@ func (v *validation) workloads(s Spec) {
 	}
 }
 
-func (v *validation) vault(vault Vault) {
+func (v *validation) vault(vault Vault, offline bool) {
 	v.oneOf("vault.install", vault.Install, VaultExisting, VaultDev, VaultStandalone)
 	for _, m := range []struct{ path, mount string }{{"vault.rootMount", vault.RootMount}, {"vault.relayMount", vault.RelayMount}} {
 		if !mountPath.MatchString(m.mount) {
@@ -171,6 +172,7 @@ func (v *validation) vault(vault Vault) {
 		}
 	}
 	switch root, relay := vault.RootMount+"/", vault.RelayMount+"/"; {
+	case offline: // there is no root mount
 	case root == relay:
 		v.bad("vault.relayMount", "is the root mount too; the intermediate needs a mount of its own")
 	case strings.HasPrefix(root, relay), strings.HasPrefix(relay, root):
@@ -218,15 +220,15 @@ func (v *validation) rollout(s Spec) {
 }
 
 func (v *validation) pki(p PKI) {
-	v.ca("pki.root", p.Root)
+	root := v.root(p.Root)
 	v.ca("pki.intermediate", p.Intermediate)
-	if p.Intermediate.TTL.Duration >= p.Root.TTL.Duration {
-		v.bad("pki.intermediate.ttl", "%s is not shorter than the root's %s, which would sign for longer than it lives", p.Intermediate.TTL, p.Root.TTL)
+	if p.Intermediate.TTL.Duration >= root.TTL.Duration && root.TTL.Duration > 0 {
+		v.bad("pki.intermediate.ttl", "%s is not shorter than the root's %s, which would sign for longer than it lives", p.Intermediate.TTL, root.TTL)
 	}
 	if p.MaxLeafTTL.Duration >= p.Intermediate.TTL.Duration {
 		v.bad("pki.maxLeafTTL", "%s is not shorter than the intermediate's %s", p.MaxLeafTTL, p.Intermediate.TTL)
 	}
-	if p.Root.CommonName == p.Intermediate.CommonName {
+	if root.CommonName == p.Intermediate.CommonName {
 		v.bad("pki.intermediate.commonName", "is the root's too; who signed what could not be told apart")
 	}
 	if !mountPath.MatchString(p.Role) || strings.Contains(p.Role, "/") {
@@ -236,6 +238,41 @@ func (v *validation) pki(p PKI) {
 		v.bad("pki.role", "%q is the name of another role of the mesh", p.Role)
 	}
 	v.oneOf("pki.isolation", p.Isolation, IsolationPerCluster, IsolationShared)
+}
+
+// root is the root as it is asked for or, kept offline, as it is.
+func (v *validation) root(root Root) CA {
+	v.oneOf("pki.root.kept", root.Kept, KeptVault, KeptOffline)
+	if !root.Offline() {
+		if root.CertificatePEM != "" {
+			v.bad("pki.root.certificatePEM", "is for a root that is kept elsewhere: set pki.root.kept to %q, or leave it out", KeptOffline)
+		}
+		v.ca("pki.root", root.CA)
+		return root.CA
+	}
+	if root.CA != (CA{}) {
+		v.bad("pki.root", "commonName, organization, ttl, keyType and keyBits of a root that is kept offline are in its certificate; leave them out")
+	}
+	if root.CertificatePEM == "" {
+		v.bad("pki.root.certificatePEM", "is missing; give the certificate of the root, in PEM, without its key")
+		return CA{}
+	}
+	chain, err := pki.ParseSigned([]byte(root.CertificatePEM))
+	switch {
+	case pki.HasPrivateKey([]byte(root.CertificatePEM)):
+		v.bad("pki.root.certificatePEM", "holds a private key, which would stay in Temporal's histories; give the certificate alone, and judge whether the key is still a secret")
+		return CA{}
+	case err != nil:
+		v.bad("pki.root.certificatePEM", "cannot be read: %v", err)
+		return CA{}
+	case len(chain) > 1:
+		v.bad("pki.root.certificatePEM", "has %d certificates; give the root's alone", len(chain))
+		return CA{}
+	}
+	for _, problem := range pki.CheckRoot(chain[0]) {
+		v.bad("pki.root.certificatePEM", "cannot be a mesh's root: %v", problem)
+	}
+	return CA{CommonName: chain[0].Subject.CommonName, TTL: Duration{chain[0].NotAfter.Sub(chain[0].NotBefore)}}
 }
 
 func (v *validation) ca(path string, ca CA) {

@@ -62,7 +62,9 @@ type Standing struct {
 	// Awaiting is as in Progress.
 	Awaiting string `json:"awaiting,omitempty"`
 	// Paused is the reason of a pause; empty if there is none.
-	Paused      string `json:"paused,omitempty"`
+	Paused string `json:"paused,omitempty"`
+	// Note is what there is to say of what the update did; often nothing.
+	Note        string `json:"note,omitempty"`
 	Aborting    bool   `json:"aborting,omitempty"`
 	Parallelism int    `json:"parallelism"`
 	// Count is the number of clusters in each state.

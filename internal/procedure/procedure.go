@@ -202,6 +202,9 @@ type Progress struct {
 	Awaiting string `json:"awaiting,omitempty"`
 	// Person says that nothing goes on until somebody sends an update.
 	Person bool `json:"person,omitempty"`
+	// Signing says that it waits for a certificate from a root that is kept outside
+	// Vault; CSRQuery has what is to be signed.
+	Signing bool `json:"signing,omitempty"`
 	// Paused is the reason of a pause; empty if there is none.
 	Paused string `json:"paused,omitempty"`
 	// Parallelism is how many clusters are worked on at once; 0 where that

@@ -8,7 +8,8 @@
 # setups if you can. Rotations and verification do not use it.
 #
 # pki and pki_relay are the default mounts. If the input names others
-# (vault.rootMount, vault.relayMount), name them here.
+# (vault.rootMount, vault.relayMount), name them here. With a root that is kept
+# outside Vault (pki.root.kept: offline) there is no pki: leave its rules out.
 
 # The mounts, and the longest life that they give.
 path "sys/mounts/pki" {

@@ -50,7 +50,9 @@ func vault(ctx context.Context, clients *site.Clients, spec mesh.Spec) check.See
 		return seen
 	}
 	v := vaultReader{client, seen.Name, site.Operate}
-	seen.Root = v.mount(ctx, spec.Vault.RootMount)
+	if !spec.PKI.Root.Offline() {
+		seen.Root = v.mount(ctx, spec.Vault.RootMount)
+	}
 	seen.Relay = v.mount(ctx, spec.Vault.RelayMount)
 	seen.Roles = append(seen.Roles, v.role(ctx, spec.Vault.RelayMount, spec.PKI.Role, ""), v.role(ctx, spec.Vault.RelayMount, spec.ProbeRole(), ""))
 	if spec.PKI.Isolation != mesh.IsolationShared {
