@@ -156,7 +156,7 @@ func (c *cli) waiting(f *follower) error {
 	} else if _, drawn := f.display.(*screen); !drawn { // the picture has them
 		c.paper().parked(c.out, 2, parkedOf(p))
 	}
-	next := append(c.remedies(p.Mesh, p.Paused, parkedOf(p)), c.again("watch", f.id))
+	next := append(c.remedies(p.Procedure, p.Mesh, p.Paused, parkedOf(p)), c.again("watch", f.id))
 	if p.Signing {
 		next = append(c.toSign(p.Mesh), next...)
 	}
@@ -240,6 +240,10 @@ func (p paper) conclude(w io.Writer, e ending, c *cli) {
 	var schedules procedure.SchedulesResult
 	if e.Procedure == procedure.ApplySchedules && json.Unmarshal(e.Result, &schedules) == nil && schedules.Mesh != "" {
 		p.scheduled(w, schedules, c)
+		return
+	}
+	if rotated, ok := rotationResult(e); ok {
+		p.rotated(w, rotated, c)
 		return
 	}
 	var setup procedure.SetupResult

@@ -149,7 +149,7 @@ func (c *cli) rootCommand() *cobra.Command {
 		commands []*cobra.Command
 	}{
 		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.verifyCommand(), c.scheduleCommand()}},
-		{"steering", []*cobra.Command{c.retryCommand(), c.skipCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand(), c.csrCommand(), c.submitCommand()}},
+		{"steering", []*cobra.Command{c.approveCommand(), c.rollbackCommand(), c.retryCommand(), c.skipCommand(), c.quarantineCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand(), c.csrCommand(), c.submitCommand()}},
 		{"looking", []*cobra.Command{c.statusCommand(), c.watchCommand(), c.schemaCommand()}},
 	} {
 		for _, command := range group.commands {

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rotation"
 )
 
 // planFlag is the flag of a command that can show what it would do.
@@ -46,6 +48,8 @@ type plan struct {
 	parts []planPart
 	// kept is what a removal would leave where it is.
 	kept []procedure.Kept
+	// matrix is, of a rotation, who presents and trusts what in each phase.
+	matrix []procedure.PhaseView
 }
 
 type planPart struct {
@@ -73,24 +77,57 @@ func (f *follower) planOf(e ending) (plan, bool) {
 		where = "Vault and both clusters"
 	}
 	p := plan{mesh: result.Mesh, kept: result.Kept, parts: []planPart{{name: where, steps: result.Steps}}}
+	if rotated, ok := rotationResult(e); ok {
+		p.matrix = rotated.Matrix
+		p.parts = f.phased(rotated)
+		return p, true
+	}
 	for _, cluster := range f.view.Progress.Clusters {
-		part := planPart{name: cluster.Cluster}
-		switch child, seen := f.view.Children[cluster.Workflow]; {
-		case cluster.State == procedure.Failed || cluster.State == procedure.Parked || cluster.State == procedure.Skipped:
-			part.problem = cluster.Detail
-		case seen && child.Ended:
-			part.steps = child.Steps
-		default:
-			ctx, cancel := context.WithTimeout(context.Background(), callTime)
-			child, err := f.server.progress(ctx, cluster.Workflow)
-			cancel()
-			if part.steps = child.Steps; err != nil {
-				part.problem = fmt.Sprintf("its plan cannot be read: %v", err)
-			}
-		}
-		p.parts = append(p.parts, part)
+		p.parts = append(p.parts, f.clusterPart(cluster))
 	}
 	return p, true
+}
+
+// phased are the parts of a rotation's plan, in the order in which they are done.
+func (f *follower) phased(r procedure.RotateResult) []planPart {
+	var parts []planPart
+	for phase, more := rotation.PhasePreflight, true; more; phase, more = rotation.Next(phase) {
+		part := planPart{name: string(phase)}
+		for _, step := range r.Steps {
+			if step.Phase == string(phase) {
+				part.steps = append(part.steps, step)
+			}
+		}
+		if len(part.steps) > 0 {
+			parts = append(parts, part)
+		}
+		for _, cluster := range f.view.Progress.Clusters {
+			canary := slices.Contains(r.Canary, cluster.Cluster)
+			if canary && phase == rotation.PhaseCanary || !canary && phase == rotation.PhaseFleet {
+				parts = append(parts, f.clusterPart(cluster))
+			}
+		}
+	}
+	return parts
+}
+
+// clusterPart is what would be done in one cluster.
+func (f *follower) clusterPart(cluster procedure.ClusterProgress) planPart {
+	part := planPart{name: cluster.Cluster}
+	switch child, seen := f.view.Children[cluster.Workflow]; {
+	case cluster.State == procedure.Failed || cluster.State == procedure.Parked || cluster.State == procedure.Skipped:
+		part.problem = cluster.Detail
+	case seen && child.Ended:
+		part.steps = child.Steps
+	default:
+		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		child, err := f.server.progress(ctx, cluster.Workflow)
+		cancel()
+		if part.steps = child.Steps; err != nil {
+			part.problem = fmt.Sprintf("its plan cannot be read: %v", err)
+		}
+	}
+	return part
 }
 
 // concludePlan prints a plan. The command that makes the plan anew is the one
@@ -105,6 +142,9 @@ func (c *cli) concludePlan(e ending, p plan, planAgain string) error {
 			return err
 		}
 	default:
+		if len(p.matrix) > 0 {
+			c.paper().matrix(c.out, p.matrix)
+		}
 		c.paper().plan(c.out, p)
 		c.paper().kept(c.out, p.kept)
 		if again != "" {

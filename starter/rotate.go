@@ -17,9 +17,11 @@ func (c *cli) rotateCommand() *cobra.Command {
 		Short: "Make certificates, CAs or credentials anew",
 		Long: `Make something of a mesh anew before it ends, or because it has become known. What
 is due by the mesh's policy is begun by itself (see "relaypki schedule").`,
-		Example: `  relaypki rotate credentials demo`,
+		Example: `  relaypki rotate intermediate demo --plan
+  relaypki rotate leaf demo
+  relaypki rotate credentials demo`,
 	}
-	cmd.AddCommand(c.rotateCredentialsCommand())
+	cmd.AddCommand(c.rotateIntermediateCommand(), c.rotateLeafCommand(), c.rotateCredentialsCommand())
 	return cmd
 }
 

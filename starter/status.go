@@ -423,7 +423,7 @@ func (c *cli) printStatus(m meshStatus) {
 			p.print(c.out, 4, span{"paused: " + tidy(e.Paused), plain})
 		}
 		p.parked(c.out, 4, e.Parked)
-		for _, command := range c.remedies(m.Mesh, e.Paused, e.Parked) {
+		for _, command := range c.remedies(e.Procedure, m.Mesh, e.Paused, e.Parked) {
 			c.say("    %s", command)
 		}
 	}

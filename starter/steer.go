@@ -371,7 +371,7 @@ func (c *cli) printStanding(w io.Writer, workflow string, s procedure.Standing) 
 	p.parked(w, 2, s.Parked)
 	next := []string{c.again("watch", workflow)}
 	if !s.Aborting {
-		next = append(c.remedies(s.Mesh, s.Paused, s.Parked), next...)
+		next = append(c.remedies(s.Procedure, s.Mesh, s.Paused, s.Parked), next...)
 	}
 	c.say("Next: %s", strings.Join(next, nextLine))
 }
@@ -386,7 +386,7 @@ const manyParked = 4
 // remedies are the commands that have a procedure go on which waits for a
 // person, the likeliest first; none if it is neither paused nor has parked
 // anything.
-func (c *cli) remedies(mesh, paused string, parked []procedure.ClusterProgress) []string {
+func (c *cli) remedies(name, mesh, paused string, parked []procedure.ClusterProgress) []string {
 	var commands []string
 	if paused != "" {
 		commands = append(commands, c.again("resume", mesh))
@@ -402,7 +402,7 @@ func (c *cli) remedies(mesh, paused string, parked []procedure.ClusterProgress) 
 		}
 		commands = append(commands,
 			c.again(append([]string{"retry", mesh}, all...)...),
-			c.again(append(append([]string{"skip", mesh}, names...), "--reason", "WHY")...))
+			c.again(append(append([]string{leaveOut(name), mesh}, names...), "--reason", "WHY")...))
 	}
 	if len(commands) > 0 {
 		commands = append(commands, c.again("abort", mesh, "--reason", "WHY"))
@@ -447,4 +447,12 @@ func (t *server) meshOfInput(ctx context.Context, e execution) string {
 		return ""
 	}
 	return in.Mesh
+}
+
+// leaveOut is the command that leaves clusters out of a procedure.
+func leaveOut(name string) string {
+	if name == procedure.RotateIntermediateCA || name == procedure.RotateLeafCertificates {
+		return procedure.QuarantineUpdate
+	}
+	return procedure.SkipUpdate
 }

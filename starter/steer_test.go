@@ -261,11 +261,11 @@ func TestSteeringInput(t *testing.T) {
 
 func TestRemedies(t *testing.T) {
 	c := &cli{name: "relaypki"}
-	if got := c.remedies("demo", "", nil); len(got) != 0 {
+	if got := c.remedies(procedure.SetupMesh, "demo", "", nil); len(got) != 0 {
 		t.Errorf("nothing is to be done, but: %q", got)
 	}
 	many := make([]procedure.ClusterProgress, manyParked)
-	if got := c.remedies("demo", "", many); got[0] != "relaypki retry demo" || got[1] != "relaypki skip demo CLUSTER... --reason WHY" {
+	if got := c.remedies(procedure.SetupMesh, "demo", "", many); got[0] != "relaypki retry demo" || got[1] != "relaypki skip demo CLUSTER... --reason WHY" {
 		t.Errorf("with many clusters: %q", got)
 	}
 }

@@ -743,6 +743,7 @@ func pemName(text string) string {
 
 func (r *intermediateRotation) sum() {
 	r.result.Steps, r.result.Clusters, r.result.Changed = r.report.Steps, r.Results, r.Changed
+	r.result.Canary = canaries(r.spec)
 }
 
 // Phases that are only ever approved.

@@ -36,7 +36,7 @@ func RotateLeafCertificates(ctx workflow.Context, in procedure.Typed[procedure.R
 	if r.report, err = newReport(ctx, progress); err != nil {
 		return r.result, err
 	}
-	r.report.attributes = r.Attributes
+	r.report.attributes, r.report.phased = r.Attributes, true
 	r.fleet = newRotationFleet(r.report, abort)
 	if err := r.fleet.steer(ctx); err != nil {
 		return r.result, err
@@ -49,6 +49,7 @@ func RotateLeafCertificates(ctx workflow.Context, in procedure.Typed[procedure.R
 		return r.result, workflow.NewContinueAsNewError(ctx, procedure.RotateLeafCertificates, in.In, r.handOver())
 	}
 	r.result.Steps, r.result.Clusters, r.result.Changed = r.report.Steps, r.Results, r.Changed
+	r.result.Canary = canaries(r.spec)
 	err = r.fleet.outcome(err)
 	tell(ctx, r.report, err)
 	return r.result, r.report.finish(ctx, err)

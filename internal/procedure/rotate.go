@@ -96,6 +96,8 @@ type RotateResult struct {
 	// Server is the management server's certificate, Clusters the agents'.
 	Server   Leaf            `json:"server,omitzero"`
 	Clusters []ClusterResult `json:"clusters,omitempty"`
+	// Canary are the clusters that go first.
+	Canary []string `json:"canary,omitempty"`
 	// Matrix is, in a plan, who presents and who trusts what in each phase.
 	Matrix []PhaseView `json:"matrix,omitempty"`
 	Steps  []Step      `json:"steps,omitempty"`

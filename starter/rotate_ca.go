@@ -1,0 +1,260 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
+)
+
+func (c *cli) rotateIntermediateCommand() *cobra.Command {
+	var in procedure.RotateIntermediateInput
+	var taskQueue string
+	var detach, plan, yes bool
+	cmd := &cobra.Command{
+		Use:   "intermediate MESH",
+		Short: "Replace the intermediate CA, with no handshake that fails",
+		Long: `Replace the intermediate CA of a mesh by a new one of the same root. No trust
+changes, so no handshake fails: the new intermediate is made and proven, then the
+canary, the management server and all other clusters get certificates of it, one
+after the other or in waves, and the previous one is retired.
+
+It asks before it goes beyond the canary, or as rotation.approval says: "relaypki
+approve" lets it go on, "relaypki rollback" takes it back from wherever it is. The
+same command again goes on after a failure, or after the run was lost.
+
+With --plan nothing is changed: it shows phase by phase who presents and who trusts
+what, and refuses a rotation that would cut anybody off.`,
+		Example: `  relaypki rotate intermediate demo --plan
+  relaypki rotate intermediate demo --snapshot "vault-2026-11-26.snap, in the safe"
+  # Without a question, except for the deletion of a key:
+  relaypki rotate intermediate demo --approval none
+  # As commands, for the night when Temporal is down:
+  relaypki rotate intermediate demo --plan -o commands > rotate.sh`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: c.completeMesh,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !meshName.MatchString(args[0]) {
+				return badInput(c.again("status"), "%q is not the name of a mesh", args[0])
+			}
+			in.Mesh, in.Plan = args[0], plan
+			problems := in.Validate()
+			if len(problems) == 0 && in.DeleteOldKey && !plan {
+				if err := c.confirm(cmd, yes, danger{
+					question:    fmt.Sprintf("Have the key of mesh %s's previous intermediate deleted at the end?", in.Mesh),
+					consequence: "It is asked for once more then. Without the key the rotation cannot be taken back.",
+				}); err != nil {
+					return err
+				}
+			}
+			return c.launchMember(cmd, problems, in, launch{
+				procedure: procedure.RotateIntermediateCA, id: planID(procedure.ID(procedure.RotateIntermediateCA, in.Mesh), plan), taskQueue: taskQueue, detach: detach,
+				summary: "Rotate the intermediate CA of mesh " + in.Mesh, again: c.againRotate(cmd, args, "approval", "snapshot", "delete-old-key", "yes"),
+			})
+		},
+	}
+	cmd.Flags().StringVar(&in.Approval, "approval", "", "none, afterCanary or eachPhase (default: rotation.approval of the mesh)")
+	cmd.Flags().StringVar(&in.Snapshot, "snapshot", "", "your word that Vault can be restored to now: where the snapshot is")
+	cmd.Flags().BoolVar(&in.DeleteOldKey, "delete-old-key", false, "have the previous intermediate's key deleted at the end, which then has to be approved")
+	yesFlag(cmd, &yes)
+	rotateFlags(cmd, &taskQueue, &detach, &plan)
+	_ = cmd.RegisterFlagCompletionFunc("approval", cobra.FixedCompletions([]string{mesh.ApprovalNone, mesh.ApprovalAfterCanary, mesh.ApprovalEachPhase}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("snapshot", cobra.NoFileCompletions) // both fail only if there is no such flag
+	return cmd
+}
+
+func (c *cli) rotateLeafCommand() *cobra.Command {
+	var taskQueue string
+	var detach, plan bool
+	cmd := &cobra.Command{
+		Use:   "leaf MESH [CLUSTER...]",
+		Short: "Have certificates issued anew by the intermediate at work",
+		Long: `Have the certificates of a mesh issued anew by the intermediate at work: the
+canary's, the management server's, then all others; with names, those of these
+workload clusters alone. Agents that read their Secrets at their start alone are
+restarted, and each is proven by a fresh handshake. No trust changes.`,
+		Example: `  relaypki rotate leaf demo
+  # Of these alone:
+  relaypki rotate leaf demo cluster2 cluster7`,
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: c.completeClusters(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !meshName.MatchString(args[0]) {
+				return badInput(c.again("status"), "%q is not the name of a mesh", args[0])
+			}
+			in := procedure.RotateLeafInput{MeshInput: procedure.MeshInput{Mesh: args[0]}, Clusters: args[1:], Plan: plan}
+			return c.launchMember(cmd, in.Validate(), in, launch{
+				procedure: procedure.RotateLeafCertificates, id: planID(procedure.ID(procedure.RotateLeafCertificates, in.Mesh), plan), taskQueue: taskQueue, detach: detach,
+				summary: "Rotate the certificates of mesh " + in.Mesh, again: c.againRotate(cmd, args),
+			})
+		},
+	}
+	rotateFlags(cmd, &taskQueue, &detach, &plan)
+	return cmd
+}
+
+func rotateFlags(cmd *cobra.Command, taskQueue *string, detach, plan *bool) {
+	cmd.Flags().StringVar(taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker")
+	cmd.Flags().BoolVar(detach, "detach", false, "start it and return")
+	planFlag(cmd, plan)
+	_ = cmd.RegisterFlagCompletionFunc("task-queue", cobra.NoFileCompletions) // fails only if there is no such flag
+}
+
+// againRotate is the same command line once more.
+func (c *cli) againRotate(cmd *cobra.Command, args []string, flags ...string) string {
+	return c.again(append(append([]string{"rotate", cmd.Name()}, args...), changedFlags(cmd, append(flags, "plan")...)...)...)
+}
+
+func (c *cli) approveCommand() *cobra.Command {
+	var in procedure.ApproveInput
+	cmd := &cobra.Command{
+		Use:   "approve MESH PHASE",
+		Short: "Let a rotation go on with the phase that it waits for",
+		Long: `Let a rotation begin the phase that it waits to begin: "relaypki watch" shows which,
+and what it will do. Who approves is what you say; Temporal knows no more of it.`,
+		Example: `  relaypki approve demo server
+  relaypki approve demo retire --by alice --note "change 4711"`,
+		Args: cobra.ExactArgs(2), ValidArgsFunction: c.completeMesh,
+	}
+	cmd.Flags().StringVar(&in.By, "by", "", "who approves")
+	cmd.Flags().StringVar(&in.Note, "note", "", "for whoever looks at this later")
+	return c.steeringCommand(cmd, func(mesh string, rest []string) (order, error) {
+		in.Phase = rest[0]
+		return order{mesh: mesh, update: procedure.ApproveUpdate, in: in}, nil
+	})
+}
+
+func (c *cli) quarantineCommand() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "quarantine MESH CLUSTER... --reason WHY",
+		Short: "Have a rotation go on without clusters that do not answer",
+		Long: `Have a rotation go on without clusters that it has parked, or not begun. Vault signs
+for them with the new intermediate all the same, so that they get a certificate of
+it when their cert-manager renews. The rotation ends as failed, with them in its
+report, and the mesh's record has them until "relaypki rotate leaf" has done them.`,
+		Example: `  relaypki quarantine demo cluster2 --reason "in repair until Monday"`,
+		Args:    cobra.MinimumNArgs(2), ValidArgsFunction: c.completeClusters(procedure.Parked, procedure.Pending),
+	}
+	reasonFlag(cmd, &reason)
+	return c.steeringCommand(cmd, func(mesh string, clusters []string) (order, error) {
+		return order{mesh: mesh, update: procedure.QuarantineUpdate, in: procedure.SkipInput{Clusters: clusters, Reason: reason}}, c.needReason(reason)
+	})
+}
+
+// rollbackCommand tells the running rotation to go back or, if its run is gone,
+// starts one that does.
+func (c *cli) rollbackCommand() *cobra.Command {
+	var reason, taskQueue string
+	var detach bool
+	cmd := &cobra.Command{
+		Use:   "rollback MESH --reason WHY",
+		Short: "Take a rotation of the intermediate back",
+		Long: `Take a rotation of the intermediate back, from whatever phase it is in: every
+certificate is of the previous intermediate again, and no handshake fails on the way.
+What was made for the rotation stays in Vault and may not issue. If its run is gone,
+another one is started that takes it back.`,
+		Example: `  relaypki rollback demo --reason "wrong key type"`,
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: c.completeMesh,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !meshName.MatchString(args[0]) {
+				return badInput(c.again("status"), "%q is not the name of a mesh", args[0])
+			}
+			if err := c.needReason(reason); err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			t, err := c.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer t.Close()
+			id := procedure.ID(procedure.RotateIntermediateCA, args[0])
+			runs, err := t.running(ctx, args[0])
+			if err != nil {
+				return t.failed(err, "find the rotation")
+			}
+			for _, run := range runs {
+				if run.Procedure == procedure.RotateIntermediateCA && !strings.HasPrefix(run.WorkflowID, planID("", true)) {
+					return c.steer(ctx, t, run, order{mesh: args[0], update: procedure.RollbackUpdate, verb: "rollback", in: procedure.RollbackInput{Reason: reason}})
+				}
+			}
+			in := procedure.RotateIntermediateInput{MeshInput: procedure.MeshInput{Mesh: args[0]}, Rollback: true, Reason: reason}
+			return c.launchMember(cmd, in.Validate(), in, launch{
+				procedure: procedure.RotateIntermediateCA, id: id, taskQueue: taskQueue, detach: detach,
+				summary: "Take back the rotation of the intermediate CA of mesh " + args[0], again: c.sameWith(),
+			})
+		},
+	}
+	reasonFlag(cmd, &reason)
+	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker, if a run has to be started")
+	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
+	_ = cmd.RegisterFlagCompletionFunc("task-queue", cobra.NoFileCompletions) // fails only if there is no such flag
+	return cmd
+}
+
+// rotated says how a rotation ended well.
+func (p paper) rotated(w io.Writer, r procedure.RotateResult, c *cli) {
+	if r.Verification != nil {
+		p.exceptions(w, r.Verification.Findings)
+	}
+	p.leaves(w, r)
+	switch {
+	case r.RolledBack != "":
+		fmt.Fprintf(w, "The rotation of mesh %s was taken back (%s): every certificate is of %s again.\n", r.Mesh, tidy(r.RolledBack), r.From.Name)
+	case r.From.Name != "":
+		fmt.Fprintf(w, "Mesh %s: every certificate is of %s, until %s. %s may not issue any more.\n", r.Mesh, r.To.Name, r.To.NotAfter.UTC().Format("2006-01-02 15:04Z"), r.From.Name)
+	case r.Changed:
+		fmt.Fprintf(w, "Mesh %s: the certificates are issued anew.\n", r.Mesh)
+	default:
+		fmt.Fprintf(w, "Mesh %s: nothing was to be done.\n", r.Mesh)
+	}
+	fmt.Fprintf(w, "Next: %s\n", c.again("verify", r.Mesh))
+}
+
+func (p paper) leaves(w io.Writer, r procedure.RotateResult) {
+	rows := [][]span{{{"CERTIFICATE", dim}, {"SERIAL", dim}, {"NOT AFTER", dim}}}
+	row := func(name, serial string, notAfter time.Time) {
+		if serial != "" {
+			rows = append(rows, []span{{tidy(name), plain}, {serial, plain}, {notAfter.UTC().Format("2006-01-02 15:04Z"), plain}})
+		}
+	}
+	row("server", r.Server.Serial, r.Server.NotAfter)
+	for _, cluster := range r.Clusters {
+		row("agent "+cluster.Cluster, cluster.Leaf.Serial, cluster.Leaf.NotAfter)
+	}
+	if len(rows) > 1 {
+		p.table(w, 0, rows)
+		fmt.Fprintln(w)
+	}
+}
+
+// matrix says phase by phase who presents and who trusts what.
+func (p paper) matrix(w io.Writer, phases []procedure.PhaseView) {
+	rows := [][]span{{{"PHASE", dim}, {"MEMBER", dim}, {"PRESENTS", dim}, {"TRUSTS", dim}, {"ALL PAIRS", dim}}}
+	for _, phase := range phases {
+		for i, m := range phase.Members {
+			name, holds := "", span{}
+			if i == 0 {
+				name, holds = phase.Phase, span{"hold", green}
+				if len(phase.Broken) > 0 {
+					holds = span{"BREAK", red}
+				}
+			}
+			rows = append(rows, []span{{name, bold}, {tidy(m.Member), plain}, {tidy(m.Presents), plain}, {tidy(m.Trusts), plain}, holds})
+		}
+	}
+	p.table(w, 0, rows)
+	fmt.Fprintln(w)
+}
+
+// rotationResult is what a rotation has ended with; false for another procedure.
+func rotationResult(e ending) (procedure.RotateResult, bool) {
+	var r procedure.RotateResult
+	of := e.Procedure == procedure.RotateIntermediateCA || e.Procedure == procedure.RotateLeafCertificates
+	return r, of && json.Unmarshal(e.Result, &r) == nil && r.Mesh != ""
+}
