@@ -90,10 +90,8 @@ type intermediateRotation struct {
 	input procedure.RotateIntermediateInput
 	// turn cancels what is done forward, to go back.
 	turn workflow.CancelFunc
-	// asked is the phase whose approval is awaited; waitingOut says that the last
-	// certificate's end is.
-	asked      string
-	waitingOut bool
+	// asked is the phase whose approval is awaited.
+	asked string
 	// signing is for a root that is kept outside Vault.
 	signing *signing
 }
@@ -570,9 +568,7 @@ func (r *intermediateRotation) waitOut(ctx workflow.Context) error {
 	}
 	r.fleet.await(ctx, fmt.Sprintf("the last certificate of %s to end, at %s. Every member has one of %s. To end the rotation now: relaypki approve %s %s",
 		r.From.Authority.Name, pki.Date(until), r.To.Authority.Name, r.spec.Mesh, phaseFinish), false)
-	r.waitingOut = true
 	_, err := workflow.AwaitWithTimeout(ctx, wait, func() bool { return slices.Contains(r.Approved, phaseFinish) })
-	r.waitingOut = false
 	r.fleet.await(ctx, "", false)
 	return err
 }
@@ -807,7 +803,7 @@ func (r *intermediateRotation) mayApprove(in procedure.Typed[procedure.ApproveIn
 	case slices.Contains(r.Approved, phase):
 	case r.Back != "":
 		problems = append(problems, problem("phase", "the rotation is being taken back (%s), there is nothing to approve", r.Back))
-	case phase != r.asked && (phase != phaseFinish || !r.waitingOut):
+	case phase != r.asked && (phase != phaseFinish || r.Phase != rotation.PhaseRetire):
 		problems = append(problems, problem("phase", "%q is not what the rotation waits for%s", phase, r.awaited()))
 	}
 	return refuse(problems)
@@ -818,7 +814,7 @@ func (r *intermediateRotation) awaited() string {
 	switch {
 	case r.asked != "":
 		return fmt.Sprintf(": that is %q", r.asked)
-	case r.waitingOut:
+	case r.Phase == rotation.PhaseRetire:
 		return fmt.Sprintf(": that is %q", phaseFinish)
 	}
 	return fmt.Sprintf("; it is at %q and waits for no approval", r.report.Phase)
