@@ -181,8 +181,10 @@ func (m *maintenance) dates(workflow.Context) error {
 	}
 	leaf := max(certificates.Server.Duration.Duration, certificates.Client.Duration.Duration)
 	ca, root := &m.state.Intermediate, &m.state.Root
-	ca.LatestStart, _ = rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)
-	root.LatestStart, _ = rotation.LatestStart(rotation.KindRoot, root.NotAfter, leaf, pace)
+	from, _ := rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)
+	ca.LatestStart = from.UTC()
+	from, _ = rotation.LatestStart(rotation.KindRoot, root.NotAfter, leaf, pace)
+	root.LatestStart = from.UTC()
 	if open, next := rotation.NextOpen(pace.Windows, zone, m.state.Now); open {
 		m.state.Opens = m.state.Now
 	} else {
