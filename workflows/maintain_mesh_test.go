@@ -138,8 +138,8 @@ func TestMaintainStartsWhatIsDue(t *testing.T) {
 		t.Fatalf("started %+v", l.started)
 	}
 	var in procedure.Typed[procedure.RotateIntermediateInput]
-	if err := json.Unmarshal(l.started[0].Input, &in); err != nil || len(in.Problems) > 0 || len(in.In.Validate()) > 0 || in.In.Mesh != "demo" || in.In.Management != "mgmt" {
-		t.Errorf("its input %s: %+v, %v", l.started[0].Input, in, err)
+	if err := json.Unmarshal(asJSON(t, l.started[0].Input), &in); err != nil || len(in.Problems) > 0 || len(in.In.Validate()) > 0 || in.In.Mesh != "demo" || in.In.Management != "mgmt" {
+		t.Errorf("its input %v: %+v, %v", l.started[0].Input, in, err)
 	}
 	if !slices.Equal(result.Started, []string{"rotate-intermediate-demo"}) {
 		t.Errorf("result %+v", result)
@@ -158,7 +158,7 @@ func TestMaintainLeaves(t *testing.T) {
 			t.Fatalf("started %+v", l.started)
 		}
 		var in procedure.Typed[procedure.RotateLeafInput]
-		if err := json.Unmarshal(l.started[0].Input, &in); err != nil || len(in.Problems) > 0 {
+		if err := json.Unmarshal(asJSON(t, l.started[0].Input), &in); err != nil || len(in.Problems) > 0 {
 			t.Fatal(in.Problems, err)
 		}
 		if len(l.told) != 1 || !strings.Contains(l.told[0], "MaintainMesh of mesh demo: certificates end soon") {
@@ -303,4 +303,13 @@ func TestApplySchedules(t *testing.T) {
 	if last := seen[len(seen)-1]; len(last.Windows) != 1 || last.TimeZone != "Europe/Berlin" {
 		t.Errorf("%+v", last)
 	}
+}
+
+func asJSON(t *testing.T, value any) []byte {
+	t.Helper()
+	data, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
