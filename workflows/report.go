@@ -26,6 +26,8 @@ type report struct {
 	// that is not makes the workflow task fail for ever, so whoever sets this
 	// has it from an activity's result.
 	attributes bool
+	// phased: steps say of which phase they are.
+	phased bool
 }
 
 func newReport(ctx workflow.Context, p procedure.Progress) (*report, error) {
@@ -64,7 +66,11 @@ func (r *report) await(ctx workflow.Context, what string) {
 
 // begin adds a step that runs from now on and returns its index.
 func (r *report) begin(ctx workflow.Context, name string) int {
-	r.Steps = append(r.Steps, procedure.Step{Name: name, State: procedure.Running, Started: workflow.Now(ctx)})
+	step := procedure.Step{Name: name, State: procedure.Running, Started: workflow.Now(ctx)}
+	if r.phased {
+		step.Phase = r.Phase
+	}
+	r.Steps = append(r.Steps, step)
 	r.show(ctx)
 	return len(r.Steps) - 1
 }
@@ -204,7 +210,7 @@ func cell(text string) string {
 // command is a command in a text, up to where its sentence goes on, or what is
 // marked as code already.
 var command = regexp.MustCompile(`\x60[^\x60\n]*\x60|` +
-	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|retry|skip|resume|abort)|kubectl|temporal operator)` +
+	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|rotate|approve|rollback|quarantine|retry|skip|resume|abort|verify)|kubectl|temporal operator)` +
 	`(?: [^\s;:,()\x60]*[^\s;:,().\x60])+`)
 
 // verbatim marks the commands in a text as code: in the UI's prose a "--" turns
