@@ -58,7 +58,8 @@ func newLives() *lives {
 
 func (l *lives) run(t *testing.T) *testsuite.TestWorkflowEnvironment {
 	t.Helper()
-	env := newRun(t, &outside{record: l.record})
+	o := &outside{record: l.record}
+	env := newRun(t, o)
 	env.SetStartTime(l.now)
 	if l.last != nil {
 		env.SetLastCompletionResult(*l.last)
@@ -71,13 +72,13 @@ func (l *lives) run(t *testing.T) *testsuite.TestWorkflowEnvironment {
 		end := l.now.Add(left)
 		return certmanager.CertificateLife{NotBefore: end.Add(-aDay), NotAfter: end, Renewal: end.Add(-30 * time.Minute)}, l.unread[in.Context]
 	})
-	env.OnActivity(vaults.Survey, mock.Anything, mock.Anything).Return(func(context.Context, vault.SurveyInput) (vault.SurveyResult, error) {
+	o.survey = func() (vault.SurveyResult, error) {
 		end := l.now.Add(l.intermediate)
 		return vault.SurveyResult{
 			Root:   vault.CAResult{Authority: procedure.Authority{Name: "relay-root-g1", NotBefore: l.now.Add(-1000 * aDay), NotAfter: l.now.Add(6000 * aDay)}},
 			Active: vault.IntermediateState{Authority: procedure.Authority{Name: "relay-intermediate-g1", NotAfter: end}, NotBefore: end.Add(-1000 * aDay)},
 		}, l.vault
-	})
+	}
 	env.OnActivity(kubernetes.LockHolder, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.LockInput) (string, error) {
 		if in.Lease != "relaypki-demo-ca" {
 			t.Errorf("asked for the holder of %s", in.Lease)
