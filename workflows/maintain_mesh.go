@@ -1,7 +1,6 @@
 package workflows
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -181,8 +180,10 @@ func (m *maintenance) dates(workflow.Context) error {
 	}
 	leaf := max(certificates.Server.Duration.Duration, certificates.Client.Duration.Duration)
 	ca, root := &m.state.Intermediate, &m.state.Root
-	ca.LatestStart, _ = rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)
-	root.LatestStart, _ = rotation.LatestStart(rotation.KindRoot, root.NotAfter, leaf, pace)
+	from, _ := rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)
+	ca.LatestStart = from.UTC()
+	from, _ = rotation.LatestStart(rotation.KindRoot, root.NotAfter, leaf, pace)
+	root.LatestStart = from.UTC()
 	if open, next := rotation.NextOpen(pace.Windows, zone, m.state.Now); open {
 		m.state.Opens = m.state.Now
 	} else {
@@ -209,10 +210,7 @@ func (m *maintenance) carryOut(ctx workflow.Context, d rotation.Decision) error 
 		m.report.end(ctx, step, outcome, nil)
 		return nil
 	}
-	name, input, err := m.rotation(d)
-	if err != nil {
-		return err
-	}
+	name, input := m.rotation(d)
 	started, err := call[temporalactivities.StartResult](ctx, summarized(acting, "Start "+name), temporals.StartProcedure, temporalactivities.StartInput{
 		Procedure: name, Workflow: procedure.ID(name, m.spec.Mesh), Input: input, Summary: fmt.Sprintf("%s of mesh %s: %s", name, m.spec.Mesh, brief(d.Why))})
 	switch {
@@ -230,23 +228,16 @@ func (m *maintenance) carryOut(ctx workflow.Context, d rotation.Decision) error 
 }
 
 // rotation is the procedure that a decision starts, and its input.
-func (m *maintenance) rotation(d rotation.Decision) (name string, input json.RawMessage, err error) {
+func (m *maintenance) rotation(d rotation.Decision) (name string, input any) {
 	of := procedure.MeshInput{Mesh: m.spec.Mesh, Management: m.spec.Management.Context, Namespace: m.spec.Management.Namespace}
-	var in any
-	switch d.Kind {
-	case rotation.KindLeaf:
-		leaf := procedure.RotateLeafInput{MeshInput: of}
-		if !slices.Contains(d.Members, rotation.Server) { // the server's comes with everybody's
-			leaf.Clusters = d.Members
-		}
-		name, in = procedure.RotateLeafCertificates, leaf
-	case rotation.KindIntermediate:
-		name, in = procedure.RotateIntermediateCA, procedure.RotateIntermediateInput{MeshInput: of}
-	default:
-		return "", nil, failure.Permanent(failure.InvalidInput, "a rotation of the %s is not begun by itself", d.Kind)
+	if d.Kind == rotation.KindIntermediate {
+		return procedure.RotateIntermediateCA, procedure.RotateIntermediateInput{MeshInput: of}
 	}
-	input, err = json.Marshal(in)
-	return name, input, err
+	leaf := procedure.RotateLeafInput{MeshInput: of}
+	if !slices.Contains(d.Members, rotation.Server) { // the server's comes with everybody's
+		leaf.Clusters = d.Members
+	}
+	return procedure.RotateLeafCertificates, leaf
 }
 
 // remindAfter is how long a procedure may wait for a person before people are

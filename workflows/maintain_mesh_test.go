@@ -58,7 +58,8 @@ func newLives() *lives {
 
 func (l *lives) run(t *testing.T) *testsuite.TestWorkflowEnvironment {
 	t.Helper()
-	env := newRun(t, &outside{record: l.record})
+	o := &outside{record: l.record}
+	env := newRun(t, o)
 	env.SetStartTime(l.now)
 	if l.last != nil {
 		env.SetLastCompletionResult(*l.last)
@@ -71,13 +72,13 @@ func (l *lives) run(t *testing.T) *testsuite.TestWorkflowEnvironment {
 		end := l.now.Add(left)
 		return certmanager.CertificateLife{NotBefore: end.Add(-aDay), NotAfter: end, Renewal: end.Add(-30 * time.Minute)}, l.unread[in.Context]
 	})
-	env.OnActivity(vaults.Survey, mock.Anything, mock.Anything).Return(func(context.Context, vault.SurveyInput) (vault.SurveyResult, error) {
+	o.survey = func() (vault.SurveyResult, error) {
 		end := l.now.Add(l.intermediate)
 		return vault.SurveyResult{
 			Root:   vault.CAResult{Authority: procedure.Authority{Name: "relay-root-g1", NotBefore: l.now.Add(-1000 * aDay), NotAfter: l.now.Add(6000 * aDay)}},
 			Active: vault.IntermediateState{Authority: procedure.Authority{Name: "relay-intermediate-g1", NotAfter: end}, NotBefore: end.Add(-1000 * aDay)},
 		}, l.vault
-	})
+	}
 	env.OnActivity(kubernetes.LockHolder, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.LockInput) (string, error) {
 		if in.Lease != "relaypki-demo-ca" {
 			t.Errorf("asked for the holder of %s", in.Lease)
@@ -138,8 +139,8 @@ func TestMaintainStartsWhatIsDue(t *testing.T) {
 		t.Fatalf("started %+v", l.started)
 	}
 	var in procedure.Typed[procedure.RotateIntermediateInput]
-	if err := json.Unmarshal(l.started[0].Input, &in); err != nil || len(in.Problems) > 0 || len(in.In.Validate()) > 0 || in.In.Mesh != "demo" || in.In.Management != "mgmt" {
-		t.Errorf("its input %s: %+v, %v", l.started[0].Input, in, err)
+	if err := json.Unmarshal(asJSON(t, l.started[0].Input), &in); err != nil || len(in.Problems) > 0 || len(in.In.Validate()) > 0 || in.In.Mesh != "demo" || in.In.Management != "mgmt" {
+		t.Errorf("its input %v: %+v, %v", l.started[0].Input, in, err)
 	}
 	if !slices.Equal(result.Started, []string{"rotate-intermediate-demo"}) {
 		t.Errorf("result %+v", result)
@@ -158,7 +159,7 @@ func TestMaintainLeaves(t *testing.T) {
 			t.Fatalf("started %+v", l.started)
 		}
 		var in procedure.Typed[procedure.RotateLeafInput]
-		if err := json.Unmarshal(l.started[0].Input, &in); err != nil || len(in.Problems) > 0 {
+		if err := json.Unmarshal(asJSON(t, l.started[0].Input), &in); err != nil || len(in.Problems) > 0 {
 			t.Fatal(in.Problems, err)
 		}
 		if len(l.told) != 1 || !strings.Contains(l.told[0], "MaintainMesh of mesh demo: certificates end soon") {
@@ -303,4 +304,13 @@ func TestApplySchedules(t *testing.T) {
 	if last := seen[len(seen)-1]; len(last.Windows) != 1 || last.TimeZone != "Europe/Berlin" {
 		t.Errorf("%+v", last)
 	}
+}
+
+func asJSON(t *testing.T, value any) []byte {
+	t.Helper()
+	data, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }

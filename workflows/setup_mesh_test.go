@@ -52,6 +52,8 @@ type outside struct {
 	imported vault.IntermediateInput
 	// pki is what is in Vault and in the clusters, of a mesh that is rotated.
 	pki scriptedPKI
+	// survey answers in its place what CAs there are.
+	survey func() (vault.SurveyResult, error)
 	// calling happens before an activity answers, by its name and what it is about.
 	calling func(o *outside, activity, about string)
 	calls   []string

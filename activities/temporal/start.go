@@ -2,7 +2,6 @@ package temporal
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -16,10 +15,11 @@ import (
 
 // StartInput describes a procedure to start.
 type StartInput struct {
-	Procedure string          `json:"procedure"`
-	Workflow  string          `json:"workflow"`
-	Summary   string          `json:"summary"`
-	Input     json.RawMessage `json:"input"`
+	Procedure string `json:"procedure"`
+	Workflow  string `json:"workflow"`
+	Summary   string `json:"summary"`
+	// Input is what the procedure takes, one JSON object.
+	Input any `json:"input"`
 }
 
 // StartResult is the run, and whether it was there before.
