@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+	_ "time/tzdata" // maintenance windows have a zone, and an image may have none
 
 	"github.com/spf13/cobra"
 	"go.temporal.io/sdk/client"

@@ -28,6 +28,8 @@ type report struct {
 	attributes bool
 	// held is what only a person can end, whatever else is said meanwhile.
 	held string
+	// phased: steps say of which phase they are.
+	phased bool
 }
 
 func newReport(ctx workflow.Context, p procedure.Progress) (*report, error) {
@@ -72,7 +74,11 @@ func (r *report) hold(ctx workflow.Context, what string) {
 
 // begin adds a step that runs from now on and returns its index.
 func (r *report) begin(ctx workflow.Context, name string) int {
-	r.Steps = append(r.Steps, procedure.Step{Name: name, State: procedure.Running, Started: workflow.Now(ctx)})
+	step := procedure.Step{Name: name, State: procedure.Running, Started: workflow.Now(ctx)}
+	if r.phased {
+		step.Phase = r.Phase
+	}
+	r.Steps = append(r.Steps, step)
 	r.show(ctx)
 	return len(r.Steps) - 1
 }
@@ -212,7 +218,7 @@ func cell(text string) string {
 // command is a command in a text, up to where its sentence goes on, or what is
 // marked as code already.
 var command = regexp.MustCompile(`\x60[^\x60\n]*\x60|` +
-	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|retry|skip|resume|abort|csr|submit)|kubectl|temporal operator)` +
+	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|rotate|approve|rollback|quarantine|retry|skip|resume|abort|verify|csr|submit)|kubectl|temporal operator)` +
 	`(?: [^\s;:,()\x60]*[^\s;:,().\x60])+`)
 
 // verbatim marks the commands in a text as code: in the UI's prose a "--" turns

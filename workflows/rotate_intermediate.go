@@ -52,7 +52,7 @@ func RotateIntermediateCA(ctx workflow.Context, in procedure.Typed[procedure.Rot
 	if r.report, err = newReport(ctx, progress); err != nil {
 		return r.result, err
 	}
-	r.report.attributes = r.Attributes
+	r.report.attributes, r.report.phased = r.Attributes, true
 	r.fleet = newRotationFleet(r.report, abort)
 	if err := r.fleet.steer(ctx); err != nil {
 		return r.result, err
@@ -310,6 +310,14 @@ func (r *intermediateRotation) stage(ctx workflow.Context) error {
 			return err
 		}
 	}
+	// A chain that Vault chooses by itself may change with whatever is imported.
+	if _, err := r.step(ctx, "chain of "+r.From.Authority.Name, "Fix the chain of the intermediate at work", func(ctx workflow.Context) (procedure.Outcome, error) {
+		in := r.intermediate(r.Record.From)
+		ca, err := call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in)
+		return ca.Outcome, err
+	}); err != nil {
+		return err
+	}
 	if _, err := r.step(ctx, "new intermediate", "Make the intermediate "+vault.IntermediateName(r.Record.To), r.makeIntermediate); err != nil {
 		return err
 	}
@@ -318,15 +326,18 @@ func (r *intermediateRotation) stage(ctx workflow.Context) error {
 }
 
 func (r *intermediateRotation) makeIntermediate(ctx workflow.Context) (procedure.Outcome, error) {
-	in := vault.IntermediateInput{
-		Vault: r.spec.Vault.Name, RootMount: r.spec.Vault.RootMount, RelayMount: r.spec.Vault.RelayMount,
-		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
-		Generation: r.Record.To, CA: r.spec.PKI.Intermediate, Mode: r.mode, Rotation: true,
-	}
 	var outcome procedure.Outcome
 	var err error
-	r.To, outcome, err = makeIntermediate(ctx, r.signing, r.spec, in)
+	r.To, outcome, err = makeIntermediate(ctx, r.signing, r.spec, r.intermediate(r.Record.To))
 	return outcome, err
+}
+
+func (r *intermediateRotation) intermediate(generation int) vault.IntermediateInput {
+	return vault.IntermediateInput{
+		Vault: r.spec.Vault.Name, RootMount: rootMount(r.spec), RelayMount: r.spec.Vault.RelayMount,
+		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
+		Generation: generation, CA: r.spec.PKI.Intermediate, Mode: r.mode, Rotation: true,
+	}
 }
 
 // snapshot makes sure that Vault can be restored to what it is before the first
@@ -687,8 +698,26 @@ func (r *intermediateRotation) plan(ctx workflow.Context) error {
 
 // matrix is who presents and who trusts what in each phase.
 func (r *intermediateRotation) matrix(agents []rotation.PlanMember) {
-	server := rotation.PlanMember{Name: "server", Presents: r.Server.Presents, Trusts: r.Server.Trusted}
+	root, from := pemName(r.Root.CertificatePEM), pemName(r.From.CertificatePEM)
+	// In the members' certificates CAs have their subjects' names, which may be the
+	// same in every generation; people tell them apart by the issuers' names.
+	named := func(m rotation.PlanMember) rotation.PlanMember {
+		if m.Presents == from {
+			m.Presents = r.From.Authority.Name
+		}
+		m.Trusts = slices.Clone(m.Trusts)
+		for i, ca := range m.Trusts {
+			if ca == root {
+				m.Trusts[i] = r.Root.Authority.Name
+			}
+		}
+		return m
+	}
+	server := named(rotation.PlanMember{Name: "server", Presents: r.Server.Presents, Trusts: r.Server.Trusted})
 	slices.SortFunc(agents, func(a, b rotation.PlanMember) int { return strings.Compare(a.Name, b.Name) })
+	for i := range agents {
+		agents[i] = named(agents[i])
+	}
 	for _, p := range rotation.IntermediatePlan(server, agents, canaries(r.spec), r.Root.Authority.Name, r.From.Authority.Name, vault.IntermediateName(r.Record.To)) {
 		view := procedure.PhaseView{Phase: string(p.Phase), Does: rotation.Does(p.Phase), Broken: p.Broken}
 		for _, m := range p.Members {
@@ -696,6 +725,15 @@ func (r *intermediateRotation) matrix(agents []rotation.PlanMember) {
 		}
 		r.result.Matrix = append(r.result.Matrix, view)
 	}
+}
+
+// pemName is the common name in a certificate that Vault has given.
+func pemName(text string) string {
+	chain, err := pki.ParseChain([]byte(text))
+	if err != nil {
+		return ""
+	}
+	return chain[0].Subject.CommonName
 }
 
 func (r *intermediateRotation) sum() {
@@ -725,12 +763,12 @@ func (r *intermediateRotation) awaitApproval(ctx workflow.Context, phase, what s
 	if slices.Contains(r.Approved, phase) {
 		return nil
 	}
-	r.asked = phase
+	r.asked, r.report.Asked = phase, phase
 	text := fmt.Sprintf("%s. Let it begin: relaypki approve %s %s; or take the rotation back: relaypki rollback %[2]s --reason WHY", what, r.spec.Mesh, shell.Join(phase))
 	r.fleet.await(ctx, text, true)
 	r.notice(ctx, "waits for "+text)
 	err := workflow.Await(ctx, func() bool { return slices.Contains(r.Approved, phase) })
-	r.asked = ""
+	r.asked, r.report.Asked = "", ""
 	r.fleet.await(ctx, "", false)
 	return err
 }

@@ -119,6 +119,7 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		if !in.Mode.Writes() {
 			return vault.CAResult{}, nil
 		}
+		o.rootMounts = append(o.rootMounts, in.RootMount)
 		if in.ChainPEM != "" {
 			o.imported = in
 		}

@@ -164,6 +164,10 @@ func TestCompareIssued(t *testing.T) {
 	root, otherRoot := ca(t, "root", nil), ca(t, "root", nil)
 	intermediate := ca(t, "intermediate", root)
 	otherIntermediate := ca(t, "intermediate", otherRoot)
+	_, otherID := sign(t, &x509.Certificate{
+		Subject: intermediate.cert.Subject, NotBefore: intermediate.cert.NotBefore, NotAfter: intermediate.cert.NotAfter, SubjectKeyId: []byte("another"),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, intermediate.key.Public(), root, nil)
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -210,6 +214,7 @@ func TestCompareIssued(t *testing.T) {
 		{name: "ca.crt is the intermediate", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: intermediate.pem, want: "ca.crt is \"intermediate\", not the root"},
 		{name: "ca.crt is a root of the same name", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: otherRoot.pem, want: "not the root"},
 		{name: "signed by another intermediate of that name", chain: issue(otherIntermediate, key.Public(), nil) + otherIntermediate.pem, ca: root.pem, want: "not by the intermediate"},
+		{name: "signed by that key under another key id", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem, in: func(in *CertificateInput) { in.IntermediatePEM = otherID }, want: "authority key id"},
 		{name: "intermediate missing in the chain", chain: issue(intermediate, key.Public(), nil), ca: root.pem, want: "does not lead to the root"},
 		{name: "nothing", chain: "", ca: root.pem, want: "cannot be read"},
 	} {

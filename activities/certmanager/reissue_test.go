@@ -240,6 +240,24 @@ func TestReissueKilled(t *testing.T) {
 	}
 }
 
+// TestTriggerLeavesAlone: between a look and the trigger, cert-manager has begun
+// to issue by itself, or has issued.
+func TestTriggerLeavesAlone(t *testing.T) {
+	w := newIssuances(t)
+	seen := w.live()
+	w.begin("Renewing")
+	if now, did, err := trigger(t.Context(), w.cluster, *seen); err != nil || did || condition(&now, cmapi.CertificateConditionIssuing).Reason != "Renewing" {
+		t.Errorf("being issued: %v %v %+v", did, err, now.Status)
+	}
+	w.finish()
+	if _, did, err := trigger(t.Context(), w.cluster, *seen); err != nil || did || w.triggered() {
+		t.Errorf("issued since: %v %v", did, err)
+	}
+	if _, did, err := trigger(t.Context(), w.cluster, *w.live()); err != nil || !did || !w.triggered() {
+		t.Errorf("%v %v", did, err)
+	}
+}
+
 // TestReissueDuringRenewal: a renewal is under way that Vault has signed with
 // the previous intermediate, or with the new one.
 func TestReissueDuringRenewal(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/site"
 )
@@ -307,5 +308,37 @@ func TestRestartPlan(t *testing.T) {
 	}
 	if w.restarted() != "" {
 		t.Error("a plan has restarted it")
+	}
+}
+
+// TestRestartPermission: who sets up is told that a rotation may not restart what
+// it will have to.
+func TestRestartPermission(t *testing.T) {
+	for _, c := range []struct {
+		server, agent string // how they reload
+		management    bool
+		want          string
+	}{
+		{mesh.ReloadHot, mesh.ReloadRestart, false, mesh.AgentDeployment},
+		{mesh.ReloadRestart, mesh.ReloadHot, false, ""},
+		{mesh.ReloadHot, mesh.ReloadRestart, true, ""},
+		{mesh.ReloadRestart, mesh.ReloadHot, true, mesh.ServerDeployment},
+	} {
+		no := false
+		spec := mesh.Spec{Mesh: "prod", Management: mesh.Management{Reload: c.server}, Workloads: []mesh.Workload{{Name: "cluster1", Agent: mesh.Agent{Reload: c.agent}}}}
+		spec.Gloo.Install = &no
+		in := checkInput{spec: spec.WithDefaults(), management: c.management, workload: "cluster1"}
+		if c.management {
+			in.spec, in.workload = in.spec.Only(""), ""
+		}
+		asked := ""
+		for _, p := range permissions(in, false) {
+			if p.resource == "deployments" && strings.Contains(p.verbs, "patch") {
+				asked += strings.Join(p.names, " ")
+			}
+		}
+		if asked != c.want {
+			t.Errorf("server %s, agent %s, management %v: patch %q", c.server, c.agent, c.management, asked)
+		}
 	}
 }

@@ -402,9 +402,9 @@ func TestCheckPair(t *testing.T) {
 			in.RootsOnly = false
 		}, nil},
 		{"a replica has loaded another trust", func(_ *pairing, in *CheckPairInput) {
-			in.Server.AcceptableCAs = []string{"CN=relay root of another mesh"}
+			in.Server.AcceptableCAs = []string{"CN=relay root g1"}
 		},
-			[]string{"has loaded another trust than its Secret's: it accepts clients of CN=relay root of another mesh"}},
+			[]string{"has loaded another trust than its Secret's: it accepts clients of CN=relay root g1"}},
 		{"one that this agent's chain leads to", func(_ *pairing, in *CheckPairInput) {
 			in.Server.AcceptableCAs, in.RootsOnly = []string{"CN=relay root g1"}, false
 		}, nil},

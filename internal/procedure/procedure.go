@@ -170,7 +170,9 @@ const (
 
 // Step is one step of a procedure, in the words an operator would use.
 type Step struct {
-	Name   string `json:"name"`
+	Name string `json:"name"`
+	// Phase is the one that the step is of, in a rotation.
+	Phase  string `json:"phase,omitempty"`
 	State  State  `json:"state"`
 	Detail string `json:"detail,omitempty"`
 	// Changes are in a plan's steps only: what would be done.
@@ -208,6 +210,8 @@ type Progress struct {
 	// Parallelism is how many clusters are worked on at once; 0 where that
 	// cannot be set.
 	Parallelism int `json:"parallelism,omitempty"`
+	// Asked is the phase that begins when somebody approves it.
+	Asked string `json:"asked,omitempty"`
 	// Approvals are those that a rotation was given, in order.
 	Approvals []ApproveInput    `json:"approvals,omitempty"`
 	Steps     []Step            `json:"steps,omitempty"`
