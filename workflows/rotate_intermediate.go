@@ -332,7 +332,7 @@ func (r *intermediateRotation) makeIntermediate(ctx workflow.Context) (procedure
 
 func (r *intermediateRotation) intermediate(generation int) vault.IntermediateInput {
 	return vault.IntermediateInput{
-		Vault: r.spec.Vault.Name, RootMount: r.spec.Vault.RootMount, RelayMount: r.spec.Vault.RelayMount,
+		Vault: r.spec.Vault.Name, RootMount: rootMount(r.spec), RelayMount: r.spec.Vault.RelayMount,
 		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
 		Generation: generation, CA: r.spec.PKI.Intermediate, Mode: r.mode, Rotation: true,
 	}

@@ -112,12 +112,19 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 	})
 	env.OnActivity(vaults.GenerateIntermediateCSR, mock.Anything, mock.MatchedBy(func(in vault.IntermediateInput) bool { return in.Rotation })).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CSRResult, error) {
 		out := vault.CSRResult{CSRPEM: "CSR"}
+		if o.csr != "" {
+			out.CSRPEM = o.csr
+		}
 		err := change("GenerateIntermediateCSR", fmt.Sprint(in.Generation), func() { _, out.Present = o.pki.signs[in.Generation] })
 		return out, err
 	})
 	env.OnActivity(vaults.SetSignedIntermediate, mock.Anything, mock.MatchedBy(func(in vault.IntermediateInput) bool { return in.Rotation })).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CAResult, error) {
 		if !in.Mode.Writes() {
 			return vault.CAResult{}, nil
+		}
+		o.rootMounts = append(o.rootMounts, in.RootMount)
+		if in.ChainPEM != "" {
+			o.imported = in
 		}
 		err := change("SetSignedIntermediate", fmt.Sprint(in.Generation), func() {
 			if _, there := o.pki.signs[in.Generation]; !there {

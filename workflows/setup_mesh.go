@@ -389,7 +389,7 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 
 func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	in := vault.IntermediateInput{
-		Vault: r.spec.Vault.Name, RootMount: r.spec.Vault.RootMount, RelayMount: r.spec.Vault.RelayMount,
+		Vault: r.spec.Vault.Name, RootMount: rootMount(r.spec), RelayMount: r.spec.Vault.RelayMount,
 		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
 		Generation: r.Generations.Intermediate, CA: r.spec.PKI.Intermediate, Mode: r.mode,
 	}

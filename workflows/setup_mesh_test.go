@@ -50,6 +50,8 @@ type outside struct {
 	// SetSignedIntermediate was given.
 	csr      string
 	imported vault.IntermediateInput
+	// rootMounts are those that SetSignedIntermediate was given.
+	rootMounts []string
 	// pki is what is in Vault and in the clusters, of a mesh that is rotated.
 	pki scriptedPKI
 	// survey answers in its place what CAs there are.
@@ -170,7 +172,7 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	})
 	env.OnActivity(vaults.SignIntermediate, mock.Anything, mock.Anything).Return(vault.SignedResult{}, nil)
 	env.OnActivity(vaults.SetSignedIntermediate, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.IntermediateInput) (vault.CAResult, error) {
-		o.imported = in
+		o.imported, o.rootMounts = in, append(o.rootMounts, in.RootMount)
 		return o.authority("SetSignedIntermediate"), nil
 	})
 	env.OnActivity(vaults.ConfigureRoles, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)

@@ -188,6 +188,14 @@ func (s *signing) submit(ctx workflow.Context, in procedure.Typed[procedure.Subm
 // shorterIsSaid is by how much a life may be shorter than asked without a word.
 const shorterIsSaid = 24 * time.Hour
 
+// rootMount is where the root is in Vault; empty if it is kept elsewhere.
+func rootMount(spec mesh.Spec) string {
+	if spec.PKI.Root.Offline() {
+		return ""
+	}
+	return spec.Vault.RootMount
+}
+
 // offlineRoot is a root that is kept outside Vault, as the spec has it.
 func offlineRoot(spec mesh.Spec) (vault.CAResult, error) {
 	c, err := spec.PKI.Root.Certificate()

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -206,6 +207,41 @@ func TestPlanWithAnOfflineRoot(t *testing.T) {
 		}
 	}
 	t.Errorf("the plan does not say that a CSR is published and waited for: %+v", result.Steps)
+}
+
+// A rotation under a root outside Vault waits in the same way.
+func TestRotationWithAnOfflineRoot(t *testing.T) {
+	root := pkitest.Root(t, "Example Root")
+	csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
+	good := root.SignCSR(t, csr)
+	o := rotated()
+	o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+	env := newRun(t, o)
+	env.SetStartTime(pkitest.Now)
+	told := listening(env)
+	var waits procedure.Progress
+	wrong, right := &answers{}, &answers{}
+	env.RegisterDelayedCallback(func() {
+		waits = query(t, env)
+		wrong.send(t, env, procedure.SubmitSignedUpdate, submission(root.Cert))
+		right.send(t, env, procedure.SubmitSignedUpdate, submission(good))
+	}, 72*time.Hour)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	if !waits.Person || !waits.Signing || !strings.Contains(waits.Awaiting, "relaypki submit demo signed.pem") || !strings.Contains(fmt.Sprint(*told), "waits for the intermediate to be signed") {
+		t.Errorf("it does not wait for a person: %+v; people were told %q", waits, *told)
+	}
+	if len(wrong.refusals) != 1 || len(right.standings) != 1 {
+		t.Errorf("refused were %q and %q", wrong.refusals, right.refusals)
+	}
+	if o.count("SignIntermediate") > 0 || o.imported.ChainPEM != string(pki.EncodeChain(good, root.Cert)) || len(strings.Join(o.rootMounts, "")) > 0 || o.imported.Generation != 2 {
+		t.Errorf("what was imported: %+v", o.imported)
+	}
+	if err := o.pki.everywhere(2); err != nil {
+		t.Error(err)
+	}
 }
 
 // A root that cannot vouch for anything is refused before anything is touched.

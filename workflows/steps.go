@@ -262,9 +262,6 @@ func agentValues(spec mesh.Spec, w mesh.Workload, address string) map[string]any
 func makeIntermediate(ctx workflow.Context, s *signing, spec mesh.Spec, in vault.IntermediateInput) (vault.CAResult, procedure.Outcome, error) {
 	var ca vault.CAResult
 	var total procedure.Outcome
-	if spec.PKI.Root.Offline() {
-		in.RootMount = ""
-	}
 	csr, err := call[vault.CSRResult](ctx, acting, vaults.GenerateIntermediateCSR, in)
 	if err != nil {
 		return ca, total, err

@@ -137,6 +137,12 @@ func TestOfflineRoot(t *testing.T) {
 	if _, err := w.ConfigureTidy(t.Context(), vault.TidyInput{Spec: w.spec, Mode: procedure.Apply}); err != nil {
 		t.Error(err)
 	}
+	// A rotation fixes the chain of what is at work, however long the root lets it live.
+	fixed := w.intermediate(procedure.Apply)
+	fixed.Rotation = true
+	if out, err := w.SetSignedIntermediate(t.Context(), fixed); err != nil || len(out.Changes) > 0 {
+		t.Errorf("the intermediate at work: %+v, %v", out.Changes, err)
+	}
 	// The next generation is signed in the same way.
 	next := w.intermediate(procedure.Apply)
 	next.Generation, next.Rotation = 2, true

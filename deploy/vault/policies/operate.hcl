@@ -8,7 +8,8 @@
 # rotate can do that, and Vault's audit log shows it.
 #
 # pki and pki_relay are the default mounts. If the input names others
-# (vault.rootMount, vault.relayMount), name them here.
+# (vault.rootMount, vault.relayMount), name them here. With a root that is kept
+# outside Vault (pki.root.kept: offline) there is no pki: leave its rules out.
 
 path "pki/issuers" {
   capabilities = ["list"]
