@@ -2,10 +2,14 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"go.temporal.io/sdk/client"
+
+	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/procedure"
 )
 
@@ -43,4 +47,193 @@ func TestRotateIntermediate(t *testing.T) {
 	none(t, watched.ended(t).problems(0))
 	none(t, w.notRotated(t, generations{active: 2, retired: []int{1}}, trust))
 	w.noSecrets(t)
+}
+
+// asking are the phases before which a rotation of the intermediate asks with
+// approval eachPhase; finish ends its last wait.
+var asking = []string{"stage", "canary", "server", "fleet", "retire", "finish"}
+
+// rotating is a rotation of the intermediate that waits before each phase.
+type rotating struct {
+	w *world
+	c client.Client
+}
+
+// begin begins it, or has it go on.
+func (r rotating) begin(t *testing.T) {
+	t.Helper()
+	r.w.command(t, 0, "rotate", "intermediate", "demo", "--approval", "eachPhase", "--detach")
+}
+
+// until approves phase after phase, up to the one that is named: the rotation
+// then waits to begin it.
+func (r rotating) until(t *testing.T, phase string) {
+	t.Helper()
+	for _, p := range asking {
+		eventually(t, 3*time.Minute, func() error {
+			got := queried(t, r.c, procedure.ID(procedure.RotateIntermediateCA, "demo"))
+			if p == got.Asked || p == "finish" && strings.Contains(got.Awaiting, "approve demo finish") {
+				return nil
+			}
+			return fmt.Errorf("it does not wait for %s: it is at %q, waits for %q, problem %q", p, got.Phase, got.Awaiting, got.Problem)
+		})
+		if p == phase {
+			return
+		}
+		r.w.command(t, 0, "approve", "demo", p)
+	}
+}
+
+// finish approves all that is left, and waits for the end.
+func (r rotating) finish(t *testing.T) procedure.RotateResult {
+	t.Helper()
+	r.until(t, "finish")
+	r.w.command(t, 0, "approve", "demo", "finish")
+	return outcome[procedure.RotateResult](t, r.c, procedure.ID(procedure.RotateIntermediateCA, "demo"))
+}
+
+func queried(t *testing.T, c client.Client, id string) (p procedure.Progress) {
+	t.Helper()
+	value, err := c.QueryWorkflow(t.Context(), id, "", procedure.ProgressQuery)
+	if err == nil {
+		err = value.Get(&p)
+	}
+	if err != nil {
+		t.Logf("%s: %v", id, err) // a worker that is just starting
+	}
+	return p
+}
+
+// Leaves are issued anew; a rotation is taken back from every phase, and the next
+// one succeeds; the histories are lost in every phase, and the same command
+// finishes it with one new intermediate. All the while agents shake hands and
+// certificates are renewed at random, and nobody is refused.
+func TestRotationsThereAndBack(t *testing.T) {
+	points := seed(t)
+	w, wk := rotationWorld(t, "rotation: {snapshot: none, soak: 1s, maintain: 0s}\n")
+	trust := w.trust(t)
+	watched, failing, renewals := w.watchHandshakes(t), w.watchRequests(t), w.renewAtRandom(t, points)
+	r := rotating{w, w.temporal(t)}
+
+	before := map[string]string{}
+	for _, cluster := range w.all() {
+		before[cluster] = w.leaf(t, cluster).SerialNumber.String()
+	}
+	w.command(t, 0, "rotate", "leaf", "demo")
+	for _, cluster := range w.all() {
+		if w.leaf(t, cluster).SerialNumber.String() == before[cluster] {
+			t.Errorf("%s has the certificate that it had", cluster)
+		}
+	}
+	none(t, w.notRotated(t, generations{active: 1}, trust))
+
+	at := generations{active: 1}
+	next := 2
+	for _, phase := range asking {
+		t.Logf("rollback before %s", phase)
+		r.begin(t)
+		r.until(t, phase)
+		w.command(t, 0, "rollback", "demo", "--reason", "a test of going back")
+		err := r.c.GetWorkflow(t.Context(), procedure.ID(procedure.RotateIntermediateCA, "demo"), "").Get(t.Context(), nil)
+		if failure.KindOf(err) != failure.RolledBack {
+			t.Fatalf("taken back before %s, it ended with %v", phase, err)
+		}
+		if phase != "stage" { // by when there is a new one
+			at.retired = append(at.retired, next)
+			next++
+		}
+		none(t, w.notRotated(t, at, trust))
+	}
+
+	for _, phase := range asking {
+		t.Logf("history lost before %s", phase)
+		r.begin(t)
+		r.until(t, phase)
+		w.loseHistories(t, wk)
+		r.c = w.temporal(t)
+		r.begin(t)
+		if result := r.finish(t); !strings.HasSuffix(result.To.Name, fmt.Sprintf("-g%d", next)) {
+			t.Errorf("it went to %s, not to generation %d", result.To.Name, next)
+		}
+		at.retired, at.active = append(at.retired, at.active), next
+		next++
+		none(t, w.notRotated(t, at, trust))
+	}
+
+	renewals.await(t, 5)
+	renewals.ended(t)
+	if failed, _ := failing.renewalsFailed(); len(failed) > 0 {
+		t.Errorf("failed: %v", failed)
+	}
+	none(t, watched.ended(t).problems(0))
+	w.noSecrets(t)
+}
+
+// A rotation whose worker is killed at the boundaries of its activities, and from
+// which Vault, an API server and Temporal are taken away in turn: the same result,
+// one new intermediate. A sample of it, or with -soak every boundary, and each of
+// the three away in every phase.
+func TestRotationInBadWeather(t *testing.T) {
+	points := seed(t)
+	w, wk := rotationWorld(t, "rotation: {snapshot: none, soak: 1s, maintain: 0s}\n")
+	trust := w.trust(t)
+	watched, failing, renewals := w.watchHandshakes(t), w.watchRequests(t), w.renewAtRandom(t, points)
+	wk.kill()
+
+	s := w.newSoak(t, points, "")
+	s.begin(t, procedure.ID(procedure.RotateIntermediateCA, "demo"))
+	s.start(t, procedure.RotateIntermediateCA, `{"mesh":"demo","approval":"none"}`)
+	go w.approveFinish(t, s.c)
+	s.run(t, nil)
+	s.covered(t, 40, 20)
+	at := generations{active: 2, retired: []int{1}}
+	none(t, w.notRotated(t, at, trust))
+
+	wk.start()
+	r := rotating{w, w.temporal(t)}
+	var outages []outage
+	away := []func() outage{
+		func() outage { return w.vaultAway(t, 20*time.Second) },
+		func() outage { return w.clusterAway(t, kinds[points%uint64(len(kinds))].cluster, 20*time.Second) },
+		func() outage { return w.temporalAway(t, 20*time.Second) },
+	}
+	r.begin(t)
+	for i, phase := range asking {
+		r.until(t, phase)
+		w.command(t, 0, "approve", "demo", phase)
+		for j, stop := range away {
+			if *everywhere || (i+int(points%3))%len(away) == j {
+				outages = append(outages, stop())
+			}
+		}
+	}
+	result := outcome[procedure.RotateResult](t, r.c, procedure.ID(procedure.RotateIntermediateCA, "demo"))
+	if !strings.HasSuffix(result.To.Name, "-g3") {
+		t.Errorf("%+v", result.To)
+	}
+	none(t, w.notRotated(t, generations{active: 3, retired: []int{1, 2}}, trust))
+
+	renewals.ended(t)
+	if failed, _ := failing.renewalsFailed(outages...); len(failed) > 0 {
+		t.Errorf("failed: %v", failed)
+	}
+	none(t, watched.ended(t).problems(0))
+	w.noSecrets(t)
+}
+
+// approveFinish ends the last wait of the rotation as soon as it is there.
+func (w *world) approveFinish(t *testing.T, c client.Client) {
+	id := procedure.ID(procedure.RotateIntermediateCA, "demo")
+	for t.Context().Err() == nil {
+		handle, err := c.UpdateWorkflow(t.Context(), client.UpdateWorkflowOptions{
+			WorkflowID: id, UpdateName: procedure.ApproveUpdate, Args: []any{procedure.ApproveInput{Phase: "finish"}}, WaitForStage: client.WorkflowUpdateStageCompleted,
+		})
+		if err == nil && handle.Get(t.Context(), nil) == nil {
+			return
+		}
+		select {
+		case <-t.Context().Done():
+		case <-time.After(time.Second): // until it is at the phase that may be ended
+		}
+	}
 }
