@@ -51,6 +51,8 @@ type credentials struct {
 	told     []string
 	taken    []string
 	renewals map[string]bool
+	// locks counts those taken, less those given back.
+	locks int
 }
 
 func (c *credentials) run(t *testing.T, scheduled bool, input string) *testsuite.TestWorkflowEnvironment {
@@ -159,6 +161,16 @@ func (c *credentials) runOf(t *testing.T, name string, scheduled bool, input str
 			t.Fatal(err)
 		}
 	}
+	defer func() {
+		for _, call := range o.calls {
+			switch {
+			case strings.HasPrefix(call, "AcquireLock"):
+				c.locks++
+			case strings.HasPrefix(call, "ReleaseLock"):
+				c.locks--
+			}
+		}
+	}()
 	env.ExecuteWorkflow(name, json.RawMessage(input))
 	return env
 }

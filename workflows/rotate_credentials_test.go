@@ -42,6 +42,9 @@ func TestRotateCredentials(t *testing.T) {
 			t.Errorf("%s: %v", method, err)
 			continue
 		}
+		if c.locks != 0 {
+			t.Errorf("%s: %d locks were not given back", method, c.locks)
+		}
 		if !slices.Equal(c.taken, want) {
 			t.Errorf("%s: did %q,\nwant %q", method, c.taken, want)
 		}
