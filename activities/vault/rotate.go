@@ -121,30 +121,43 @@ func (a *Activities) UseIssuer(ctx context.Context, in UseIssuerInput) (procedur
 	if in.IssuerID == "" || i == nil {
 		return out, s.noIssuer(relay.mount, in.IssuerID)
 	}
+	// The default has to be able to issue, at every moment in between.
+	if in.Signs {
+		if err := s.setUsage(ctx, in, relay, i, &out); err != nil || in.Default == "" {
+			return out, err
+		}
+		return out, s.setDefault(ctx, in, &relay, &out)
+	}
 	if in.Default != "" {
 		if err := s.setDefault(ctx, in, &relay, &out); err != nil {
 			return out, err
 		}
 	}
+	return out, s.setUsage(ctx, in, relay, i, &out)
+}
+
+// setUsage sets an issuer's usage, also in what was read of the mount.
+func (s session) setUsage(ctx context.Context, in UseIssuerInput, relay relayMount, i *issuer, out *procedure.Outcome) error {
 	// In a plan the steps before have moved the roles.
 	if users := relay.users(i.ID); !in.Signs && len(users) > 0 && in.Mode != procedure.Plan {
-		return out, failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is not taken out of use: roles sign with it, %s, and nothing of theirs could be renewed. Point them at another issuer first",
+		return failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is not taken out of use: roles sign with it, %s, and nothing of theirs could be renewed. Point them at another issuer first",
 			s.vault, relay.mount, i, strings.Join(users, ", "))
 	}
 	if in.Signs && i.KeyID == "" {
-		return out, failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s cannot issue again: its key is not in this mount any more", s.vault, relay.mount, i)
+		return failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s cannot issue again: its key is not in this mount any more", s.vault, relay.mount, i)
 	}
 	want := i.usage(in.Signs)
 	if slices.Equal(set(want), set(i.usages())) {
-		return out, nil
+		return nil
 	}
 	path := relay.mount + "/issuer/" + i.ID
 	out.Changed(procedure.Update, "vault issuer "+path, fmt.Sprintf("usage is %s, should be %s", i.Usage, strings.Join(want, ",")))
+	i.Usage = strings.Join(want, ",")
 	if !in.Mode.Writes() {
-		out.By(in.Mode, s.command("patch", path, "usage="+strings.Join(want, ",")))
-		return out, nil
+		out.By(in.Mode, s.command("patch", path, "usage="+i.Usage))
+		return nil
 	}
-	return out, s.patch(ctx, path, map[string]any{"usage": want})
+	return s.patch(ctx, path, map[string]any{"usage": want})
 }
 
 // setDefault makes an issuer that can issue the mount's default, also in what
