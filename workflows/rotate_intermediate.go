@@ -3,7 +3,6 @@ package workflows
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -517,7 +516,7 @@ func (r *intermediateRotation) lagging(ctx workflow.Context) ([]string, error) {
 		ours[r.spec.RoleFor(w)] = w.Name
 	}
 	var lagging, foreign []string
-	for _, role := range slices.Sorted(maps.Keys(seen.Roles)) {
+	for _, role := range workflow.DeterministicKeys(seen.Roles) {
 		name, known := ours[role]
 		switch {
 		case seen.Roles[role] == r.Target.IssuerID:
