@@ -117,10 +117,27 @@ func TestHistories(t *testing.T) {
 			return fmt.Errorf("no %s has ended well since its schedule was triggered", procedure)
 		})
 	}
+	sameHistories(t, c, func(name string) bool { return !ofRotation(name) })
+}
+
+// ofRotation says that a procedure is run by TestRotateIntermediate, in a world of
+// its own.
+func ofRotation(name string) bool {
+	switch name {
+	case procedure.RotateIntermediateCA, procedure.RotateLeafCertificates, procedure.RotateCluster:
+		return true
+	}
+	return false
+}
+
+// sameHistories fails the test unless the recorded histories of these procedures
+// are of what ran, all of it; with -record it records them.
+func sameHistories(t *testing.T, c client.Client, of func(name string) bool) {
+	t.Helper()
 	directory := filepath.Join(repository, "workflows", "testdata")
 	found := map[string]bool{}
 	for _, x := range executions(t, c) {
-		if x.Status != enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED {
+		if x.Status != enumspb.WORKFLOW_EXECUTION_STATUS_COMPLETED || !of(x.Type.Name) {
 			continue
 		}
 		h := history(t, c, x.Execution.WorkflowId, x.Execution.RunId)
@@ -147,7 +164,10 @@ func TestHistories(t *testing.T) {
 	}
 	have := map[string]bool{}
 	for _, path := range recorded {
-		have[filepath.Base(path)] = true
+		name, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(path), ".json.gz"), "-")
+		if of(name) {
+			have[filepath.Base(path)] = true
+		}
 	}
 	for name := range found {
 		if !have[name] {

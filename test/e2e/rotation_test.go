@@ -19,6 +19,7 @@ import (
 func TestRotateIntermediate(t *testing.T) {
 	points := seed(t)
 	w, _ := rotationWorld(t, "rotation: {approval: none, snapshot: none, soak: 5s, maintain: 0s}\n")
+	w.command(t, 0, "rotate", "leaf", "demo")
 	trust := w.trust(t)
 	watched, failing, renewals := w.watchHandshakes(t), w.watchRequests(t), w.renewAtRandom(t, points)
 
@@ -46,6 +47,7 @@ func TestRotateIntermediate(t *testing.T) {
 	}
 	none(t, watched.ended(t).problems(0))
 	none(t, w.notRotated(t, generations{active: 2, retired: []int{1}}, trust))
+	sameHistories(t, c, ofRotation)
 	w.noSecrets(t)
 }
 
