@@ -64,10 +64,11 @@ func (f *fleet) follow(how mesh.Rollout) {
 	}
 }
 
-// again has the clusters that are done gone over once more.
+// again has the clusters that have had their turn gone over once more, also those
+// that are parked: what they failed of may be what is taken back.
 func (f *fleet) again(ctx workflow.Context) {
 	for _, c := range f.report.Clusters {
-		if f.status[c.Cluster] == rollout.Done {
+		if at := f.status[c.Cluster]; at == rollout.Done || at == rollout.Parked {
 			f.status[c.Cluster] = rollout.Waiting
 			f.report.cluster(ctx, c.Cluster, procedure.Pending, "")
 		}

@@ -3,7 +3,6 @@ package workflows
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"go.temporal.io/sdk/workflow"
@@ -417,5 +416,3 @@ func (r *rotating) step(ctx workflow.Context, name, summary string, run func(wor
 	r.Changed = r.Changed || changed
 	return outcome, err
 }
-
-func oneOf(names []string) string { return strings.Join(names, ", ") }

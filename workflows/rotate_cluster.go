@@ -138,7 +138,7 @@ func (c *clusterRotation) handshakes(ctx workflow.Context, name string) error {
 			err = failure.Permanent(failure.Mismatch, "handshakes between this cluster's agent and the server would fail: %s. Nothing more is changed here; take the rotation back (relaypki rollback %s --reason WHY) or put this right and retry",
 				strings.Join(pair.Problems, "; "), c.Spec.Mesh)
 		}
-		pair.Detail = fmt.Sprintf("presents %s, trusts %s", pair.Presents, oneOf(pair.Trusts))
+		pair.Detail = fmt.Sprintf("presents %s, trusts %s", pair.Presents, strings.Join(pair.Trusts, ", "))
 		return pair.Outcome, err
 	})
 	return err

@@ -418,13 +418,13 @@ func (r *intermediateRotation) canary(ctx workflow.Context) error {
 }
 
 func (r *intermediateRotation) soak(ctx workflow.Context, names []string) error {
-	for_ := r.spec.Rotation.Soak.Duration
-	if for_ == 0 {
+	long := r.spec.Rotation.Soak.Duration
+	if long == 0 {
 		return nil
 	}
-	until := workflow.Now(ctx).Add(for_)
-	r.fleet.await(ctx, fmt.Sprintf("the canary (%s) to be left to itself until %s", oneOf(names), pki.Date(until)), false)
-	err := workflow.Sleep(ctx, for_)
+	until := workflow.Now(ctx).Add(long)
+	r.fleet.await(ctx, fmt.Sprintf("the canary (%s) to be left to itself until %s", strings.Join(names, ", "), pki.Date(until)), false)
+	err := workflow.Sleep(ctx, long)
 	r.fleet.await(ctx, "", false)
 	if err != nil {
 		return err
@@ -439,7 +439,7 @@ func (r *intermediateRotation) soak(ctx workflow.Context, names []string) error 
 				return procedure.Outcome{}, err
 			}
 		}
-		return procedure.Outcome{Detail: "accepted: " + oneOf(names)}, nil
+		return procedure.Outcome{Detail: "accepted: " + strings.Join(names, ", ")}, nil
 	})
 	return err
 }
@@ -452,21 +452,19 @@ func (r *intermediateRotation) everybody(ctx workflow.Context) error {
 // converge goes on until no role and no member is left of the previous
 // intermediate: who has joined meanwhile is a member, who has left is none.
 func (r *intermediateRotation) converge(ctx workflow.Context) error {
-	if r.mode.Writes() {
-		if err := r.settle(ctx, r.Record.From); err != nil {
-			return err
-		}
+	if !r.mode.Writes() {
+		return nil
 	}
-	if r.mode.Writes() {
-		return r.verify(ctx)
+	if err := r.settle(ctx); err != nil {
+		return err
 	}
-	return nil
+	return r.verify(ctx)
 }
 
-// settle has everybody gone over again whose role is still the given
-// generation's, and moves the roles of those who were left out: their
-// cert-managers renew by themselves, and are then given what everybody accepts.
-func (r *intermediateRotation) settle(ctx workflow.Context, from int) error {
+// settle has everybody gone over again whose role does not sign with the target,
+// and moves the roles of those who were left out: their cert-managers renew by
+// themselves, and are then given what everybody accepts.
+func (r *intermediateRotation) settle(ctx workflow.Context) error {
 	for {
 		if err := r.readSpec(ctx); err != nil {
 			return err
@@ -530,7 +528,7 @@ func (r *intermediateRotation) lagging(ctx workflow.Context) ([]string, error) {
 	}
 	if len(foreign) > 0 {
 		return nil, failure.Permanent(failure.Conflict, "Vault %q: roles of %s that are no member's of the mesh %s sign with the previous intermediate: %s. Move each (vault patch %[2]s/roles/ROLE issuer_ref=%[5]s) or delete it, then start the rotation again",
-			r.spec.Vault.Name, r.spec.Vault.RelayMount, r.spec.Mesh, oneOf(foreign), r.Target.IssuerID)
+			r.spec.Vault.Name, r.spec.Vault.RelayMount, r.spec.Mesh, strings.Join(foreign, ", "), r.Target.IssuerID)
 	}
 	return lagging, nil
 }
@@ -641,13 +639,13 @@ func (r *intermediateRotation) backward(ctx workflow.Context) error {
 	if err := r.server(ctx); err != nil {
 		return err
 	}
-	if err := r.settle(ctx, r.Record.To); err != nil {
+	if err := r.settle(ctx); err != nil {
 		return err
 	}
 	if err := r.verify(ctx); err != nil {
 		return err
 	}
-	if err := r.survivor(ctx); err != nil {
+	if err := r.putAway(ctx); err != nil {
 		return err
 	}
 	record, err := r.read(ctx)
@@ -665,9 +663,9 @@ func (r *intermediateRotation) backward(ctx workflow.Context) error {
 	return nil
 }
 
-// survivor takes the right to issue from the intermediate that was staged, if it
+// putAway takes the right to issue from the intermediate that was staged, if it
 // was.
-func (r *intermediateRotation) survivor(ctx workflow.Context) error {
+func (r *intermediateRotation) putAway(ctx workflow.Context) error {
 	if r.To.Authority.IssuerID == "" {
 		seen, err := call[vault.SurveyResult](ctx, summarized(acting, "Read the CAs in Vault"), vaults.Survey, vault.SurveyInput{Spec: r.spec.Only("")})
 		if err != nil {

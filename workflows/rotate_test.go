@@ -381,6 +381,36 @@ func TestRollBackOfALostRun(t *testing.T) {
 	}
 }
 
+// What a cluster is parked for may be the rotation itself: taken back, it is tried
+// again with the intermediate that it had.
+func TestRollBackWithAParkedCluster(t *testing.T) {
+	o := rotated()
+	o.record.Spec.Rollout.Canary = []string{"cluster1"}
+	o.calling = func(o *outside, activity, about string) {
+		if activity == "Reissue" && about == "cluster2" {
+			delete(o.fails, "Reissue cluster2")
+			if o.pki.roles["cluster2"] == 2 {
+				o.fails["Reissue cluster2"] = failure.Permanent(failure.Denied, "an approver does not like the new one")
+			}
+		}
+	}
+	env := newRun(t, o)
+	sent := false
+	everyMinute(env, func() {
+		if p := query(t, env); p.Person && !sent {
+			sent = true
+			update(t, env, procedure.RollbackUpdate, `{"reason":"it is not liked"}`)
+		}
+	})
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.RolledBack {
+		t.Fatalf("it ended with %v", err)
+	}
+	if err := o.pki.everywhere(1); err != nil {
+		t.Error(err)
+	}
+}
+
 // Who joins in the midst of a rotation has a certificate of the new intermediate
 // by its end; who leaves is no hindrance.
 func TestMembersComeAndGoInARotation(t *testing.T) {
