@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -158,41 +159,69 @@ type cas struct {
 
 func makeCAs(ctx context.Context, vault *vaultapi.Client) (cas, error) {
 	var made cas
-	var failed error
-	put := func(path string, data map[string]any) map[string]any {
-		if failed != nil {
-			return map[string]any{}
-		}
-		answer, err := vault.Logical().WriteWithContext(ctx, path, data)
-		if err != nil {
-			failed = fmt.Errorf("vault %s: %w", path, err)
-		}
-		if answer == nil {
-			return map[string]any{}
-		}
-		return answer.Data
-	}
+	w := writer{vault: vault}
 	for mount, ttl := range map[string]string{"pki": "187600h", "pki_relay": "43800h"} {
-		put("sys/mounts/"+mount, map[string]any{"type": "pki", "config": map[string]any{"max_lease_ttl": ttl}})
+		w.put(ctx, "sys/mounts/"+mount, map[string]any{"type": "pki", "config": map[string]any{"max_lease_ttl": ttl}})
 	}
-	root := put("pki/root/generate/internal", map[string]any{"common_name": "Solo.io Root CA", "organization": "solo.io", "ttl": "187600h"})
-	csr := put("pki_relay/intermediate/generate/internal", map[string]any{"common_name": "gloo-mesh-mgmt-server-ca", "organization": "mesh.solo.io"})
-	signed := put("pki/root/sign-intermediate", map[string]any{"csr": csr["csr"], "use_csr_values": true, "format": "pem_bundle", "ttl": "43800h"})
-	set := put("pki_relay/intermediate/set-signed", map[string]any{"certificate": signed["certificate"]})
-	if failed != nil {
-		return made, failed
+	root := w.put(ctx, "pki/root/generate/internal", map[string]any{"common_name": "Solo.io Root CA", "organization": "solo.io", "ttl": "187600h"})
+	if w.failed != nil {
+		return made, w.failed
 	}
 	made.root, _ = root["certificate"].(string)
-	mapping, _ := set["mapping"].(map[string]any)
-	for issuer, key := range mapping {
-		if key != "" {
-			made.issuerID = issuer
-		}
+	var err error
+	if made.issuerID, _, err = signIntermediate(ctx, vault); err != nil {
+		return made, err
 	}
-	if made.root == "" || made.issuerID == "" {
-		return made, fmt.Errorf("vault answers without a root or an issuer")
+	if made.root == "" {
+		return made, errors.New("vault answers without a root")
 	}
 	return made, nil
+}
+
+// signIntermediate makes an intermediate of the root, and gives its issuer's id
+// and its certificate.
+func signIntermediate(ctx context.Context, vault *vaultapi.Client) (issuer, certificate string, err error) {
+	w := writer{vault: vault}
+	csr := w.put(ctx, "pki_relay/intermediate/generate/internal", map[string]any{"common_name": "gloo-mesh-mgmt-server-ca", "organization": "mesh.solo.io"})
+	signed := w.put(ctx, "pki/root/sign-intermediate", map[string]any{"csr": csr["csr"], "use_csr_values": true, "format": "pem_bundle", "ttl": "43800h"})
+	set := w.put(ctx, "pki_relay/intermediate/set-signed", map[string]any{"certificate": signed["certificate"]})
+	if w.failed != nil {
+		return "", "", w.failed
+	}
+	mapping, _ := set["mapping"].(map[string]any)
+	for id, key := range mapping {
+		if key != "" {
+			issuer = id
+		}
+	}
+	// The root follows it in the bundle.
+	bundle, _ := signed["certificate"].(string)
+	const end = "-----END CERTIFICATE-----"
+	own, _, whole := strings.Cut(bundle, end)
+	if issuer == "" || !whole {
+		return "", "", errors.New("vault answers without an intermediate or its issuer")
+	}
+	return issuer, own + end, nil
+}
+
+// writer makes calls of Vault that wait for each other, up to the first that fails.
+type writer struct {
+	vault  *vaultapi.Client
+	failed error
+}
+
+func (w *writer) put(ctx context.Context, path string, data map[string]any) map[string]any {
+	if w.failed != nil {
+		return map[string]any{}
+	}
+	answer, err := w.vault.Logical().WriteWithContext(ctx, path, data)
+	if err != nil {
+		w.failed = fmt.Errorf("vault %s: %w", path, err)
+	}
+	if answer == nil {
+		return map[string]any{}
+	}
+	return answer.Data
 }
 
 // floor writes everything for n clusters, waits for it, and says how long it took.

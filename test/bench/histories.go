@@ -77,19 +77,25 @@ func (b *bench) history(ctx context.Context, id, run string) ([]*historypb.Histo
 	return events, nil
 }
 
-// awaitVerification follows a run's history until it verifies.
-func (b *bench) awaitVerification(ctx context.Context, run client.WorkflowRun) error {
-	for it := b.temporal.GetWorkflowHistory(ctx, run.GetID(), run.GetRunID(), true, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
-		event, err := it.Next()
-		if err != nil {
-			return err
+// follow follows a run's history, and that of those it continues as, until the
+// event that is looked for.
+func (b *bench) follow(ctx context.Context, run client.WorkflowRun, what string, is func(*historypb.HistoryEvent) bool) error {
+	for id := run.GetRunID(); id != ""; {
+		next := ""
+		for it := b.temporal.GetWorkflowHistory(ctx, run.GetID(), id, true, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); it.HasNext(); {
+			event, err := it.Next()
+			if err != nil {
+				return err
+			}
+			if is(event) {
+				return nil
+			}
+			next = event.GetWorkflowExecutionContinuedAsNewEventAttributes().GetNewExecutionRunId()
 		}
-		if verifies(event) {
-			return nil
-		}
+		id = next
 	}
 	err := run.Get(ctx, nil)
-	return fmt.Errorf("%s %s ended before its verification: %w", procedure.SetupMesh, run.GetID(), err)
+	return fmt.Errorf("%s ended before %s: %w", run.GetID(), what, err)
 }
 
 func verifies(event *historypb.HistoryEvent) bool {

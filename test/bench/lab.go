@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	cmclient "github.com/cert-manager/cert-manager/pkg/client/clientset/versioned"
 	vaultapi "github.com/hashicorp/vault/api"
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/api/workflowservice/v1"
@@ -65,6 +66,8 @@ type bench struct {
 	log       *os.File
 	// parallelism of the meshes; 0 for the default.
 	parallelism int
+	// stands is how many clusters the mesh has that a part has left; 0 for none.
+	stands int
 }
 
 func (b *bench) path(elem ...string) string {
@@ -245,8 +248,9 @@ func (p *place) far(address string) (string, error) {
 
 // clients are an administrator's of one of the lab's API servers.
 type clients struct {
-	kube    kubernetes.Interface
-	dynamic dynamic.Interface
+	kube        kubernetes.Interface
+	dynamic     dynamic.Interface
+	certManager cmclient.Interface
 }
 
 func (p *place) cluster(context string) (clients, error) {
@@ -266,7 +270,11 @@ func newClients(config *rest.Config) (clients, error) {
 		return clients{}, err
 	}
 	d, err := dynamic.NewForConfig(config)
-	return clients{kube: k, dynamic: d}, err
+	if err != nil {
+		return clients{}, err
+	}
+	c, err := cmclient.NewForConfig(config)
+	return clients{kube: k, dynamic: d, certManager: c}, err
 }
 
 // admit gives the worker in every namespace what deploy/rbac gives it in one.
@@ -327,6 +335,7 @@ func rulesOf(path string) ([]rbacv1.PolicyRule, error) {
 // clean takes away what a measurement has left, except cert-manager and the
 // CustomResourceDefinitions.
 func (b *bench) clean(ctx context.Context) error {
+	b.stands = 0
 	if err := b.cleanTemporal(ctx); err != nil {
 		return err
 	}

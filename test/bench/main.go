@@ -5,7 +5,8 @@
 // For every number of clusters, next door and far away, three ways to the same
 // end are measured in one run on the same servers, cleaned in between: a script
 // of the guide's own commands, the floor (the objects that a setup leaves,
-// written all at once and waited for), and SetupMesh by the real worker.
+// written all at once and waited for), and SetupMesh by the real worker. Then
+// rotations, by hand and as workflows.
 package main
 
 import (
@@ -33,11 +34,11 @@ type options struct {
 }
 
 // parts of the measurement, in order.
-var parts = []string{"compare", "rerun", "many"}
+var parts = []string{"compare", "rerun", "rotate", "many"}
 
 func main() {
 	var o options
-	clusters := flag.String("clusters", "2,10,50", "numbers of workload clusters to compare")
+	clusters := flag.String("clusters", "2,10,50", "numbers of workload clusters to compare and to rotate")
 	only := flag.String("only", strings.Join(parts, ","), "parts to measure")
 	flag.StringVar(&o.lab, "lab", "", "state directory of a lab to keep between runs (default: one that is forgotten in the end)")
 	flag.StringVar(&o.out, "out", "", "markdown file that has a place for the tables")
@@ -99,6 +100,11 @@ func measure(ctx context.Context, o options) (err error) {
 	}
 	if slices.Contains(o.parts, "rerun") {
 		if t.reruns, err = b.reruns(ctx, slices.Max(o.clusters), o.latency); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(o.parts, "rotate") {
+		if t.rotated, err = b.rotations(ctx, o.clusters, o.latency); err != nil {
 			return err
 		}
 	}

@@ -24,6 +24,9 @@ type manyRun struct {
 // many runs the real SetupMesh on a real Temporal server for more clusters than
 // a machine can hold, by a worker whose activities only wait (test/bench/waiter).
 func (b *bench) many(ctx context.Context, n int) (*manyRun, error) {
+	if err := b.cleanTemporal(ctx); err != nil { // a mesh that stands has schedules
+		return nil, err
+	}
 	w, err := b.startWorker(ctx, filepath.Join(b.repo, "bin", "bench-waiter"), b.places[0])
 	if err != nil {
 		return nil, err

@@ -25,12 +25,15 @@ const meshName = "bench"
 
 // spec is the mesh of a measurement. Gloo and cert-manager are left to others
 // unless install says so; the identity token is no part of the guide's commands.
+// Its rotations wait for nobody, and its agents, as the stand-in's do, read
+// changed Secrets by themselves.
 func (b *bench) spec(all []workload, install bool) mesh.Spec {
 	s := mesh.Spec{
 		Mesh:        meshName,
 		CertManager: mesh.CertManager{Install: mesh.InstallNever},
 		Rollout:     mesh.Rollout{Parallelism: b.parallelism},
 		Gloo:        mesh.Gloo{Install: &install, IdentityToken: mesh.IdentityToken{Mode: mesh.TokenNone}},
+		Rotation:    mesh.Rotation{Approval: mesh.ApprovalNone, Snapshot: mesh.SnapshotNone, Soak: &mesh.Duration{}},
 	}
 	if install {
 		s.CertManager.Install = mesh.InstallAuto
@@ -38,7 +41,7 @@ func (b *bench) spec(all []workload, install bool) mesh.Spec {
 		s.Gloo.RelayAddress = "127.0.0.1:9900"
 	}
 	for _, w := range all {
-		s.Workloads = append(s.Workloads, mesh.Workload{Name: w.name, Namespace: w.name})
+		s.Workloads = append(s.Workloads, mesh.Workload{Name: w.name, Namespace: w.name, Agent: mesh.Agent{Reload: mesh.ReloadHot}})
 	}
 	return s
 }
@@ -127,15 +130,13 @@ func (b *bench) setup(ctx context.Context, p *place, s mesh.Spec, whole bool) (o
 	}
 	defer w.stop()
 	began := time.Now()
-	run, err := b.temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
-		ID: fmt.Sprintf("bench-%d", began.UnixNano()), TaskQueue: procedure.TaskQueue,
-	}, procedure.SetupMesh, procedure.SetupInput{Spec: s})
+	run, err := b.start(ctx, procedure.SetupMesh, procedure.SetupInput{Spec: s})
 	if err != nil {
 		return o, err
 	}
 	first := run.GetRunID() // which becomes the last one's, if it continues as new
 	if !whole {
-		if err := b.awaitVerification(ctx, run); err != nil {
+		if err := b.follow(ctx, run, "its verification", verifies); err != nil {
 			return o, err
 		}
 		if err := b.temporal.CancelWorkflow(ctx, run.GetID(), ""); err != nil {
@@ -152,6 +153,12 @@ func (b *bench) setup(ctx context.Context, p *place, s mesh.Spec, whole bool) (o
 	}
 	o.histories, err = b.read(ctx, run.GetID(), first)
 	return o, err
+}
+
+func (b *bench) start(ctx context.Context, workflow string, input any) (client.WorkflowRun, error) {
+	return b.temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
+		ID: fmt.Sprintf("bench-%d", time.Now().UnixNano()), TaskQueue: procedure.TaskQueue,
+	}, workflow, input)
 }
 
 // script runs the guide's commands.

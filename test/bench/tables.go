@@ -13,6 +13,7 @@ import (
 type tables struct {
 	compared []comparison
 	reruns   []rerun
+	rotated  []rotated
 	many     *manyRun
 }
 
@@ -35,6 +36,9 @@ func (t tables) markdown(latency time.Duration) string {
 	}
 	if len(t.reruns) > 0 {
 		t.again(&b)
+	}
+	if len(t.rotated) > 0 {
+		t.rotation(&b)
 	}
 	if t.many != nil {
 		t.many.table(&b)
