@@ -47,8 +47,8 @@ bin/lab:
 test: check ## run every check and test, on real servers
 	@test/run.sh
 
-soak: servers ## kill the worker at every boundary of a setup, a removal and an addition: about an hour
-	go test -count=1 -timeout 120m -v ./test/e2e -run 'TestKilledWorker' -args -soak
+soak: servers ## kill the worker at every boundary of a setup, a removal, an addition and a rotation, and take all away from rotations: about two hours
+	go test -count=1 -timeout 240m -v ./test/e2e -run 'TestKilledWorker|TestRotationsThereAndBack|TestRotationInBadWeather' -args -soak
 
 check: ## formatting, vet, staticcheck, workflowcheck, in every module
 	@test/check.sh

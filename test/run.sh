@@ -23,4 +23,4 @@ RELAYPKI_TEST_SITE="$lab/worker/site.yaml" go test -race -count=1 -timeout 20m $
 bin/lab down --dir "$lab"
 
 say "end-to-end tests, which bring up labs of their own"
-go test -race -count=1 -timeout 60m -v ./test/e2e
+go test -race -count=1 -timeout 80m -v ./test/e2e
