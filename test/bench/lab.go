@@ -21,6 +21,7 @@ import (
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/log"
+	"golang.org/x/sync/errgroup"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -340,14 +341,21 @@ func (b *bench) clean(ctx context.Context) error {
 		return err
 	}
 	near := b.places[0]
+	group, groupCtx := errgroup.WithContext(ctx) // a namespace with Pods takes a while
 	for _, context := range contexts() {
-		c, err := near.cluster(context)
-		if err != nil {
-			return err
-		}
-		if err := deleteNamespaces(ctx, c); err != nil {
-			return fmt.Errorf("cleaning %s: %w", context, err)
-		}
+		group.Go(func() error {
+			c, err := near.cluster(context)
+			if err != nil {
+				return err
+			}
+			if err := deleteNamespaces(groupCtx, c); err != nil {
+				return fmt.Errorf("cleaning %s: %w", context, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	return b.cleanVault(ctx)
 }

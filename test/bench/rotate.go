@@ -72,10 +72,7 @@ func (b *bench) rotations(ctx context.Context, numbers []int, latency time.Durat
 		if all[i], err = b.rotate(ctx, p, s); err != nil {
 			return nil, err
 		}
-		// What was rotated by hand is no mesh of SetupMesh's any more.
-		if err := b.clean(ctx); err != nil {
-			return nil, err
-		}
+		b.stands = 0 // what was rotated by hand is no mesh of SetupMesh's any more
 	}
 	return append(all[1:], all[0]), nil
 }
