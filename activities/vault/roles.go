@@ -154,7 +154,14 @@ func (s session) ensureRole(ctx context.Context, mode procedure.Mode, out *proce
 	if err != nil {
 		return err
 	}
-	if why := i.cannotSign(); why != "" {
+	var have struct {
+		Issuer string `json:"issuer_ref"`
+	}
+	if _, err := s.read(ctx, path, &have); err != nil {
+		return err
+	}
+	// Of a role that is there already, its cluster says what it cannot have.
+	if why := i.cannotSign(); why != "" && have.Issuer != issuerID {
 		return failure.Permanent(failure.Conflict, "Vault %q: the role %s is not pointed at the issuer %s, because %s: a rotation has replaced it meanwhile. Start the procedure again: it finds the one that took its place", s.vault, path, i, why)
 	}
 	return s.ensure(ctx, mode, out, "vault role "+path, path, desired)

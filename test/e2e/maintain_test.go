@@ -34,7 +34,7 @@ func TestIntermediateIsRotatedWhenItIsDue(t *testing.T) {
 	text := `mesh: demo
 workloads: [{name: cluster1, agent: {reload: hot}}]
 verify: {every: 0s}
-pki: {intermediate: {ttl: 4h}}
+pki: {intermediate: {ttl: 4h}, maxLeafTTL: 1h}
 certificates: {server: {duration: 1h, renewBefore: 5m}, client: {duration: 1h, renewBefore: 5m}}
 rotation: {approval: none, snapshot: none, soak: 0s, maintain: 1m, due: {intermediate: 99}}
 `
