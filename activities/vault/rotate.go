@@ -349,8 +349,11 @@ func (a *Activities) ConfigureTidy(ctx context.Context, in TidyInput) (procedure
 		return out, err
 	}
 	for _, mount := range mountsOf(in.Spec) {
-		for path, desired := range map[string]map[string]any{mount + "/config/crl": tidyCRL, mount + "/config/auto-tidy": tidyAutomatically} {
-			if err := s.ensure(ctx, in.Mode, &out, "vault config "+path, path, desired); err != nil {
+		for _, config := range []struct {
+			path    string
+			desired map[string]any
+		}{{mount + "/config/crl", tidyCRL}, {mount + "/config/auto-tidy", tidyAutomatically}} {
+			if err := s.ensure(ctx, in.Mode, &out, "vault config "+config.path, config.path, config.desired); err != nil {
 				return out, err
 			}
 		}

@@ -490,6 +490,15 @@ vault patch pki_relay/issuer/$R issuer_name=relay-root-g2 >/dev/null
 		}
 		wantFailure(t, err, failure.Mismatch, test.words)
 	}
+
+	// Without a chain that says so, signatures say whose root is whose.
+	w.rootPatch(t, "pki_relay/issuer/relay-intermediate-g1", map[string]any{"manual_chain": []string{}})
+	for id, rootPEM := range map[string]string{d.relay.Authority.IssuerID: d.root.CertificatePEM, staged.Authority.IssuerID: in.RootPEM} {
+		w.rootPatch(t, "pki_relay/roles/gloo-mesh-mgmt-server-ca", map[string]any{"issuer_ref": id})
+		if found := w.survey(t); !certificate(t, found.Root.CertificatePEM).Equal(certificate(t, rootPEM)) {
+			t.Errorf("the root of %s is %s", found.Active.Authority.Name, found.Root.Authority.Subject)
+		}
+	}
 }
 
 func TestMoveRole(t *testing.T) {

@@ -69,7 +69,7 @@ rotation: {approval: none, snapshot: none, soak: 0s, maintain: 1m, due: {interme
 		t.Errorf("%+v", result)
 	}
 	told := strings.Join(hook.told(), "\n")
-	for _, want := range []string{"MaintainMesh of mesh demo", "rotate-intermediate-demo", "done: every certificate is of relay-intermediate-g2"} {
+	for _, want := range []string{"RotateIntermediateCA of mesh demo", "rotate-intermediate-demo", "done: every certificate is of relay-intermediate-g2"} {
 		if !strings.Contains(told, want) {
 			t.Errorf("people were not told %q, but:\n%s", want, told)
 		}

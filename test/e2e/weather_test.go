@@ -652,11 +652,11 @@ func (x *weather) otherProcedure(t *testing.T) {
 		return err
 	})
 	c := x.w.temporal(t)
-	run := x.w.start(t, c, procedure.AddCluster, `{"mesh":"demo","workload":{"name":"cluster1"}}`)
+	run := x.w.start(t, c, procedure.RemoveCluster, `{"mesh":"demo","cluster":"cluster1"}`)
 	seen := x.relaypki("watch", run.GetID())
 	const name = "two people start different procedures in the same second"
 	expect(t, name, seen, 1, 0, "Lease gloo-mesh/relaypki-demo-cluster-cluster1 is held by workflow \"setup-demo/cluster1\"", "which is running. Wait for it, or end it, and run this again")
-	x.add(name, "`relaypki setup`, and AddCluster on a cluster that it is at work on; this is the second", seen, "the setup is not disturbed")
+	x.add(name, "`relaypki setup`, and RemoveCluster of a cluster that it is at work on; this is the second", seen, "the setup is not disturbed")
 }
 
 // addParked adds what is said of one parked cluster.
