@@ -261,3 +261,20 @@ func TestJSONIsSentAsWritten(t *testing.T) {
 		t.Errorf("sent %s, want what was written: %s", in.json, text)
 	}
 }
+
+// What is suggested to be typed again runs as it is: with the words of a
+// subcommand, and quoted where that is needed.
+func TestOnceMore(t *testing.T) {
+	c := &cli{name: "relaypki"}
+	cmd, args, err := c.rootCommand().Find([]string{"rotate", "intermediate", "demo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Flags().Set("snapshot", "vault.snap, in the safe"); err != nil {
+		t.Fatal(err)
+	}
+	again := c.onceMore(cmd, args, "approval", "snapshot")
+	if want := `relaypki rotate intermediate demo --snapshot 'vault.snap, in the safe'`; again != want {
+		t.Errorf("%s, want %s", again, want)
+	}
+}

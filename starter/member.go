@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/shell"
 	"github.com/relaypki/relaypki/internal/strict"
 )
 
@@ -51,7 +53,7 @@ those of the file.`,
 			in.Workload.Name = name
 			return c.launchMember(cmd, in.Validate(), in, launch{
 				procedure: procedure.AddCluster, id: planID("add-"+in.Mesh+"-"+name, plan), taskQueue: taskQueue, detach: detach,
-				summary: fmt.Sprintf("Add cluster %s to mesh %s", name, in.Mesh), again: c.againMember(cmd, args, "context", "reload", "trust"),
+				summary: fmt.Sprintf("Add cluster %s to mesh %s", name, in.Mesh), again: c.onceMore(cmd, args, "context", "reload", "trust"),
 			})
 		},
 	}
@@ -105,7 +107,7 @@ Take the cluster out of the mesh's file too, or the next setup adds it again.`,
 			}
 			return c.launchMember(cmd, problems, in, launch{
 				procedure: procedure.RemoveCluster, id: planID("remove-"+in.Mesh+"-"+name, plan), taskQueue: taskQueue, detach: detach,
-				summary: fmt.Sprintf("Remove cluster %s from mesh %s", name, in.Mesh), again: c.againMember(cmd, args, "gone", "yes"),
+				summary: fmt.Sprintf("Remove cluster %s from mesh %s", name, in.Mesh), again: c.onceMore(cmd, args, "gone", "yes"),
 			})
 		},
 	}
@@ -143,9 +145,11 @@ func (c *cli) memberOf(cmd *cobra.Command, args []string, file string) (mesh.Spe
 	return mesh.Spec{Mesh: args[0]}, args[1], nil
 }
 
-// againMember is the same command line once more.
-func (c *cli) againMember(cmd *cobra.Command, args []string, flags ...string) string {
-	return c.again(append(append([]string{cmd.Name()}, args...), changedFlags(cmd, append(flags, "file", "plan")...)...)...)
+// onceMore is the same command line once more, with those of the flags that were
+// given.
+func (c *cli) onceMore(cmd *cobra.Command, args []string, flags ...string) string {
+	words := strings.Fields(cmd.CommandPath())[1:] // without this program's name
+	return c.again(append(append(words, args...), changedFlags(cmd, append(flags, "file", "plan")...)...)...)
 }
 
 // planID keeps the workflow of a plan apart from that which carries it out.
@@ -166,7 +170,7 @@ func changedFlags(cmd *cobra.Command, names ...string) []string {
 		case flag.Value.Type() == "bool":
 			args = append(args, "--"+name)
 		default:
-			args = append(args, "--"+name, flag.Value.String())
+			args = append(args, shell.Join("--"+name, flag.Value.String()))
 		}
 	}
 	return args

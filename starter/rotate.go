@@ -53,7 +53,7 @@ says, then retry, skip or abort.`,
 			}
 			return c.launch(cmd.Context(), launch{
 				procedure: procedure.RotateIssuerCredentials, id: procedure.ID(procedure.RotateIssuerCredentials, args[0]), taskQueue: taskQueue,
-				input: input, detach: detach, summary: "Make the credentials of mesh " + args[0] + " anew", again: c.again(append([]string{"rotate credentials"}, args...)...),
+				input: input, detach: detach, summary: "Make the credentials of mesh " + args[0] + " anew", again: c.onceMore(cmd, args),
 			})
 		},
 	}

@@ -54,7 +54,7 @@ what, and refuses a rotation that would cut anybody off.`,
 			}
 			return c.launchMember(cmd, problems, in, launch{
 				procedure: procedure.RotateIntermediateCA, id: planID(procedure.ID(procedure.RotateIntermediateCA, in.Mesh), plan), taskQueue: taskQueue, detach: detach,
-				summary: "Rotate the intermediate CA of mesh " + in.Mesh, again: c.againRotate(cmd, args, "approval", "snapshot", "delete-old-key", "yes"),
+				summary: "Rotate the intermediate CA of mesh " + in.Mesh, again: c.onceMore(cmd, args, "approval", "snapshot", "delete-old-key", "yes"),
 			})
 		},
 	}
@@ -89,7 +89,7 @@ restarted, and each is proven by a fresh handshake. No trust changes.`,
 			in := procedure.RotateLeafInput{MeshInput: procedure.MeshInput{Mesh: args[0]}, Clusters: args[1:], Plan: plan}
 			return c.launchMember(cmd, in.Validate(), in, launch{
 				procedure: procedure.RotateLeafCertificates, id: planID(procedure.ID(procedure.RotateLeafCertificates, in.Mesh), plan), taskQueue: taskQueue, detach: detach,
-				summary: "Rotate the certificates of mesh " + in.Mesh, again: c.againRotate(cmd, args),
+				summary: "Rotate the certificates of mesh " + in.Mesh, again: c.onceMore(cmd, args),
 			})
 		},
 	}
@@ -102,11 +102,6 @@ func rotateFlags(cmd *cobra.Command, taskQueue *string, detach, plan *bool) {
 	cmd.Flags().BoolVar(detach, "detach", false, "start it and return")
 	planFlag(cmd, plan)
 	_ = cmd.RegisterFlagCompletionFunc("task-queue", cobra.NoFileCompletions) // fails only if there is no such flag
-}
-
-// againRotate is the same command line once more.
-func (c *cli) againRotate(cmd *cobra.Command, args []string, flags ...string) string {
-	return c.again(append(append([]string{"rotate", cmd.Name()}, args...), changedFlags(cmd, append(flags, "plan")...)...)...)
 }
 
 func (c *cli) approveCommand() *cobra.Command {
@@ -240,7 +235,7 @@ func (p paper) matrix(w io.Writer, phases []procedure.PhaseView) {
 		for i, m := range phase.Members {
 			name, holds := "", span{}
 			if i == 0 {
-				name, holds = phase.Phase, span{"hold", green}
+				name, holds = string(phase.Phase), span{"hold", green}
 				if len(phase.Broken) > 0 {
 					holds = span{"BREAK", red}
 				}
