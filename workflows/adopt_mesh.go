@@ -60,10 +60,7 @@ func (a *adoption) run(ctx workflow.Context) error {
 		return err
 	}
 	a.mode, a.result.Changed, a.report.Steps = told, false, nil
-	lock := cluster.LockInput{
-		Context: a.spec.Management.Context, Namespace: a.spec.Management.Namespace,
-		Lease: "relaypki-" + a.spec.Mesh + "-ca", Holder: holder(ctx),
-	}
+	lock := caLock(ctx, a.spec)
 	if err := a.step(ctx, "lock", "Take the lock on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)
 	}); err != nil {

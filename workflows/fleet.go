@@ -166,6 +166,20 @@ func (f *fleet) in(state procedure.State) []procedure.ClusterProgress {
 	return slices.DeleteFunc(slices.Clone(f.report.Clusters), func(c procedure.ClusterProgress) bool { return c.State != state })
 }
 
+// kept are the members of the mesh that nobody has left out; nil for all of them.
+func (f *fleet) kept(spec mesh.Spec) []string {
+	var kept []string
+	for _, c := range f.report.Clusters {
+		if _, member := spec.Workload(c.Cluster); member && c.State != procedure.Skipped {
+			kept = append(kept, c.Cluster)
+		}
+	}
+	if len(kept) == len(spec.Workloads) {
+		return nil
+	}
+	return kept
+}
+
 func namesOf(clusters []procedure.ClusterProgress) []string {
 	names := make([]string, len(clusters))
 	for i, c := range clusters {

@@ -140,7 +140,7 @@ func (m *maintenance) authorities(ctx workflow.Context) error {
 func (m *maintenance) atWork(ctx workflow.Context) error {
 	return m.look(ctx, "at work", "Ask who is at work on the mesh's CAs", func(ctx workflow.Context) (string, error) {
 		busy, err := call[string](ctx, looking, kubernetes.LockHolder, cluster.LockInput{
-			Context: m.spec.Management.Context, Namespace: m.spec.Management.Namespace, Lease: caLease(m.spec)})
+			Context: m.spec.Management.Context, Namespace: m.spec.Management.Namespace, Lease: m.spec.CALease()})
 		m.state.Busy = busy
 		if err != nil || busy == "" {
 			return "nobody", err
@@ -171,14 +171,14 @@ func (m *maintenance) dates(workflow.Context) error {
 	if err != nil {
 		return failure.Permanent(failure.InvalidInput, "rotation.timeZone: %v", err)
 	}
-	how, certificates := m.spec.Rollout, m.spec.Certificates
+	how := m.spec.Rollout
 	pace := rotation.Pace{
 		Clusters: len(m.spec.Workloads), Canaries: len(canaries(m.spec)), WaveSize: how.WaveSize, Parallelism: how.Parallelism,
 		// What a cluster takes at the most: then it is parked, and the others go on.
 		PerCluster: how.RetryFor.Duration, Soak: m.spec.Rotation.Soak.Duration,
 		Windows: m.spec.Rotation.Windows, Zone: zone,
 	}
-	leaf := max(certificates.Server.Duration.Duration, certificates.Client.Duration.Duration)
+	leaf := m.spec.Certificates.LongestLife()
 	ca, root := &m.state.Intermediate, &m.state.Root
 	from, _ := rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)
 	ca.LatestStart = from.UTC()
@@ -191,9 +191,6 @@ func (m *maintenance) dates(workflow.Context) error {
 	}
 	return nil
 }
-
-// caLease is the name of the lock on a mesh's CAs.
-func caLease(spec mesh.Spec) string { return "relaypki-" + spec.Mesh + "-ca" }
 
 func (m *maintenance) look(ctx workflow.Context, name, summary string, run func(workflow.Context) (string, error)) error {
 	step := m.report.begin(ctx, name)

@@ -41,6 +41,9 @@ func tell(ctx workflow.Context, r *report, err error) {
 // text goes on from "<procedure> of mesh <mesh>: ". It never fails the run, and
 // takes no longer than notifying allows.
 func notice(ctx workflow.Context, r *report, text string) {
+	if ctx.Err() != nil {
+		return // whoever ended the run knows
+	}
 	next := "relaypki watch " + workflow.GetInfo(ctx).WorkflowExecution.ID
 	send(ctx, r, "Tell people", fmt.Sprintf("relaypki: %s of mesh %s: %s\nNext: %s", r.Procedure, r.Mesh, readable(text), next))
 }

@@ -73,10 +73,7 @@ func (r *removal) run(ctx workflow.Context) error {
 	if r.mode == procedure.Plan {
 		return r.remove(ctx)
 	}
-	lock := cluster.LockInput{
-		Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
-		Lease: r.spec.ClusterLease(r.in.Cluster), Holder: holder(ctx),
-	}
+	lock := clusterLock(ctx, r.spec, r.in.Cluster)
 	if err := r.step(ctx, "lock", "Take the lock on cluster "+r.in.Cluster, func(ctx workflow.Context) (out procedure.Removal, err error) {
 		out.Outcome, err = call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)
 		return out, err

@@ -104,24 +104,6 @@ func canaries(spec mesh.Spec) []string {
 	return []string{spec.Workloads[0].Name}
 }
 
-// lock is the lock on the mesh's CAs.
-func (r *rotating) lock(ctx workflow.Context) cluster.LockInput {
-	return cluster.LockInput{
-		Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
-		Lease: "relaypki-" + r.spec.Mesh + "-ca", Holder: holder(ctx),
-	}
-}
-
-// locked runs the rotation with the lock on the mesh's CAs.
-func (r *rotating) locked(ctx workflow.Context, change func() error) error {
-	if _, err := r.step(ctx, "lock", "Take the lock on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, r.lock(ctx))
-	}); err != nil {
-		return err
-	}
-	return release(ctx, r.lock(ctx), change())
-}
-
 // readServer reads what the management server presents and trusts; with loaded
 // it waits until every replica has loaded what is in the Secret.
 func (r *rotating) readServer(ctx workflow.Context, loaded bool) (procedure.Outcome, error) {
@@ -317,7 +299,11 @@ func (r *rotating) moveRole(ctx workflow.Context, workload string) error {
 	if r.Target.IssuerID == "" {
 		return nil
 	}
-	_, err := r.step(ctx, roleStep(workload), "Have Vault's role sign with the intermediate "+vault.IntermediateName(r.Target.Generation), func(ctx workflow.Context) (procedure.Outcome, error) {
+	name := "server's role"
+	if workload != "" {
+		name = "role of " + workload
+	}
+	_, err := r.step(ctx, name, "Have Vault's role sign with the intermediate "+vault.IntermediateName(r.Target.Generation), func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, vaults.MoveRole, r.Target.role(r.spec.Only(workload), workload, r.mode))
 	})
 	return err
@@ -327,34 +313,9 @@ func (t target) role(spec mesh.Spec, workload string, mode procedure.Mode) vault
 	return vault.MoveRoleInput{Spec: spec, Workload: workload, IssuerID: t.IssuerID, Mode: mode}
 }
 
-func roleStep(workload string) string {
-	if workload == "" {
-		return "server's role"
-	}
-	return "role of " + workload
-}
-
 // verify verifies the whole mesh but what was left out.
-func (r *rotating) verify(ctx workflow.Context) error {
-	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Settle: settleWithin}
-	for _, c := range r.report.Clusters {
-		if _, member := r.spec.Workload(c.Cluster); member && c.State != procedure.Skipped {
-			in.Clusters = append(in.Clusters, c.Cluster)
-		}
-	}
-	if len(in.Clusters) == len(r.spec.Workloads) {
-		in.Clusters = nil
-	}
-	_, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
-		var verified procedure.VerifyResult
-		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-			WorkflowID:          childID(ctx, "verify"),
-			StaticSummary:       "Verify mesh " + r.spec.Mesh,
-			WaitForCancellation: true,
-		}), VerifyMesh, in).Get(ctx, &verified)
-		r.result.Verification = &verified
-		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", verified.Checks)}, err
-	})
+func (r *rotating) verify(ctx workflow.Context) (err error) {
+	r.result.Verification, err = verify(ctx, r.step, r.spec, r.fleet.kept(r.spec), settleWithin)
 	return err
 }
 

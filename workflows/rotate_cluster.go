@@ -69,16 +69,7 @@ func (c *clusterRotation) run(ctx workflow.Context) error {
 	if !c.Mode.Writes() {
 		return c.rotate(workflow.WithValue(ctx, inTurnKey{}, true))
 	}
-	lock := cluster.LockInput{
-		Context: c.Spec.Management.Context, Namespace: c.Spec.Management.Namespace,
-		Lease: c.Spec.ClusterLease(c.Cluster), Holder: holder(ctx),
-	}
-	if _, err := c.step(ctx, "lock", "Take the lock on cluster "+c.Cluster, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)
-	}); err != nil {
-		return err
-	}
-	return release(ctx, lock, c.rotate(ctx))
+	return locked(ctx, c.step, clusterLock(ctx, c.Spec, c.Cluster), "cluster "+c.Cluster, c.rotate)
 }
 
 func (c *clusterRotation) rotate(ctx workflow.Context) error {

@@ -2,17 +2,14 @@ package workflows
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/certmanager"
-	"github.com/relaypki/relaypki/activities/cluster"
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
-	"github.com/relaypki/relaypki/internal/strict"
 )
 
 // RotateIssuerCredentials makes the clusters' credentials for Vault anew,
@@ -89,16 +86,10 @@ func (r *credentialRotation) run(ctx workflow.Context, abort workflow.CancelFunc
 
 // choose leaves those clusters that were asked for.
 func (r *credentialRotation) choose() error {
-	var problems []strict.Problem
-	for i, name := range r.chosen {
-		if _, ok := r.spec.Workload(name); !ok {
-			problems = append(problems, strict.Problem{Path: fmt.Sprintf("clusters[%d]", i), Message: fmt.Sprintf("%q is no member of mesh %s; its members are %s", name, r.spec.Mesh, members(r.spec))})
-		}
-	}
 	if len(r.chosen) > 0 {
 		r.clusters = slices.DeleteFunc(r.clusters, func(c refreshed) bool { return !slices.Contains(r.chosen, c.workload) })
 	}
-	return invalid(problems)
+	return invalid(strangers(r.spec, r.chosen))
 }
 
 func (r *credentialRotation) rotate(ctx workflow.Context) error {
@@ -168,7 +159,7 @@ func (r *credentialRotation) sum() {
 // locked does something with the lock on a workload cluster: a removal that is at
 // work there must not be given a credential anew that it has just taken away.
 func (r *credentialRotation) locked(ctx workflow.Context, workload string, do func() error) error {
-	lock := cluster.LockInput{Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Lease: r.spec.ClusterLease(workload), Holder: holder(ctx)}
+	lock := clusterLock(ctx, r.spec, workload)
 	if _, err := call[procedure.Outcome](ctx, summarized(locking, "Take the lock on cluster "+workload), kubernetes.AcquireLock, lock); err != nil {
 		return err
 	}

@@ -73,11 +73,11 @@ func RotateIntermediateCA(ctx workflow.Context, in procedure.Typed[procedure.Rot
 	}
 	r.sum()
 	err = r.fleet.outcome(err)
-	if err == nil && r.Back != "" && !r.input.Rollback {
-		err = failure.Permanent(failure.RolledBack, "taken back as was asked for (%s): every certificate is of %s again", r.Back, r.From.Authority.Name)
+	if err == nil && r.Record.Back != "" && !r.input.Rollback {
+		err = failure.Permanent(failure.RolledBack, "taken back as was asked for (%s): every certificate is of %s again", r.Record.Back, r.From.Authority.Name)
 	}
 	if err != nil && !r.input.Plan && failure.KindOf(err) != failure.RolledBack {
-		r.notice(ctx, "failed: "+failure.Message(err))
+		notice(ctx, r.report, "failed: "+failure.Message(err))
 	}
 	return r.result, r.report.finish(ctx, err)
 }
@@ -89,8 +89,6 @@ type intermediateRotation struct {
 	input procedure.RotateIntermediateInput
 	// turn cancels what is done forward, to go back.
 	turn workflow.CancelFunc
-	// asked is the phase whose approval is awaited.
-	asked string
 	// signing is for a root that is kept outside Vault.
 	signing *signing
 }
@@ -106,9 +104,8 @@ type longRotation struct {
 	// Phase is the one that is under way; those before it are over.
 	Phase    rotation.Phase `json:"phase"`
 	Approved []string       `json:"approved,omitempty"`
-	// Back is why it goes back; Turned says that it has begun to.
-	Back   string `json:"back,omitempty"`
-	Turned bool   `json:"turned,omitempty"`
+	// Turned says that it has begun to go back.
+	Turned bool `json:"turned,omitempty"`
 }
 
 func (r *intermediateRotation) run(ctx workflow.Context) error {
@@ -116,7 +113,7 @@ func (r *intermediateRotation) run(ctx workflow.Context) error {
 		if err := r.readSpec(ctx); err != nil {
 			return err
 		}
-		return release(ctx, r.lock(ctx), r.thereOrBack(ctx))
+		return release(ctx, caLock(ctx, r.spec), r.thereOrBack(ctx))
 	}
 	record, err := r.preflight(ctx)
 	if err != nil {
@@ -125,7 +122,7 @@ func (r *intermediateRotation) run(ctx workflow.Context) error {
 	if r.input.Plan {
 		return r.plan(ctx)
 	}
-	return r.locked(ctx, func() error {
+	return locked(ctx, r.step, caLock(ctx, r.spec), theCAs, func(ctx workflow.Context) error {
 		if err := r.begin(ctx, record); err != nil {
 			return err
 		}
@@ -136,11 +133,11 @@ func (r *intermediateRotation) run(ctx workflow.Context) error {
 // thereOrBack goes through the phases; told to roll back, it ends what it is at
 // and goes back.
 func (r *intermediateRotation) thereOrBack(ctx workflow.Context) error {
-	if r.Back == "" {
+	if r.Record.Back == "" {
 		forward, turn := workflow.WithCancel(ctx)
 		r.turn = turn
 		err := r.forward(forward)
-		if r.Back == "" || ctx.Err() != nil || errors.Is(err, errLong) {
+		if r.Record.Back == "" || ctx.Err() != nil || errors.Is(err, errLong) {
 			return err
 		}
 	}
@@ -240,10 +237,27 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 			r.Record.Snapshot = r.input.Snapshot
 		}
 	}
-	r.Back = r.Record.Back
-	if r.input.Rollback && r.Back == "" {
-		r.Back = r.input.Reason
+	if r.input.Rollback && r.Record.Back == "" {
+		r.Record.Back = r.input.Reason
 	}
+	r.find(seen)
+	if r.From.CertificatePEM == "" {
+		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "Vault %q: the intermediate %s, which the rotation goes out from, is not in the mount %s; nothing was changed. relaypki verify %s says what is there",
+			r.spec.Vault.Name, vault.IntermediateName(r.Record.From), r.spec.Vault.RelayMount, r.spec.Mesh)
+	}
+	if seen.FollowsLatest {
+		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "Vault %q: in the mount %s default_follows_latest_issuer is true: a new intermediate would be at work at once. Set it to false (vault write %[2]s/config/issuers default_follows_latest_issuer=false), then start again; nothing was changed",
+			r.spec.Vault.Name, r.spec.Vault.RelayMount)
+	}
+	detail := fmt.Sprintf("%s, until %s", r.From.Authority.Name, pki.Date(r.From.Authority.NotAfter))
+	if record.Rotation != nil {
+		detail += fmt.Sprintf("; the rotation to generation %d that began %s goes on", r.Record.To, pki.Date(r.Record.Began))
+	}
+	return procedure.Outcome{Detail: detail}, nil
+}
+
+// find takes the two intermediates of the rotation from what there is in Vault.
+func (r *intermediateRotation) find(seen vault.SurveyResult) {
 	for _, i := range seen.Intermediates {
 		ca := vault.CAResult{Authority: i.Authority, CertificatePEM: i.CertificatePEM}
 		switch i.Generation {
@@ -253,20 +267,6 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 			r.To = ca
 		}
 	}
-	if r.From.CertificatePEM == "" {
-		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "Vault %q: the intermediate %s, which the rotation goes out from, is not in the mount %s; nothing was changed. relaypki verify %s says what is there",
-			r.spec.Vault.Name, vault.IntermediateName(r.Record.From), r.spec.Vault.RelayMount, r.spec.Mesh)
-	}
-	if seen.FollowsLatest {
-		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "Vault %q: in the mount %s default_follows_latest_issuer is true: a new intermediate would be at work at once. Set it to false (vault write %[2]s/config/issuers default_follows_latest_issuer=false), then start again; nothing was changed",
-			r.spec.Vault.Name, r.spec.Vault.RelayMount)
-	}
-	r.result.From, r.result.To = r.From.Authority, r.To.Authority
-	detail := fmt.Sprintf("%s, until %s", r.From.Authority.Name, pki.Date(r.From.Authority.NotAfter))
-	if record.Rotation != nil {
-		detail += fmt.Sprintf("; the rotation to generation %d that began %s goes on", r.Record.To, pki.Date(r.Record.Began))
-	}
-	return procedure.Outcome{Detail: detail}, nil
 }
 
 // begin records what is about to be done.
@@ -285,7 +285,6 @@ func (r *intermediateRotation) begin(ctx workflow.Context, before cluster.MeshRe
 
 // note records how far the rotation is.
 func (r *intermediateRotation) note(ctx workflow.Context, name, summary string) error {
-	r.Record.Back = r.Back
 	_, err := r.step(ctx, name, summary, func(ctx workflow.Context) (procedure.Outcome, error) {
 		return r.recordRotation(ctx, &r.Record, nil)
 	})
@@ -315,11 +314,8 @@ func (r *intermediateRotation) stage(ctx workflow.Context) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := r.step(ctx, "new intermediate", "Make the intermediate "+vault.IntermediateName(r.Record.To), r.makeIntermediate); err != nil {
-		return err
-	}
-	r.result.To = r.To.Authority
-	return nil
+	_, err := r.step(ctx, "new intermediate", "Make the intermediate "+vault.IntermediateName(r.Record.To), r.makeIntermediate)
+	return err
 }
 
 func (r *intermediateRotation) makeIntermediate(ctx workflow.Context) (procedure.Outcome, error) {
@@ -331,7 +327,7 @@ func (r *intermediateRotation) makeIntermediate(ctx workflow.Context) (procedure
 
 func (r *intermediateRotation) intermediate(generation int) vault.IntermediateInput {
 	return vault.IntermediateInput{
-		Vault: r.spec.Vault.Name, RootMount: rootMount(r.spec), RelayMount: r.spec.Vault.RelayMount,
+		Vault: r.spec.Vault.Name, RootMount: r.spec.RootMount(), RelayMount: r.spec.Vault.RelayMount,
 		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
 		Generation: generation, CA: r.spec.PKI.Intermediate, Mode: r.mode, Rotation: true,
 	}
@@ -556,8 +552,7 @@ func (r *intermediateRotation) retire(ctx workflow.Context) error {
 // waitOut waits for the end of the longest leaf. Whoever knows that no other
 // certificate of the previous intermediate matters may end it.
 func (r *intermediateRotation) waitOut(ctx workflow.Context) error {
-	longest := max(r.spec.Certificates.Server.Duration.Duration, r.spec.Certificates.Client.Duration.Duration)
-	until := r.Record.Converged.Add(longest)
+	until := r.Record.Converged.Add(r.spec.Certificates.LongestLife())
 	r.result.RetiredUntil = until
 	wait := until.Sub(workflow.Now(ctx))
 	if wait <= 0 || slices.Contains(r.Approved, phaseFinish) {
@@ -598,19 +593,26 @@ func (r *intermediateRotation) end(ctx workflow.Context) error {
 	if !r.mode.Writes() {
 		return nil
 	}
+	if err := r.close(ctx, r.Record.To, "Record that the rotation is over"); err != nil {
+		return err
+	}
+	notice(ctx, r.report, fmt.Sprintf("done: every certificate is of %s, until %s", r.To.Authority.Name, pki.Date(r.To.Authority.NotAfter)))
+	return nil
+}
+
+// close records that the mesh is in no rotation any more, and of which generation
+// its intermediate is.
+func (r *intermediateRotation) close(ctx workflow.Context, generation int, summary string) error {
 	record, err := r.read(ctx)
 	if err != nil {
 		return err
 	}
 	generations := record.Generations
-	generations.Intermediate = r.Record.To
-	if _, err := r.step(ctx, "record the mesh", "Record that the rotation is over", func(ctx workflow.Context) (procedure.Outcome, error) {
+	generations.Intermediate = generation
+	_, err = r.step(ctx, "record the mesh", summary, func(ctx workflow.Context) (procedure.Outcome, error) {
 		return r.recordRotation(ctx, nil, &generations)
-	}); err != nil {
-		return err
-	}
-	r.notice(ctx, fmt.Sprintf("done: every certificate is of %s, until %s", r.To.Authority.Name, pki.Date(r.To.Authority.NotAfter)))
-	return nil
+	})
+	return err
 }
 
 // backward takes the rotation back: the previous intermediate may issue again,
@@ -621,7 +623,7 @@ func (r *intermediateRotation) backward(ctx workflow.Context) error {
 	if err := r.report.phase(ctx, "rollback"); err != nil {
 		return err
 	}
-	r.result.RolledBack = r.Back
+	r.result.RolledBack = r.Record.Back
 	r.Record.Converged = time.Time{}
 	if err := r.note(ctx, "record the rollback", "Record that the rotation goes back"); err != nil {
 		return err
@@ -648,18 +650,10 @@ func (r *intermediateRotation) backward(ctx workflow.Context) error {
 	if err := r.putAway(ctx); err != nil {
 		return err
 	}
-	record, err := r.read(ctx)
-	if err != nil {
+	if err := r.close(ctx, r.Record.From, "Record that the rotation was taken back"); err != nil {
 		return err
 	}
-	generations := record.Generations
-	generations.Intermediate = r.Record.From
-	if _, err := r.step(ctx, "record the mesh", "Record that the rotation was taken back", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.recordRotation(ctx, nil, &generations)
-	}); err != nil {
-		return err
-	}
-	r.notice(ctx, fmt.Sprintf("taken back (%s): every certificate is of %s again", r.Back, r.From.Authority.Name))
+	notice(ctx, r.report, fmt.Sprintf("taken back (%s): every certificate is of %s again", r.Record.Back, r.From.Authority.Name))
 	return nil
 }
 
@@ -671,11 +665,7 @@ func (r *intermediateRotation) putAway(ctx workflow.Context) error {
 		if err != nil {
 			return err
 		}
-		for _, i := range seen.Intermediates {
-			if i.Generation == r.Record.To {
-				r.To = vault.CAResult{Authority: i.Authority, CertificatePEM: i.CertificatePEM}
-			}
-		}
+		r.find(seen)
 	}
 	if r.To.Authority.IssuerID == "" {
 		return nil
@@ -717,11 +707,7 @@ func (r *intermediateRotation) matrix(agents []rotation.PlanMember) {
 		agents[i] = named(agents[i])
 	}
 	for _, p := range rotation.IntermediatePlan(server, agents, canaries(r.spec), r.Root.Authority.Name, r.From.Authority.Name, vault.IntermediateName(r.Record.To)) {
-		view := procedure.PhaseView{Phase: string(p.Phase), Does: rotation.Does(p.Phase), Broken: p.Broken}
-		for _, m := range p.Members {
-			view.Members = append(view.Members, procedure.MemberView{Member: m.Member, Presents: m.Presents, Trusts: m.Trusts})
-		}
-		r.result.Matrix = append(r.result.Matrix, view)
+		r.result.Matrix = append(r.result.Matrix, procedure.PhaseView{PlanPhase: p, Does: rotation.Does(p.Phase)})
 	}
 }
 
@@ -736,6 +722,7 @@ func pemName(text string) string {
 
 func (r *intermediateRotation) sum() {
 	r.result.Steps, r.result.Clusters, r.result.Changed = r.report.Steps, r.Results, r.Changed
+	r.result.From, r.result.To = r.From.Authority, r.To.Authority
 	r.result.Canary = canaries(r.spec)
 }
 
@@ -762,21 +749,14 @@ func (r *intermediateRotation) awaitApproval(ctx workflow.Context, phase, what s
 	if slices.Contains(r.Approved, phase) {
 		return nil
 	}
-	r.asked, r.report.Asked = phase, phase
+	r.report.Asked = phase
 	text := fmt.Sprintf("%s. Let it begin: relaypki approve %s %s; or take the rotation back: relaypki rollback %[2]s --reason WHY", what, r.spec.Mesh, shell.Join(phase))
 	r.fleet.await(ctx, text, true)
-	r.notice(ctx, "waits for "+text)
+	notice(ctx, r.report, "waits for "+text)
 	err := workflow.Await(ctx, func() bool { return slices.Contains(r.Approved, phase) })
-	r.asked, r.report.Asked = "", ""
+	r.report.Asked = ""
 	r.fleet.await(ctx, "", false)
 	return err
-}
-
-// notice tells people; that they could not be told changes nothing.
-func (r *intermediateRotation) notice(ctx workflow.Context, text string) {
-	if ctx.Err() == nil {
-		notice(ctx, r.report, text)
-	}
 }
 
 // steer takes the updates by which people steer a rotation of a CA, beside those
@@ -798,9 +778,9 @@ func (r *intermediateRotation) mayApprove(in procedure.Typed[procedure.ApproveIn
 	case phase == "":
 		problems = append(problems, problem("phase", "is missing; name the phase that is to begin%s", r.awaited()))
 	case slices.Contains(r.Approved, phase):
-	case r.Back != "":
-		problems = append(problems, problem("phase", "the rotation is being taken back (%s), there is nothing to approve", r.Back))
-	case phase != r.asked && (phase != phaseFinish || r.Phase != rotation.PhaseRetire):
+	case r.Record.Back != "":
+		problems = append(problems, problem("phase", "the rotation is being taken back (%s), there is nothing to approve", r.Record.Back))
+	case phase != r.report.Asked && (phase != phaseFinish || r.Phase != rotation.PhaseRetire):
 		problems = append(problems, problem("phase", "%q is not what the rotation waits for%s", phase, r.awaited()))
 	}
 	return refuse(problems)
@@ -809,8 +789,8 @@ func (r *intermediateRotation) mayApprove(in procedure.Typed[procedure.ApproveIn
 // awaited is what may be approved now, for an error.
 func (r *intermediateRotation) awaited() string {
 	switch {
-	case r.asked != "":
-		return fmt.Sprintf(": that is %q", r.asked)
+	case r.report.Asked != "":
+		return fmt.Sprintf(": that is %q", r.report.Asked)
 	case r.Phase == rotation.PhaseRetire:
 		return fmt.Sprintf(": that is %q", phaseFinish)
 	}
@@ -827,7 +807,7 @@ func (r *intermediateRotation) approve(_ workflow.Context, in procedure.Typed[pr
 
 func (r *intermediateRotation) mayRollBack(in procedure.Typed[procedure.RollbackInput]) error {
 	problems := append(in.Problems, missingReason(in.In.Reason)...)
-	if r.Back == "" {
+	if r.Record.Back == "" {
 		if r.turn == nil {
 			problems = append(problems, problem("", "nothing has been changed yet; to end the run: relaypki abort %s --reason WHY", r.in.Mesh))
 		} else if err := rotation.MayRollBack(r.Phase); err != nil {
@@ -838,8 +818,8 @@ func (r *intermediateRotation) mayRollBack(in procedure.Typed[procedure.Rollback
 }
 
 func (r *intermediateRotation) rollback(_ workflow.Context, in procedure.Typed[procedure.RollbackInput]) (procedure.Standing, error) {
-	if r.Back == "" {
-		r.Back = in.In.Reason
+	if r.Record.Back == "" {
+		r.Record.Back = in.In.Reason
 		r.turn()
 	}
 	return r.fleet.standing()

@@ -14,7 +14,6 @@ import (
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/rollout"
-	"github.com/relaypki/relaypki/internal/strict"
 )
 
 // RotateLeafCertificates has the members' certificates issued anew by the
@@ -51,7 +50,9 @@ func RotateLeafCertificates(ctx workflow.Context, in procedure.Typed[procedure.R
 	r.result.Steps, r.result.Clusters, r.result.Changed = r.report.Steps, r.Results, r.Changed
 	r.result.Canary = canaries(r.spec)
 	err = r.fleet.outcome(err)
-	tell(ctx, r.report, err)
+	if err != nil {
+		tell(ctx, r.report, err)
+	}
 	return r.result, r.report.finish(ctx, err)
 }
 
@@ -67,7 +68,7 @@ func (r *leafRotation) run(ctx workflow.Context) error {
 		if err := r.readSpec(ctx); err != nil {
 			return err
 		}
-		return release(ctx, r.lock(ctx), r.clustersAndProof(ctx))
+		return release(ctx, caLock(ctx, r.spec), r.clustersAndProof(ctx))
 	}
 	if err := r.preflight(ctx); err != nil {
 		return err
@@ -75,7 +76,7 @@ func (r *leafRotation) run(ctx workflow.Context) error {
 	if !r.mode.Writes() {
 		return r.rotate(workflow.WithValue(ctx, inTurnKey{}, true))
 	}
-	return r.locked(ctx, func() error { return r.rotate(ctx) })
+	return locked(ctx, r.step, caLock(ctx, r.spec), theCAs, r.rotate)
 }
 
 // preflight looks at all that the rotation relies on; nothing has been changed
@@ -89,13 +90,7 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	var unknown []strict.Problem
-	for i, name := range r.input.Clusters {
-		if _, ok := r.spec.Workload(name); !ok {
-			unknown = append(unknown, problem(fmt.Sprintf("clusters[%d]", i), "%q is no member of the mesh %q", name, r.spec.Mesh))
-		}
-	}
-	if err := invalid(unknown); err != nil {
+	if err := invalid(strangers(r.spec, r.input.Clusters)); err != nil {
 		return err
 	}
 	if record.Rotation != nil {

@@ -65,16 +65,7 @@ func (c *clusterSetup) run(ctx workflow.Context) error {
 		ctx = workflow.WithValue(ctx, inTurnKey{}, c.Mode == procedure.Plan)
 		return c.apply(ctx)
 	}
-	lock := cluster.LockInput{
-		Context: c.Spec.Management.Context, Namespace: c.Spec.Management.Namespace,
-		Lease: c.Spec.ClusterLease(c.Cluster), Holder: holder(ctx),
-	}
-	if _, err := c.step(ctx, "lock", "Take the lock on cluster "+c.Cluster, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)
-	}); err != nil {
-		return err
-	}
-	return release(ctx, lock, c.apply(ctx))
+	return locked(ctx, c.step, clusterLock(ctx, c.Spec, c.Cluster), "cluster "+c.Cluster, c.apply)
 }
 
 // apply does side by side what does not need one another; the agent comes last,

@@ -110,7 +110,7 @@ func (r *setup) run(ctx workflow.Context) error {
 	if r.resumed {
 		r.mode = procedure.Apply
 		r.result.Root, r.result.Relay, r.result.Server, r.result.Changed = r.Root.Authority, r.Relay.Authority, r.Server, r.Changed
-		return release(ctx, r.lock(ctx), r.finish(ctx))
+		return release(ctx, caLock(ctx, r.spec), r.finish(ctx))
 	}
 	if err := r.preflight(ctx); err != nil {
 		return err
@@ -136,7 +136,7 @@ func (r *setup) run(ctx workflow.Context) error {
 		}
 		r.report.Steps, r.report.Clusters = r.report.Steps[:1], pending(ctx, r.spec)
 	}
-	return r.locked(ctx, func() error {
+	return r.locked(ctx, func(ctx workflow.Context) error {
 		// Again, with the lock: another run may have added a member meanwhile.
 		if _, err := r.readRecord(ctx); err != nil {
 			return err
@@ -227,17 +227,12 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 
 // locked runs the change with the lock on the mesh's CAs. The namespace comes
 // before the lock because the lock lives in it.
-func (r *setup) locked(ctx workflow.Context, change func() error) error {
+func (r *setup) locked(ctx workflow.Context, change func(workflow.Context) error) error {
 	r.mode = procedure.Apply
 	if err := r.namespace(ctx); err != nil {
 		return err
 	}
-	if _, err := r.step(ctx, "lock", "Take the lock on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, r.lock(ctx))
-	}); err != nil {
-		return err
-	}
-	return release(ctx, r.lock(ctx), change())
+	return locked(ctx, r.step, caLock(ctx, r.spec), theCAs, change)
 }
 
 func (r *setup) namespace(ctx workflow.Context) error {
@@ -246,14 +241,6 @@ func (r *setup) namespace(ctx workflow.Context) error {
 			cluster.NamespaceInput{Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Mode: r.mode})
 	})
 	return err
-}
-
-// lock is the lock on the mesh's CAs.
-func (r *setup) lock(ctx workflow.Context) cluster.LockInput {
-	return cluster.LockInput{
-		Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
-		Lease: "relaypki-" + r.spec.Mesh + "-ca", Holder: holder(ctx),
-	}
 }
 
 // apply does, or looks at, all that comes before the workload clusters; a look
@@ -389,7 +376,7 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 
 func (r *setup) intermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	in := vault.IntermediateInput{
-		Vault: r.spec.Vault.Name, RootMount: rootMount(r.spec), RelayMount: r.spec.Vault.RelayMount,
+		Vault: r.spec.Vault.Name, RootMount: r.spec.RootMount(), RelayMount: r.spec.Vault.RelayMount,
 		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
 		Generation: r.Generations.Intermediate, CA: r.spec.PKI.Intermediate, Mode: r.mode,
 	}
@@ -532,24 +519,8 @@ func (r *setup) prove(ctx workflow.Context, settle mesh.Duration) error {
 	if err := r.report.phase(ctx, "verification"); err != nil {
 		return err
 	}
-	in := procedure.VerifyInput{Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Settle: settle}
-	if left := r.fleet.in(procedure.Skipped); len(left) > 0 {
-		for _, c := range r.report.Clusters {
-			if c.State != procedure.Skipped {
-				in.Clusters = append(in.Clusters, c.Cluster)
-			}
-		}
-	}
-	if _, err := r.step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
-		var verified procedure.VerifyResult
-		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-			WorkflowID:          childID(ctx, "verify"),
-			StaticSummary:       "Verify mesh " + r.spec.Mesh,
-			WaitForCancellation: true,
-		}), VerifyMesh, in).Get(ctx, &verified)
-		r.result.Verification = &verified
-		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", verified.Checks)}, err
-	}); err != nil {
+	var err error
+	if r.result.Verification, err = verify(ctx, r.step, r.spec, r.fleet.kept(r.spec), settle); err != nil {
 		return err
 	}
 	return ensureSchedules(ctx, r.spec, r.mode, r.step)

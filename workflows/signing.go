@@ -73,7 +73,7 @@ const signedAhead = 7 * 24 * time.Hour
 
 // minLife is the least that a signed intermediate must have left to live.
 func minLife(spec mesh.Spec) time.Duration {
-	return max(spec.Certificates.Server.Duration.Duration, spec.Certificates.Client.Duration.Duration) + signedAhead
+	return spec.Certificates.LongestLife() + signedAhead
 }
 
 // await publishes the CSR of a mesh's intermediate, waits until a person has
@@ -187,14 +187,6 @@ func (s *signing) submit(ctx workflow.Context, in procedure.Typed[procedure.Subm
 
 // shorterIsSaid is by how much a life may be shorter than asked without a word.
 const shorterIsSaid = 24 * time.Hour
-
-// rootMount is where the root is in Vault; empty if it is kept elsewhere.
-func rootMount(spec mesh.Spec) string {
-	if spec.PKI.Root.Offline() {
-		return ""
-	}
-	return spec.Vault.RootMount
-}
 
 // offlineRoot is a root that is kept outside Vault, as the spec has it.
 func offlineRoot(spec mesh.Spec) (vault.CAResult, error) {

@@ -132,6 +132,33 @@ func holder(ctx workflow.Context) string {
 	return strings.Join([]string{info.Namespace, info.WorkflowExecution.ID, info.FirstRunID}, "/")
 }
 
+// caLock is the lock on a mesh's CAs, clusterLock that on one workload cluster.
+
+func caLock(ctx workflow.Context, spec mesh.Spec) cluster.LockInput {
+	return lockFor(ctx, spec, spec.CALease())
+}
+
+func clusterLock(ctx workflow.Context, spec mesh.Spec, workload string) cluster.LockInput {
+	return lockFor(ctx, spec, spec.ClusterLease(workload))
+}
+
+func lockFor(ctx workflow.Context, spec mesh.Spec, lease string) cluster.LockInput {
+	return cluster.LockInput{Context: spec.Management.Context, Namespace: spec.Management.Namespace, Lease: lease, Holder: holder(ctx)}
+}
+
+// locked makes a change with a lock, which is that on what is named.
+func locked(ctx workflow.Context, step stepper, lock cluster.LockInput, on string, change func(workflow.Context) error) error {
+	if _, err := step(ctx, "lock", "Take the lock on "+on, func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, locking, kubernetes.AcquireLock, lock)
+	}); err != nil {
+		return err
+	}
+	return release(ctx, lock, change(ctx))
+}
+
+// theCAs is what caLock is on, in words.
+const theCAs = "the mesh's CAs"
+
 // release gives the lock back, also when the run was cancelled. A failure to
 // do so matters only if nothing worse has happened: the lock of a run that has
 // ended is taken over anyway.
@@ -162,6 +189,34 @@ func invalid(problems []strict.Problem) error {
 		lines[i] = "- " + p.String()
 	}
 	return failure.PermanentWithDetails(failure.InvalidInput, "the input is not usable, nothing was touched:\n"+strings.Join(lines, "\n"), problems)
+}
+
+// verify proves in a child workflow that the relay works: of the given clusters,
+// of all if there are none.
+func verify(ctx workflow.Context, step stepper, spec mesh.Spec, clusters []string, settle mesh.Duration) (*procedure.VerifyResult, error) {
+	var verified procedure.VerifyResult
+	_, err := step(ctx, "verification", "Prove that the relay works", func(ctx workflow.Context) (procedure.Outcome, error) {
+		err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+			WorkflowID:          childID(ctx, "verify"),
+			StaticSummary:       "Verify mesh " + spec.Mesh,
+			WaitForCancellation: true,
+		}), VerifyMesh, procedure.VerifyInput{
+			Mesh: spec.Mesh, Management: spec.Management.Context, Namespace: spec.Management.Namespace, Clusters: clusters, Settle: settle,
+		}).Get(ctx, &verified)
+		return procedure.Outcome{Detail: fmt.Sprintf("%d checks", verified.Checks)}, err
+	})
+	return &verified, err
+}
+
+// strangers are the problems with clusters that were named and are no members.
+func strangers(spec mesh.Spec, clusters []string) []strict.Problem {
+	var problems []strict.Problem
+	for i, name := range clusters {
+		if _, ok := spec.Workload(name); !ok {
+			problems = append(problems, problem(fmt.Sprintf("clusters[%d]", i), "%q is no member of mesh %s; its members are %s", name, spec.Mesh, members(spec)))
+		}
+	}
+	return problems
 }
 
 // certManagerIn installs cert-manager, or accepts the one that is there, and

@@ -97,11 +97,7 @@ func (a *Activities) Survey(ctx context.Context, in SurveyInput) (SurveyResult, 
 		return SurveyResult{}, err
 	}
 	result.Active = relay.state(*active)
-	var rootMount string // none, if the root is kept outside Vault
-	if !in.Spec.PKI.Root.Offline() {
-		rootMount = in.Spec.Vault.RootMount
-	}
-	result.Root, err = s.rootAbove(ctx, rootMount, relay, *active)
+	result.Root, err = s.rootAbove(ctx, in.Spec.RootMount(), relay, *active)
 	return result, err
 }
 

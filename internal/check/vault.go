@@ -133,7 +133,7 @@ func (r *report) vaultIntermediate(spec mesh.Spec, v SeenVault, root *x509.Certi
 		case root != nil && pki.SignedBy(c, root) != nil:
 			r.fail(VaultIntermediate, object, pki.SignedBy(c, root).Error(), "the roles use an intermediate of another root; "+runSetup)
 		case r.expiring(VaultIntermediate, object, c, now):
-		case c.NotAfter.Sub(now) < max(spec.Certificates.Server.Duration.Duration, spec.Certificates.Client.Duration.Duration):
+		case c.NotAfter.Sub(now) < spec.Certificates.LongestLife():
 			r.fail(VaultIntermediate, object, fmt.Sprintf("%s ends at %s, sooner than a leaf asked for now", pki.Name(c), pki.Date(c.NotAfter)), "rotate it now: Vault refuses every renewal")
 		case !strings.HasPrefix(issuer.Name, intermediateNamePrefix):
 			r.warn(VaultIntermediate, object, fmt.Sprintf("the issuer is named %q, not %s<generation>", issuer.Name, intermediateNamePrefix), "if it was made by hand, say so to whoever rotates it; else "+runSetup)

@@ -173,6 +173,11 @@ type Certificates struct {
 	Client Certificate `json:"client,omitempty"`
 }
 
+// LongestLife is that of the leaf that lives longest.
+func (c Certificates) LongestLife() time.Duration {
+	return max(c.Server.Duration.Duration, c.Client.Duration.Duration)
+}
+
 // Certificate is a cert-manager Certificate to apply.
 type Certificate struct {
 	Name       string `json:"name,omitempty"`
@@ -504,6 +509,18 @@ func (s Spec) ProbeRole() string { return "relaypki-probe" }
 // context ("relaypki-<mesh>-<context>").
 func (s Spec) AuthMount(context string) string {
 	return fmt.Sprintf("relaypki-%s-%s", s.Mesh, context)
+}
+
+// CALease is the name of the lock on the mesh's CAs.
+func (s Spec) CALease() string { return fmt.Sprintf("relaypki-%s-ca", s.Mesh) }
+
+// RootMount is the mount in which the root signs; empty if it is kept outside
+// Vault.
+func (s Spec) RootMount() string {
+	if s.PKI.Root.Offline() {
+		return ""
+	}
+	return s.Vault.RootMount
 }
 
 // ClusterLease is the name of the lock on one workload cluster.

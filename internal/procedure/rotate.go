@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/rotation"
 	"github.com/relaypki/relaypki/internal/strict"
 )
 
@@ -107,22 +108,11 @@ type RotateResult struct {
 }
 
 // PhaseView is one phase of a plan: who presents and who trusts what by its end.
+// A plan with a broken pair is refused.
 type PhaseView struct {
-	Phase string `json:"phase"`
+	rotation.PlanPhase
 	// Does is what the phase does, in a few words.
-	Does    string       `json:"does"`
-	Members []MemberView `json:"members"`
-	// Broken are the pairs that would not shake hands; a plan with any is refused.
-	Broken []string `json:"broken,omitempty"`
-}
-
-// MemberView is the server, or agents that are alike, in a phase.
-type MemberView struct {
-	// Member is "server" or the clusters' names.
-	Member string `json:"member"`
-	// Presents and Trusts name CAs: "relay-intermediate-g1 or -g2".
-	Presents string `json:"presents"`
-	Trusts   string `json:"trusts"`
+	Does string `json:"does"`
 }
 
 // Rotation is a rotation that a mesh is in, as its record says. It is written

@@ -17,13 +17,17 @@ type PlanMember struct {
 // PlanPhase is one phase of a plan: who presents and trusts what by its end, and
 // which handshakes would fail at any moment of it.
 type PlanPhase struct {
-	Phase   Phase
-	Members []PlanRow
-	Broken  []string
+	Phase   Phase     `json:"phase"`
+	Members []PlanRow `json:"members"`
+	Broken  []string  `json:"broken,omitempty"`
 }
 
 // PlanRow is the server, or agents that are alike.
-type PlanRow struct{ Member, Presents, Trusts string }
+type PlanRow struct {
+	Member   string `json:"member"`
+	Presents string `json:"presents"`
+	Trusts   string `json:"trusts"`
+}
 
 // mostNamed is how many agents a row names; of more, it says how many they are.
 const mostNamed = 5
