@@ -110,7 +110,7 @@ func (a *addition) preflight(ctx workflow.Context) (procedure.Outcome, error) {
 	if err := invalid(append(record.Spec.MoveProblems(a.in.Workload), a.spec.Validate()...)); err != nil {
 		return procedure.Outcome{}, err
 	}
-	outcome, err := checkEverything(ctx, a.spec.Only(a.in.Workload.Name), a.queues, nil)
+	outcome, err := checkEverything(ctx, a.spec.Only(a.in.Workload.Name), true, a.queues, nil)
 	if err != nil {
 		return outcome, err
 	}

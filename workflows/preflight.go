@@ -56,7 +56,8 @@ func (c complaints) err(ctx workflow.Context) error {
 // spec and Vault whether they are fit for a setup, all at once, and reports
 // every problem; nothing has been changed by then. A workload cluster that does
 // not answer is told to away; if that is nil, it is a problem like the others.
-func checkEverything(ctx workflow.Context, spec mesh.Spec, queues map[string]string, away func(cluster, why string)) (procedure.Outcome, error) {
+// joining is as in vault.CheckVaultInput.
+func checkEverything(ctx workflow.Context, spec mesh.Spec, joining bool, queues map[string]string, away func(cluster, why string)) (procedure.Outcome, error) {
 	var problems complaints
 	wg := workflow.NewWaitGroup(ctx)
 	var versions []string
@@ -99,7 +100,7 @@ func checkEverything(ctx workflow.Context, spec mesh.Spec, queues map[string]str
 		wg.Add(1)
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			defer wg.Done()
-			out, err := call[vault.CheckVaultResult](ctx, summarized(looking, "Check Vault"), vaults.CheckVault, vault.CheckVaultInput{Spec: spec.Only("")})
+			out, err := call[vault.CheckVaultResult](ctx, summarized(looking, "Check Vault"), vaults.CheckVault, vault.CheckVaultInput{Spec: spec.Only(""), Joining: joining})
 			vaultVersion = out.Version
 			problems.blame("vault "+spec.Vault.Name, out.Problems, err)
 		})

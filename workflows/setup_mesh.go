@@ -194,7 +194,7 @@ func (r *setup) checkEverything(ctx workflow.Context) (procedure.Outcome, error)
 	if r.Queues, err = r.report.describe(ctx, "preflight"); err != nil {
 		return procedure.Outcome{}, err
 	}
-	return checkEverything(ctx, r.spec, r.Queues, func(cluster, why string) { r.fleet.park(ctx, cluster, why) })
+	return checkEverything(ctx, r.spec, false, r.Queues, func(cluster, why string) { r.fleet.park(ctx, cluster, why) })
 }
 
 // readRecord reads what is stored of this mesh and refuses a spec that lacks a

@@ -12,7 +12,12 @@ import (
 type Activities struct{ Clients *site.Clients }
 
 // CheckVaultInput asks whether a Vault is fit for a setup.
-type CheckVaultInput struct{ Spec mesh.Spec }
+type CheckVaultInput struct {
+	Spec mesh.Spec
+	// Joining: the mesh is there, and one more member joins it. Which CAs it has is
+	// then not for its spec to say: a rotation may be about to change them.
+	Joining bool
+}
 
 // CheckVaultResult lists everything that is in the way; nothing was changed.
 type CheckVaultResult struct {

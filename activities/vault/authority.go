@@ -48,6 +48,21 @@ func (i issuer) String() string {
 	return fmt.Sprintf("%s %s: %q, until %s", name, i.ID, i.certificate.Subject, pki.Date(i.certificate.NotAfter))
 }
 
+// atWork is the name of the CA of ours in a mount that is its default, or that
+// of the first generation, if there is none yet.
+func (s session) atWork(ctx context.Context, mount, prefix string) (string, error) {
+	first := prefix + "1"
+	config, err := s.issuerConfig(ctx, mount)
+	if err != nil || config.Default == "" {
+		return first, err
+	}
+	var i issuer
+	if _, err := s.read(ctx, mount+"/issuer/"+config.Default, &i); err != nil || !strings.HasPrefix(i.Name, prefix) {
+		return first, err
+	}
+	return i.Name, nil
+}
+
 // issuers reads every issuer of a mount; none if the mount is not there.
 func (s session) issuers(ctx context.Context, mount string) ([]issuer, error) {
 	ids, err := s.list(ctx, mount+"/issuers", nil)

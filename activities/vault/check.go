@@ -23,7 +23,7 @@ func (a *Activities) CheckVault(ctx context.Context, in CheckVaultInput) (CheckV
 	if err != nil {
 		return CheckVaultResult{}, err
 	}
-	check := vaultCheck{activities: a, spec: in.Spec, result: CheckVaultResult{Address: config.Address}}
+	check := vaultCheck{activities: a, spec: in.Spec, joining: in.Joining, result: CheckVaultResult{Address: config.Address}}
 	if config.Address == "" {
 		check.problem("Vault %q has no address in the site file", name)
 		return check.result, nil
@@ -64,6 +64,7 @@ func (a *Activities) CheckVault(ctx context.Context, in CheckVaultInput) (CheckV
 type vaultCheck struct {
 	activities *Activities
 	spec       mesh.Spec
+	joining    bool
 	result     CheckVaultResult
 }
 
@@ -152,23 +153,18 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 	}
 	for _, m := range []struct {
 		path, prefix string
-		name         string
 		ca           mesh.CA
 	}{
-		{c.spec.Vault.RootMount, rootPrefix, rootName(1), c.spec.PKI.Root.CA},
-		{c.spec.Vault.RelayMount, intermediatePrefix, IntermediateName(1), c.spec.PKI.Intermediate},
+		{c.spec.Vault.RootMount, rootPrefix, c.spec.PKI.Root.CA},
+		{c.spec.Vault.RelayMount, intermediatePrefix, c.spec.PKI.Intermediate},
 	} {
 		if m.prefix == rootPrefix && c.spec.PKI.Root.Offline() {
 			continue
 		}
 		have, err := s.mountAt(ctx, m.path)
 		if err == nil && have != nil {
-			var found authority
-			if err = have.unfit(s.vault, m.path, c.spec.Mesh); err == nil {
-				found, err = s.authority(ctx, m.path, m.name, m.prefix, m.ca)
-			}
-			if err == nil && m.path == c.spec.Vault.RelayMount && found.issuer == nil {
-				err = c.foreignRoles(ctx, s)
+			if err = have.unfit(s.vault, m.path, c.spec.Mesh); err == nil && !c.joining {
+				err = c.authority(ctx, s, m.path, m.prefix, m.ca)
 			}
 		}
 		if err := c.found(err); err != nil {
@@ -176,6 +172,20 @@ func (c *vaultCheck) onboard(ctx context.Context, s session) error {
 		}
 	}
 	return nil
+}
+
+// authority looks at the CA that a setup finds in a mount: the one at work, since
+// those before it may have lost their keys.
+func (c *vaultCheck) authority(ctx context.Context, s session, mount, prefix string, asked mesh.CA) error {
+	name, err := s.atWork(ctx, mount, prefix)
+	if err != nil {
+		return err
+	}
+	found, err := s.authority(ctx, mount, name, prefix, asked)
+	if err == nil && mount == c.spec.Vault.RelayMount && found.issuer == nil {
+		err = c.foreignRoles(ctx, s)
+	}
+	return err
 }
 
 // foreignRoles names the roles of our names in a mount without our CA, and so

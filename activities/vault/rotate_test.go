@@ -688,6 +688,10 @@ func TestDeleteKey(t *testing.T) {
 	total := len(w.proxy.written())
 	gone("deleted", old)
 	w.settingUp()
+	// What a setup finds is the one at work.
+	if check, err := w.CheckVault(ctx, vault.CheckVaultInput{Spec: w.spec}); err != nil || len(check.Problems) > 0 {
+		t.Errorf("a setup after that: %v, %v", check.Problems, err)
+	}
 	if _, err := sign(w.mustLogin(t, d, "cluster1"), d.access["cluster1"].SignPath, request(t, named("cluster1", "cluster1"))); err != nil {
 		t.Errorf("cluster1 cannot sign any more: %v", err)
 	}
