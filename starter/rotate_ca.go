@@ -11,11 +11,12 @@ import (
 
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/strict"
 )
 
 func (c *cli) rotateIntermediateCommand() *cobra.Command {
 	var in procedure.RotateIntermediateInput
-	var taskQueue string
+	var taskQueue, ttl string
 	var detach, plan, yes bool
 	cmd := &cobra.Command{
 		Use:   "intermediate MESH",
@@ -29,10 +30,16 @@ It asks before it goes beyond the canary, or as rotation.approval says: "relaypk
 approve" lets it go on, "relaypki rollback" takes it back from wherever it is. The
 same command again goes on after a failure, or after the run was lost.
 
+The new intermediate is like the previous one but for what --ttl, --key-type and
+--key-bits say; the mesh's record says so too once the rotation is over, and the
+mesh's file should.
+
 With --plan nothing is changed: it shows phase by phase who presents and who trusts
 what, and refuses a rotation that would cut anybody off.`,
 		Example: `  relaypki rotate intermediate demo --plan
   relaypki rotate intermediate demo --snapshot "vault-2026-11-26.snap, in the safe"
+  # With another key, for five years:
+  relaypki rotate intermediate demo --key-type ec --ttl 43800h
   # Without a question, except for the deletion of a key:
   relaypki rotate intermediate demo --approval none
   # As commands, for the night when Temporal is down:
@@ -44,6 +51,13 @@ what, and refuses a rotation that would cut anybody off.`,
 			}
 			in.Mesh, in.Plan = args[0], plan
 			problems := in.Validate()
+			if ttl != "" {
+				life, err := mesh.ParseDuration(ttl)
+				if err != nil {
+					problems = append(problems, strict.Problem{Path: "intermediate.ttl", Message: err.Error()})
+				}
+				in.Intermediate.TTL = life
+			}
 			if len(problems) == 0 && in.DeleteOldKey && !plan {
 				if err := c.confirm(cmd, yes, danger{
 					question:    fmt.Sprintf("Have the key of mesh %s's previous intermediate deleted at the end?", in.Mesh),
@@ -54,17 +68,23 @@ what, and refuses a rotation that would cut anybody off.`,
 			}
 			return c.launchMember(cmd, problems, in, launch{
 				procedure: procedure.RotateIntermediateCA, id: planID(procedure.ID(procedure.RotateIntermediateCA, in.Mesh), plan), taskQueue: taskQueue, detach: detach,
-				summary: "Rotate the intermediate CA of mesh " + in.Mesh, again: c.onceMore(cmd, args, "approval", "snapshot", "delete-old-key", "yes"),
+				summary: "Rotate the intermediate CA of mesh " + in.Mesh, again: c.onceMore(cmd, args, "approval", "snapshot", "ttl", "key-type", "key-bits", "delete-old-key", "yes"),
 			})
 		},
 	}
 	cmd.Flags().StringVar(&in.Approval, "approval", "", "none, afterCanary or eachPhase (default: rotation.approval of the mesh)")
 	cmd.Flags().StringVar(&in.Snapshot, "snapshot", "", "your word that Vault can be restored to now: where the snapshot is")
+	cmd.Flags().StringVar(&ttl, "ttl", "", "how long the new intermediate lives (default: as the previous one)")
+	cmd.Flags().StringVar(&in.Intermediate.KeyType, "key-type", "", "its key: rsa or ec (default: as the previous one)")
+	cmd.Flags().IntVar(&in.Intermediate.KeyBits, "key-bits", 0, "its key's size (default: the usual one of its type)")
 	cmd.Flags().BoolVar(&in.DeleteOldKey, "delete-old-key", false, "have the previous intermediate's key deleted at the end, which then has to be approved")
 	yesFlag(cmd, &yes)
 	rotateFlags(cmd, &taskQueue, &detach, &plan)
 	_ = cmd.RegisterFlagCompletionFunc("approval", cobra.FixedCompletions([]string{mesh.ApprovalNone, mesh.ApprovalAfterCanary, mesh.ApprovalEachPhase}, cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("snapshot", cobra.NoFileCompletions) // both fail only if there is no such flag
+	_ = cmd.RegisterFlagCompletionFunc("key-type", cobra.FixedCompletions([]string{"rsa", "ec"}, cobra.ShellCompDirectiveNoFileComp))
+	for _, name := range []string{"snapshot", "ttl", "key-bits"} {
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions) // all fail only if there is no such flag
+	}
 	return cmd
 }
 

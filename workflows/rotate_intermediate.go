@@ -19,6 +19,7 @@ import (
 	"github.com/relaypki/relaypki/internal/rollout"
 	"github.com/relaypki/relaypki/internal/rotation"
 	"github.com/relaypki/relaypki/internal/shell"
+	"github.com/relaypki/relaypki/internal/strict"
 )
 
 // RotateIntermediateCA replaces the intermediate of a mesh by a new one of the
@@ -237,6 +238,9 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 			r.Record.Snapshot = r.input.Snapshot
 		}
 	}
+	if err := r.choose(record.Rotation != nil); err != nil {
+		return procedure.Outcome{}, err
+	}
 	if r.input.Rollback && r.Record.Back == "" {
 		r.Record.Back = r.input.Reason
 	}
@@ -249,11 +253,56 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "Vault %q: in the mount %s default_follows_latest_issuer is true: a new intermediate would be at work at once. Set it to false (vault write %[2]s/config/issuers default_follows_latest_issuer=false), then start again; nothing was changed",
 			r.spec.Vault.Name, r.spec.Vault.RelayMount)
 	}
+	if err := r.rootLasts(ctx); err != nil {
+		return procedure.Outcome{}, err
+	}
 	detail := fmt.Sprintf("%s, until %s", r.From.Authority.Name, pki.Date(r.From.Authority.NotAfter))
 	if record.Rotation != nil {
 		detail += fmt.Sprintf("; the rotation to generation %d that began %s goes on", r.Record.To, pki.Date(r.Record.Began))
 	}
 	return procedure.Outcome{Detail: detail}, nil
+}
+
+// choose decides what the new intermediate is like. For a rotation that has begun
+// it is decided.
+func (r *intermediateRotation) choose(begun bool) error {
+	if r.input.Intermediate == (mesh.CA{}) {
+		return nil
+	}
+	asked := r.spec.PKI.Intermediate.With(r.input.Intermediate)
+	if begun {
+		if asked != r.next().PKI.Intermediate {
+			return invalid([]strict.Problem{problem("intermediate", "the rotation that has begun makes another intermediate than this; leave it out, or take the rotation back first: relaypki rollback %s --reason WHY", r.spec.Mesh)})
+		}
+		return nil
+	}
+	if asked != r.spec.PKI.Intermediate {
+		r.Record.Intermediate = &asked
+	}
+	return invalid(r.next().Validate())
+}
+
+// next is the mesh as it is described once the rotation is over.
+func (r *intermediateRotation) next() mesh.Spec {
+	spec := r.spec
+	if r.Record.Intermediate != nil {
+		spec.PKI.Intermediate = *r.Record.Intermediate
+	}
+	return spec
+}
+
+// rootLasts is an error if the root ends before an intermediate that is made now
+// would. How long one lives that is signed outside Vault is for whoever signs it.
+func (r *intermediateRotation) rootLasts(ctx workflow.Context) error {
+	if r.To.CertificatePEM != "" || r.Record.Back != "" || r.spec.PKI.Root.Offline() {
+		return nil
+	}
+	life := r.next().PKI.Intermediate.TTL
+	if !r.Root.Authority.NotAfter.Before(workflow.Now(ctx).Add(life.Duration)) {
+		return nil
+	}
+	return failure.Permanent(failure.Preflight, "Vault %q: the root %s ends %s, before an intermediate that is made now for %s; nothing was changed. Rotate the root first, or ask for a shorter life: relaypki rotate intermediate %s --ttl DURATION",
+		r.spec.Vault.Name, r.Root.Authority.Name, pki.Date(r.Root.Authority.NotAfter), life, r.spec.Mesh)
 }
 
 // find takes the two intermediates of the rotation from what there is in Vault.
@@ -321,15 +370,19 @@ func (r *intermediateRotation) stage(ctx workflow.Context) error {
 func (r *intermediateRotation) makeIntermediate(ctx workflow.Context) (procedure.Outcome, error) {
 	var outcome procedure.Outcome
 	var err error
-	r.To, outcome, err = makeIntermediate(ctx, r.signing, r.spec, r.intermediate(r.Record.To))
+	r.To, outcome, err = makeIntermediate(ctx, r.signing, r.next(), r.intermediate(r.Record.To))
 	return outcome, err
 }
 
 func (r *intermediateRotation) intermediate(generation int) vault.IntermediateInput {
+	ca := r.spec.PKI.Intermediate
+	if generation == r.Record.To {
+		ca = r.next().PKI.Intermediate
+	}
 	return vault.IntermediateInput{
 		Vault: r.spec.Vault.Name, RootMount: r.spec.RootMount(), RelayMount: r.spec.Vault.RelayMount,
 		RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM,
-		Generation: generation, CA: r.spec.PKI.Intermediate, Mode: r.mode, Rotation: true,
+		Generation: generation, CA: ca, Mode: r.mode, Rotation: true,
 	}
 }
 

@@ -90,7 +90,7 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		if o.survey != nil {
 			return o.survey()
 		}
-		out := vault.SurveyResult{Root: vault.CAResult{CertificatePEM: "ROOT", Authority: procedure.Authority{IssuerID: "root", Name: "relay-root-g1"}}, Roles: map[string]string{}}
+		out := vault.SurveyResult{Root: vault.CAResult{CertificatePEM: "ROOT", Authority: procedure.Authority{IssuerID: "root", Name: "relay-root-g1", NotAfter: o.rootEnds}}, Roles: map[string]string{}}
 		err := change("Survey", "", func() {
 			for g, signs := range o.pki.signs {
 				state := vault.IntermediateState{Authority: authority(g), CertificatePEM: fmt.Sprintf("CA %d", g), Generation: g, HasKey: true, Signs: signs}
@@ -122,6 +122,7 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		if !in.Mode.Writes() {
 			return vault.CAResult{}, nil
 		}
+		o.asked[in.Generation] = in.CA
 		o.rootMounts = append(o.rootMounts, in.RootMount)
 		if in.ChainPEM != "" {
 			o.imported = in
@@ -222,7 +223,7 @@ func rotated() *outside {
 	record := complete()
 	record.Generations = procedure.Generations{Root: 1, Intermediate: 1}
 	record.Spec.Rotation.Approval, record.Spec.Rotation.Snapshot = mesh.ApprovalNone, mesh.SnapshotNone
-	return &outside{record: record, pki: newPKI("cluster1", "cluster2"), fails: map[string]error{}}
+	return &outside{record: record, pki: newPKI("cluster1", "cluster2"), fails: map[string]error{}, asked: map[int]mesh.CA{}, rootEnds: time.Now().AddDate(100, 0, 0)}
 }
 
 func rotate(t *testing.T, o *outside, input string) (procedure.RotateResult, error) {
@@ -273,6 +274,47 @@ func TestRotateIntermediate(t *testing.T) {
 	}
 	if err := o.pki.everywhere(3); err != nil {
 		t.Error(err)
+	}
+}
+
+// The new intermediate may be another than the one at work; a run that goes on
+// makes the one that was begun.
+func TestRotateToAnotherKindOfIntermediate(t *testing.T) {
+	o := rotated()
+	kept := o.record.Spec.WithDefaults().PKI.Intermediate
+	wanted := kept
+	wanted.KeyType, wanted.KeyBits, wanted.TTL = "ec", 256, mesh.Hours(8760)
+	o.fails["ProveIssuer issuer-2"] = failure.Permanent(failure.Unavailable, "the run is lost here")
+	const other = `{"mesh":"demo","intermediate":{"keyType":"ec","ttl":"8760h"}}`
+	for range 2 {
+		if _, err := rotate(t, o, other); failure.KindOf(err) != failure.Unavailable {
+			t.Fatalf("it is not lost: %v", err)
+		}
+	}
+	_, err := rotate(t, o, `{"mesh":"demo","intermediate":{"keyType":"ec","keyBits":384}}`)
+	if failure.KindOf(err) != failure.InvalidInput || !strings.Contains(failure.Message(err), "relaypki rollback demo") {
+		t.Errorf("a third kind in the midst of it: %v", err)
+	}
+	delete(o.fails, "ProveIssuer issuer-2")
+	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+		t.Fatal(err)
+	}
+	if o.asked[1] != kept || o.asked[2] != wanted {
+		t.Errorf("asked for %+v, want %+v and then %+v", o.asked, kept, wanted)
+	}
+
+	o = rotated()
+	o.rootEnds = time.Now().AddDate(2, 0, 0)
+	_, err = rotate(t, o, `{"mesh":"demo"}`)
+	if failure.KindOf(err) != failure.Preflight || !strings.Contains(failure.Message(err), "relaypki rotate intermediate demo --ttl") || o.record.Rotation != nil {
+		t.Errorf("an intermediate that would outlive its root: %v, %+v", err, o.record.Rotation)
+	}
+	if _, err := rotate(t, o, other); err != nil {
+		t.Errorf("one that does not: %v", err)
+	}
+	_, err = rotate(t, o, `{"mesh":"demo","intermediate":{"keyType":"ed25519","ttl":"1m"}}`)
+	if message := failure.Message(err); failure.KindOf(err) != failure.InvalidInput || !strings.Contains(message, "pki.intermediate.keyType") || !strings.Contains(message, "pki.intermediate.ttl") {
+		t.Errorf("one that cannot be: %v", err)
 	}
 }
 

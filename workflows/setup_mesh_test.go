@@ -46,6 +46,10 @@ type outside struct {
 	fails map[string]error
 	// locked happens as the lock on the CAs is taken.
 	locked func(*outside)
+	// asked are the intermediates that were asked for in a rotation, by generation,
+	// and rootEnds is when the root does.
+	asked    map[int]mesh.CA
+	rootEnds time.Time
 	// csr is what GenerateIntermediateCSR answers, imported what
 	// SetSignedIntermediate was given.
 	csr      string

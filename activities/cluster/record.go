@@ -97,6 +97,9 @@ func (r record) rotate(in RecordRotationInput) (record, error) {
 	}
 	r.cas.Rotation = in.Rotation
 	if in.Generations != nil {
+		if was != nil && was.Intermediate != nil && was.To == in.Generations.Intermediate {
+			r.spec.PKI.Intermediate = *was.Intermediate
+		}
 		r.cas.Generations = *in.Generations
 	}
 	if in.Quarantined != nil {

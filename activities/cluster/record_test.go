@@ -7,6 +7,7 @@ import (
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/procedure"
 )
 
 // Several procedures write a mesh's record, and none may lose what another has
@@ -102,6 +103,18 @@ func TestRecord(t *testing.T) {
 	canary.spec.Rollout.Canary = []string{"b"}
 	if problems := canary.left("b", now, now).spec.Validate(); len(problems) > 0 {
 		t.Errorf("the mesh that is left is not valid: %v", problems)
+	}
+	ca := mesh.CA{CommonName: "another", KeyType: "ec", KeyBits: 256}
+	rotated := func(to int) record {
+		t.Helper()
+		begun := must(done.rotate(RecordRotationInput{Mesh: "demo", Rotation: &procedure.Rotation{From: 1, To: 2, Intermediate: &ca}}))
+		if begun.spec.PKI.Intermediate == ca {
+			t.Error("the mesh is described by the intermediate that is still to come")
+		}
+		return must(begun.rotate(RecordRotationInput{Mesh: "demo", Generations: &procedure.Generations{Root: 1, Intermediate: to}}))
+	}
+	if rotated(2).spec.PKI.Intermediate != ca || rotated(1).spec.PKI.Intermediate != done.spec.PKI.Intermediate {
+		t.Error("a rotation that is over, or taken back, is not described by its intermediate")
 	}
 	// None of it changes the record that it came from.
 	want("the first", done, "a b", true)

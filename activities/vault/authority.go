@@ -162,8 +162,12 @@ func (s session) authority(ctx context.Context, mount, name, prefix string, aske
 		wrong = append(wrong, identityOf(found.issuer.certificate, asked)...)
 	}
 	if len(wrong) > 0 {
-		return found, failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is there and is not the CA that was asked for: %s. Correct the input, or give that issuer another name in Vault",
-			s.vault, mount, *found.issuer, strings.Join(wrong, "; "))
+		remedy := "give that issuer another name in Vault"
+		if prefix == intermediatePrefix {
+			remedy = "rotate to one like that (relaypki rotate intermediate MESH --ttl, --key-type)"
+		}
+		return found, failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is there and is not the CA that was asked for: %s. Correct the input, or %s",
+			s.vault, mount, *found.issuer, strings.Join(wrong, "; "), remedy)
 	}
 	return found, nil
 }

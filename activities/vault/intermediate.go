@@ -87,7 +87,7 @@ func (s session) rootMayIssue(ctx context.Context, in IntermediateInput, found a
 		return err
 	}
 	if err := pki.MayIssue(root, in.CA.TTL.Duration, time.Now()); err != nil {
-		return failure.Permanent(failure.Preflight, "Vault %q: the root cannot sign a new intermediate: %v. Rotate the root first; or, if its life alone is too short, set pki.intermediate.ttl to less", in.Vault, err)
+		return failure.Permanent(failure.Preflight, "Vault %q: the root cannot sign a new intermediate: %v. Rotate the root first; or, if its life alone is too short, ask for a shorter one (relaypki rotate intermediate MESH --ttl DURATION)", in.Vault, err)
 	}
 	if withCertificate(found.all, root) == nil {
 		return s.rootMissing(in, root)
@@ -388,7 +388,7 @@ func (s session) asAsked(in IntermediateInput, c, root *x509.Certificate, adopte
 	if len(wrong) == 0 {
 		return nil
 	}
-	return failure.Permanent(failure.Mismatch, "Vault %q: the intermediate %s signed by %s is not what was asked for: %s. Correct pki.intermediate in the input; if nothing relies on this intermediate yet, delete its issuer and key in %s and start again",
+	return failure.Permanent(failure.Mismatch, "Vault %q: the intermediate %s signed by %s is not what was asked for: %s. Correct pki.intermediate in the input; or rotate to one like that (relaypki rotate intermediate MESH --ttl, --key-type); or, if nothing relies on this intermediate yet, delete its issuer and key in %s and start again",
 		in.Vault, pki.Name(c), pki.Name(root), strings.Join(wrong, "; "), in.RelayMount)
 }
 

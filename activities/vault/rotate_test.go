@@ -254,7 +254,7 @@ func TestStagingRefused(t *testing.T) {
 		kind   failure.Kind
 		words  []string
 	}{
-		{"a root that ends before", func(in *vault.IntermediateInput) { in.CA.TTL = mesh.Hours(187601) }, failure.Preflight, []string{"ends", "Rotate the root first", "pki.intermediate.ttl"}},
+		{"a root that ends before", func(in *vault.IntermediateInput) { in.CA.TTL = mesh.Hours(187601) }, failure.Preflight, []string{"ends", "Rotate the root first", "--ttl"}},
 		{"a root of another key", func(in *vault.IntermediateInput) { in.RootIssuerID = other["issuer_id"].(string) }, failure.Mismatch, []string{"Other", "members trust"}},
 		{"a root that nobody trusts", func(in *vault.IntermediateInput) {
 			in.RootIssuerID, in.RootPEM = other["issuer_id"].(string), other["certificate"].(string)

@@ -167,6 +167,10 @@ type CA struct {
 	KeyBits int    `json:"keyBits,omitempty"`
 }
 
+// With is the CA with what is given of another in the place of its own. A key of
+// another type is of that type's usual size, if none is given.
+func (c CA) With(other CA) CA { return other.withDefaults(c) }
+
 // Certificates are the two kinds of leaf.
 type Certificates struct {
 	Server Certificate `json:"server,omitempty"`
@@ -463,7 +467,11 @@ func (c CA) withDefaults(d CA) CA {
 	set(&c.CommonName, d.CommonName)
 	set(&c.Organization, d.Organization)
 	set(&c.TTL, d.TTL)
+	set(&c.KeyType, d.KeyType)
 	set(&c.KeyType, "rsa")
+	if c.KeyType == d.KeyType {
+		set(&c.KeyBits, d.KeyBits)
+	}
 	set(&c.KeyBits, map[string]int{"rsa": 2048, "ec": 256}[c.KeyType])
 	return c
 }

@@ -70,6 +70,9 @@ type RotateIntermediateInput struct {
 	// Snapshot is the operator's word that Vault can be restored to now: where the
 	// snapshot is. It is asked for if rotation.snapshot is "word" and none is given.
 	Snapshot string `json:"snapshot,omitempty"`
+	// Intermediate is what the new intermediate is to be like where it is not to be
+	// like the one at work. The mesh's spec says so once the rotation is over.
+	Intermediate mesh.CA `json:"intermediate,omitzero"`
 	// DeleteOldKey has the previous intermediate's key deleted at the end, which
 	// has to be approved then.
 	DeleteOldKey bool `json:"deleteOldKey,omitempty"`
@@ -122,6 +125,9 @@ type Rotation struct {
 	// From and To are generations of the intermediate.
 	From int `json:"from"`
 	To   int `json:"to"`
+	// Intermediate is what the new intermediate is like, if that is not what the
+	// mesh's spec says of the one at work.
+	Intermediate *mesh.CA `json:"intermediate,omitempty"`
 	// Workflow is the run that began it, as a lock's holder is written.
 	Workflow string    `json:"workflow"`
 	Began    time.Time `json:"began"`
@@ -158,6 +164,9 @@ func (in RotateIntermediateInput) Validate() []strict.Problem {
 	}
 	if in.Rollback && strings.TrimSpace(in.Reason) == "" {
 		problems = append(problems, strict.Problem{Path: "reason", Message: "is missing; say why the rotation is taken back, for whoever looks at it later"})
+	}
+	if in.Rollback && in.Intermediate != (mesh.CA{}) {
+		problems = append(problems, strict.Problem{Path: "intermediate", Message: "a rollback makes no intermediate"})
 	}
 	if in.Rollback && in.Plan {
 		problems = append(problems, strict.Problem{Path: "plan", Message: "there is no plan of a rollback: it goes back the way the rotation came"})

@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,18 +18,20 @@ import (
 	"github.com/relaypki/relaypki/internal/procedure"
 )
 
-// An intermediate is replaced while all agents shake hands and certificates are
-// renewed at random: nobody is refused, no request fails, and what is left is the
-// new one, with nobody's trust touched.
+// An intermediate is replaced by one with another kind of key while all agents
+// shake hands and certificates are renewed at random: nobody is refused, no request
+// fails, and what is left is the new one, with nobody's trust touched. A setup
+// afterwards has nothing to do, but for a file that still asks for the previous one.
 func TestRotateIntermediate(t *testing.T) {
 	points := seed(t)
-	w, _ := rotationWorld(t, "rotation: {approval: none, snapshot: none, soak: 5s, maintain: 0s}\n")
+	const quick = "rotation: {approval: none, snapshot: none, soak: 5s, maintain: 0s}\n"
+	w, _ := rotationWorld(t, quick)
 	w.command(t, 0, "rotate", "leaf", "demo")
 	trust := w.trust(t)
 	watched, failing, renewals := w.watchHandshakes(t), w.watchRequests(t), w.renewAtRandom(t, points)
 
 	began, c := time.Now(), w.temporal(t)
-	w.command(t, 0, "rotate", "intermediate", "demo", "--detach")
+	w.command(t, 0, "rotate", "intermediate", "demo", "--key-type", "ec", "--detach")
 	eventually(t, 5*time.Minute, func() error {
 		if problems := w.notRotated(t, generations{active: 2, retired: []int{1}}, trust); len(problems) > 0 {
 			return errors.New(strings.Join(problems, "\n"))
@@ -49,6 +55,22 @@ func TestRotateIntermediate(t *testing.T) {
 	none(t, watched.ended(t).problems(0))
 	none(t, w.notRotated(t, generations{active: 2, retired: []int{1}}, trust))
 	sameHistories(t, c, ofRotation)
+	if key, ok := w.issuer(t, "relay-intermediate-g2").certificate.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+		t.Error("the new intermediate is not of the key that was asked for")
+	}
+	file := func(extra string) string {
+		path := filepath.Join(t.TempDir(), "mesh.yaml")
+		if err := os.WriteFile(path, []byte(rotationSpec(quick+extra)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if again := w.setup(t, file("pki: {intermediate: {keyType: ec}}\n")); again.Changed {
+		t.Errorf("a setup with that key changes something: %+v", again.Steps)
+	}
+	if _, errOut := w.command(t, exitFailed, "setup", "-f", file("")); !strings.Contains(errOut, "key is ec 256, asked for was rsa 2048") || !strings.Contains(errOut, "relaypki rotate intermediate MESH") {
+		t.Errorf("a setup with the previous key says:\n%s", errOut)
+	}
 	w.noSecrets(t)
 }
 
