@@ -13,6 +13,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -113,30 +114,62 @@ func measure(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	text := t.markdown(o.latency)
-	fmt.Print("\n" + text)
+	texts := t.markdown(o.latency)
+	fmt.Print("\n" + measuredOn() + joined(texts))
 	if o.out == "" {
 		return nil
 	}
-	return put(o.out, text)
+	data, err := os.ReadFile(o.out)
+	if err != nil {
+		return err
+	}
+	text, err := put(string(data), texts)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.out, err)
+	}
+	return os.WriteFile(o.out, []byte(text), 0o644)
 }
 
 // The figures are between these lines of a file.
 const beginLine, endLine = "<!-- bench: begin -->", "<!-- bench: end -->"
 
-// put writes the text between the lines that are for it.
-func put(path, text string) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	before, rest, begins := strings.Cut(string(data), beginLine)
-	_, after, ends := strings.Cut(rest, endLine)
+// partLine begins the figures of one part.
+func partLine(part string) string { return "<!-- bench: " + part + " -->\n" }
+
+// put puts the figures of parts into the place of those that a text has of them,
+// and leaves it those of the others.
+func put(text string, texts map[string]string) (string, error) {
+	before, rest, begins := strings.Cut(text, beginLine)
+	have, after, ends := strings.Cut(rest, endLine)
 	if !begins || !ends {
-		return fmt.Errorf("%s has no lines %s and %s, between which the figures go", path, beginLine, endLine)
+		return "", fmt.Errorf("there are no lines %s and %s, between which the figures go", beginLine, endLine)
 	}
-	return os.WriteFile(path, []byte(before+beginLine+"\n"+text+endLine+after), 0o644)
+	all := maps.Clone(texts)
+	for _, part := range parts {
+		_, figures, found := strings.Cut(have, partLine(part))
+		if _, measured := texts[part]; measured || !found {
+			continue
+		}
+		for _, next := range parts {
+			figures, _, _ = strings.Cut(figures, partLine(next))
+		}
+		all[part] = figures
+	}
+	return before + beginLine + "\n" + measuredOn() + joined(all) + endLine + after, nil
 }
+
+// joined is the figures of all parts, in their order.
+func joined(texts map[string]string) string {
+	var b strings.Builder
+	for _, part := range parts {
+		if text, ok := texts[part]; ok {
+			b.WriteString(partLine(part) + text)
+		}
+	}
+	return b.String()
+}
+
+func measuredOn() string { return fmt.Sprintf("Measured on %s by `make bench`.\n", machine()) }
 
 // say tells how far the measurement is; the tables alone go to standard output.
 func say(format string, args ...any) {

@@ -28,22 +28,20 @@ const (
 	noMeasurement = "-"
 )
 
-func (t tables) markdown(latency time.Duration) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "Measured on %s by `make bench`.\n", machine())
-	if len(t.compared) > 0 {
-		t.comparison(&b, latency)
+func (t tables) markdown(latency time.Duration) map[string]string {
+	texts := map[string]string{}
+	part := func(name string, measured bool, write func(*strings.Builder)) {
+		if measured {
+			var b strings.Builder
+			write(&b)
+			texts[name] = b.String()
+		}
 	}
-	if len(t.reruns) > 0 {
-		t.again(&b)
-	}
-	if len(t.rotated) > 0 {
-		t.rotation(&b)
-	}
-	if t.many != nil {
-		t.many.table(&b)
-	}
-	return b.String()
+	part("compare", len(t.compared) > 0, func(b *strings.Builder) { t.comparison(b, latency) })
+	part("rerun", len(t.reruns) > 0, t.again)
+	part("rotate", len(t.rotated) > 0, t.rotation)
+	part("many", t.many != nil, func(b *strings.Builder) { t.many.table(b) })
+	return texts
 }
 
 func (t tables) comparison(b *strings.Builder, latency time.Duration) {
