@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// lookEvery is how often an awaited state is looked at: at first fast, for
-	// what is ready in a moment, then as often as a person would notice.
+	// lookEvery is how often an awaited state is looked at: fast at first and after
+	// every change, for what comes in a moment, then as often as a person would notice.
 	lookEvery    = 100 * time.Millisecond
 	lookEverLess = time.Second
 	// lookWithin keeps one look that hangs from missing a heartbeat.
@@ -54,6 +54,9 @@ func Await(ctx context.Context, look func(context.Context) (done bool, state str
 				return failure.Top(err)
 			}
 			state = failure.Message(err)
+		}
+		if state != last {
+			every = lookEvery
 		}
 		if end.Err() == nil || last == "nothing seen yet" {
 			last = state
