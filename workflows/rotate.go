@@ -264,12 +264,14 @@ func (r *rotating) server(ctx workflow.Context) error {
 	if err := r.moveRole(ctx, ""); err != nil {
 		return err
 	}
+	rewritten := false
 	if _, err := r.step(ctx, "server certificate", "Issue the management server's certificate anew", func(ctx workflow.Context) (procedure.Outcome, error) {
 		issued, err := call[certmanager.CertificateResult](ctx, waiting, certManagers.Reissue, certmanager.ReissueInput{
 			Mesh: r.spec.Mesh, Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Certificate: r.spec.Certificates.Server,
 			Server: true, Shared: r.spec.PKI.Isolation == mesh.IsolationShared,
 			RootPEM: r.Target.RootPEM, IntermediatePEM: r.Target.IntermediatePEM, Since: r.Target.Since, Mode: r.mode,
 		})
+		rewritten = len(issued.Changes) > 0
 		return issued.Outcome, err
 	}); err != nil {
 		return err
@@ -278,7 +280,7 @@ func (r *rotating) server(ctx workflow.Context) error {
 		if _, err := r.step(ctx, "restart the server", "Restart the management server", func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, waiting, kubernetes.RestartDeployment, cluster.RestartInput{
 				Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Deployment: mesh.ServerDeployment,
-				Secrets: []string{r.spec.Certificates.Server.SecretName}, Mode: r.mode,
+				Secrets: []string{r.spec.Certificates.Server.SecretName}, Rewritten: rewritten && !r.mode.Writes(), Mode: r.mode,
 			})
 		}); err != nil {
 			return err
@@ -315,7 +317,7 @@ func (t target) role(spec mesh.Spec, workload string, mode procedure.Mode) vault
 
 // verify verifies the whole mesh but what was left out.
 func (r *rotating) verify(ctx workflow.Context) (err error) {
-	r.result.Verification, err = verify(ctx, r.step, r.spec, r.fleet.kept(r.spec), settleWithin)
+	r.result.Verification, err = verify(ctx, r.step, r.spec, r.fleet.kept(r.spec), r.spec.Rollout.RetryFor)
 	return err
 }
 

@@ -87,6 +87,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 			return err
 		}
 	}
+	rewritten := false
 	if _, err := c.step(ctx, "certificate", "Have the certificate issued anew", func(ctx workflow.Context) (procedure.Outcome, error) {
 		issued, err := call[certmanager.CertificateResult](ctx, on(c.TaskQueue, waiting), certManagers.Reissue, certmanager.ReissueInput{
 			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, Certificate: c.Spec.ClientCertificate(c.workload),
@@ -94,6 +95,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 			RootPEM: c.Target.RootPEM, IntermediatePEM: c.Target.IntermediatePEM, Since: c.Target.Since, Mode: c.Mode,
 		})
 		c.result.Leaf = issued.Leaf
+		rewritten = len(issued.Changes) > 0
 		return issued.Outcome, err
 	}); err != nil {
 		return err
@@ -102,7 +104,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 		if _, err := c.step(ctx, "agent", "Restart the agent, which reads its Secrets at its start alone", func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, on(c.TaskQueue, waiting), kubernetes.RestartDeployment, cluster.RestartInput{
 				Context: c.workload.Context, Namespace: c.Spec.Namespace, Deployment: mesh.AgentDeployment,
-				Secrets: []string{c.Spec.Certificates.Client.SecretName}, Mode: c.Mode,
+				Secrets: []string{c.Spec.Certificates.Client.SecretName}, Rewritten: rewritten && !c.Mode.Writes(), Mode: c.Mode,
 			})
 		}); err != nil {
 			return err

@@ -232,6 +232,10 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 		Procedure: procedure.RotateIntermediateCA, From: seen.Active.Generation, To: seen.Highest + 1,
 		Workflow: holder(ctx), Began: workflow.Now(ctx), Snapshot: r.input.Snapshot,
 	}
+	byHand := begunByHand(record.Generations.Intermediate, seen.Intermediates)
+	if byHand > 0 {
+		r.Record.From, r.Record.To = record.Generations.Intermediate, byHand
+	}
 	if begun := record.Rotation; begun != nil {
 		r.Record = *begun
 		if r.input.Snapshot != "" {
@@ -257,10 +261,27 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 		return procedure.Outcome{}, err
 	}
 	detail := fmt.Sprintf("%s, until %s", r.From.Authority.Name, pki.Date(r.From.Authority.NotAfter))
-	if record.Rotation != nil {
+	switch {
+	case record.Rotation != nil:
 		detail += fmt.Sprintf("; the rotation to generation %d that began %s goes on", r.Record.To, pki.Date(r.Record.Began))
+	case byHand > 0:
+		detail += fmt.Sprintf("; the rotation to %s that was begun by hand goes on", vault.IntermediateName(byHand))
 	}
 	return procedure.Outcome{Detail: detail}, nil
+}
+
+// begunByHand is the generation of an intermediate that no rotation of ours has
+// left as it is, later than the recorded one and free to issue: whoever ran a
+// plan's commands, all of them or some, has made it. It is 0 if there is none; one
+// that a rotation was taken back from may not issue.
+func begunByHand(recorded int, all []vault.IntermediateState) int {
+	latest := 0
+	for _, i := range all {
+		if i.Generation > max(recorded, latest) && i.HasKey && i.Signs {
+			latest = i.Generation
+		}
+	}
+	return latest
 }
 
 // choose decides what the new intermediate is like. For a rotation that has begun

@@ -423,6 +423,31 @@ func TestRollBackOfALostRun(t *testing.T) {
 	}
 }
 
+// Somebody has run a plan's commands, all of them or some: the rotation goes on
+// with the intermediate that they made.
+func TestRotationBegunByHand(t *testing.T) {
+	o := rotated()
+	o.pki.signs[2] = true
+	o.pki.roles["cluster1"], o.pki.leaves["cluster1"] = 2, 2
+	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.pki.everywhere(2); err != nil {
+		t.Error(err)
+	}
+	for name := range o.pki.roles {
+		o.pki.roles[name], o.pki.leaves[name] = 3, 3
+	}
+	o.pki.signs[2], o.pki.signs[3] = false, true
+	result, err := rotate(t, o, `{"mesh":"demo"}`)
+	if err != nil || result.From.Name != "relay-intermediate-g2" || result.To.Name != "relay-intermediate-g3" || o.record.Generations.Intermediate != 3 {
+		t.Errorf("one that was finished by hand: from %q to %q, recorded %+v, %v", result.From.Name, result.To.Name, o.record.Generations, err)
+	}
+	if err := o.pki.everywhere(3); err != nil {
+		t.Error(err)
+	}
+}
+
 // What a cluster is parked for may be the rotation itself: taken back, it is tried
 // again with the intermediate that it had.
 func TestRollBackWithAParkedCluster(t *testing.T) {

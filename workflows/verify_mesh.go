@@ -194,7 +194,7 @@ func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []s
 	})
 	for _, w := range spec.Workloads {
 		look(w.Name, queues[w.Context], func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name})
+			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name, Settle: v.in.Settle})
 			return out.Findings, err
 		})
 	}

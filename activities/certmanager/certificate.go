@@ -101,7 +101,7 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	}
 	if inBackOff(&live) && !in.Mode.Writes() {
 		result.Changed(procedure.Update, name, "its issuance has failed and has to be triggered")
-		result.By(in.Mode, renewCommand(c, in.Namespace, in.Certificate.Name))
+		result.By(in.Mode, renewCommands(c, in.Namespace, in.Certificate.Name)...)
 		awaitReady(c, &result.Outcome, in.Mode, "certificate", in.Namespace, in.Certificate.Name)
 		return result, nil
 	}
@@ -294,9 +294,18 @@ func trigger(ctx context.Context, c *site.Cluster, seen cmapi.Certificate) (cert
 	return cert, did, kube.Error(ctx, c, "trigger the issuance of "+kube.Name(cmapi.CertificateKind, seen.Namespace, seen.Name), err)
 }
 
-// renewCommand does by hand what trigger does.
-func renewCommand(c *site.Cluster, namespace, name string) string {
-	return shell.Join("cmctl", "renew", "--context", kube.Context(c), "-n", namespace, name)
+// renewCommands do by hand what trigger does, as "cmctl renew" would if it were
+// there: the API server merges the condition into those that there are.
+func renewCommands(c *site.Cluster, namespace, name string) []string {
+	return []string{`now="$(date -u +%FT%TZ)"`, shell.Expanded(
+		kube.Kubectl(c, "-n", namespace, "apply", "--server-side", "--force-conflicts", "--field-manager="+site.FieldManager, "--subresource=status", "-f", "-"),
+		fmt.Sprintf(`apiVersion: %s
+kind: %s
+metadata: {name: %s}
+status:
+  conditions:
+  - {type: Issuing, status: "True", reason: %s, message: Certificate re-issuance manually triggered, lastTransitionTime: "$now"}
+`, cmapi.SchemeGroupVersion, cmapi.CertificateKind, name, manually), "now")}
 }
 
 // manually is the reason that cmctl gives for an issuance.

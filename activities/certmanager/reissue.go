@@ -245,8 +245,8 @@ func (r *reissue) would(ctx context.Context) (CertificateResult, error) {
 	r.result.Changed(procedure.Update, r.name, why)
 	// It is Ready all the while, with the certificate before it.
 	next := fmt.Sprintf("--for=jsonpath={.status.revision}=%d", r.beforeRevision+1)
-	r.result.By(r.in.Mode, renewCommand(r.c, r.in.Namespace, r.in.Certificate.Name),
-		kube.Kubectl(r.c, "-n", r.in.Namespace, "wait", next, "--timeout=5m", "certificate/"+r.in.Certificate.Name))
+	r.result.By(r.in.Mode, append(renewCommands(r.c, r.in.Namespace, r.in.Certificate.Name),
+		kube.Kubectl(r.c, "-n", r.in.Namespace, "wait", next, "--timeout=5m", "certificate/"+r.in.Certificate.Name))...)
 	return r.result, nil
 }
 

@@ -479,8 +479,8 @@ func TestReissuePlan(t *testing.T) {
 		"requested before":                         func(in *ReissueInput) { in.Since = time.Now().Add(time.Minute) },
 	} {
 		out := plan(change)
-		if len(out.Changes) != 1 || len(out.Changes[0].Commands) != 2 ||
-			out.Changes[0].Commands[0] != "cmctl renew --context cluster1 -n gloo-mesh relay-client-tls" || !strings.Contains(out.Changes[0].Commands[1], ".status.revision}=2") {
+		if len(out.Changes) != 1 || !strings.Contains(strings.Join(out.Changes[0].Commands, "\n"), "lastTransitionTime: \"${now}\"") ||
+			!strings.HasSuffix(out.Changes[0].Commands[len(out.Changes[0].Commands)-1], "--for=jsonpath={.status.revision}=2' --timeout=5m certificate/relay-client-tls") {
 			t.Errorf("%s: %+v", name, out)
 		}
 	}

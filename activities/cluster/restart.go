@@ -22,11 +22,13 @@ import (
 
 // RestartInput names a Deployment that reads the Secrets at its start alone.
 type RestartInput struct {
-	Context    string         `json:"context"`
-	Namespace  string         `json:"namespace"`
-	Deployment string         `json:"deployment"`
-	Secrets    []string       `json:"secrets"`
-	Mode       procedure.Mode `json:"mode"`
+	Context    string   `json:"context"`
+	Namespace  string   `json:"namespace"`
+	Deployment string   `json:"deployment"`
+	Secrets    []string `json:"secrets"`
+	// Rewritten is, in a look ahead, that the Secrets will be written before this.
+	Rewritten bool           `json:"rewritten,omitempty"`
+	Mode      procedure.Mode `json:"mode"`
 }
 
 // RestartDeployment restarts a Deployment, as "kubectl rollout restart" does,
@@ -232,11 +234,15 @@ func (r *restart) would(ctx context.Context) (procedure.Outcome, error) {
 	}
 	before, _ := from(pods, r.written.at)
 	rolledOut, _ := kube.Available(d)
-	if len(before) == 0 || !rolledOut && restartedSince(d, r.written.at) {
+	switch {
+	case r.in.Rewritten:
+		r.out.Changed(procedure.Update, r.name, "to be restarted once its Secrets are written anew")
+	case len(before) == 0 || !rolledOut && restartedSince(d, r.written.at):
 		r.out.Detail = fmt.Sprintf("%d Pods, none to be restarted", len(pods))
 		return r.out, nil
+	default:
+		r.out.Changed(procedure.Update, r.name, fmt.Sprintf("to be restarted: %s from before the last write to %s", strings.Join(before, ", "), r.written.secret))
 	}
-	r.out.Changed(procedure.Update, r.name, fmt.Sprintf("to be restarted: %s from before the last write to %s", strings.Join(before, ", "), r.written.secret))
 	deployment := "deployment/" + r.in.Deployment
 	r.out.By(r.in.Mode,
 		kube.Kubectl(r.c, "-n", r.in.Namespace, "rollout", "restart", deployment),

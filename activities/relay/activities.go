@@ -25,8 +25,8 @@ type VerifyManagementInput struct {
 	Spec   mesh.Spec `json:"spec"`
 	Others []string  `json:"others,omitempty"`
 	// Settle is how long to wait for the server's Pods to be ready and for its
-	// gauges to count every cluster, which takes a moment after an
-	// installation; 0 looks once.
+	// gauges to count every cluster, which takes a moment after an installation,
+	// and for servers that do not answer; 0 looks once.
 	Settle mesh.Duration `json:"settle,omitzero"`
 }
 
@@ -43,27 +43,47 @@ type VerifyManagementResult struct {
 func (a *Activities) VerifyManagement(ctx context.Context, in VerifyManagementInput) (VerifyManagementResult, error) {
 	defer kube.Heartbeating(ctx, "looking")()
 	spec := in.Spec.WithDefaults()
-	if err := a.settle(ctx, spec, in.Settle.Duration); err != nil {
+	end := time.Now().Add(in.Settle.Duration)
+	if err := a.settle(ctx, spec, end); err != nil {
 		return VerifyManagementResult{}, err
 	}
-	seen, err := observe.Management(ctx, a.Clients, spec)
-	if err != nil {
-		return VerifyManagementResult{}, err
-	}
-	seen.Others = in.Others
-	if ctx.Err() != nil {
-		return VerifyManagementResult{}, ctx.Err()
-	}
-	return VerifyManagementResult{Findings: seen.Findings(time.Now())}, nil
+	findings, err := lookUntil(ctx, end, func() ([]check.Finding, error) {
+		seen, err := observe.Management(ctx, a.Clients, spec)
+		seen.Others = in.Others
+		return seen.Findings(time.Now()), err
+	})
+	return VerifyManagementResult{Findings: findings}, err
 }
 
-// settlePoll is short beside the seconds that an agent takes to connect.
+// lookUntil looks until every server answers, or until the end: what is then
+// still away is what was found.
+func lookUntil(ctx context.Context, end time.Time, look func() ([]check.Finding, error)) ([]check.Finding, error) {
+	for {
+		findings, err := look()
+		if err != nil {
+			return nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if !check.Away(findings) || !time.Now().Before(end) {
+			return findings, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(settlePoll):
+		}
+	}
+}
+
+// settlePoll is short beside the seconds that an agent takes to connect, or a
+// server to restart.
 const settlePoll = time.Second
 
-// settle waits until the relay has settled, or for the given time at most: what
-// is then still amiss becomes a finding.
-func (a *Activities) settle(ctx context.Context, spec mesh.Spec, patience time.Duration) error {
-	for end := time.Now().Add(patience); time.Now().Before(end); {
+// settle waits until the relay has settled, or until the end.
+func (a *Activities) settle(ctx context.Context, spec mesh.Spec, end time.Time) error {
+	for time.Now().Before(end) {
 		seen, err := observe.Connections(ctx, a.Clients, spec)
 		if err != nil {
 			return err
@@ -84,6 +104,8 @@ func (a *Activities) settle(ctx context.Context, spec mesh.Spec, patience time.D
 type VerifyClusterInput struct {
 	Spec    mesh.Spec `json:"spec"`
 	Cluster string    `json:"cluster"`
+	// Settle is how long to wait for servers that do not answer; 0 looks once.
+	Settle mesh.Duration `json:"settle,omitzero"`
 }
 
 // VerifyClusterResult has the findings.
@@ -102,14 +124,11 @@ func (a *Activities) VerifyCluster(ctx context.Context, in VerifyClusterInput) (
 	if err != nil {
 		return VerifyClusterResult{}, err
 	}
-	seen, err := observe.Workload(ctx, a.Clients, spec, w)
-	if err != nil {
-		return VerifyClusterResult{}, err
-	}
-	if ctx.Err() != nil {
-		return VerifyClusterResult{}, ctx.Err()
-	}
-	return VerifyClusterResult{Findings: seen.Findings(time.Now())}, nil
+	findings, err := lookUntil(ctx, time.Now().Add(in.Settle.Duration), func() ([]check.Finding, error) {
+		seen, err := observe.Workload(ctx, a.Clients, spec, w)
+		return seen.Findings(time.Now()), err
+	})
+	return VerifyClusterResult{Findings: findings}, err
 }
 
 // workload is the spec's workload of that name.

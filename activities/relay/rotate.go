@@ -223,9 +223,11 @@ func names(subjects [][]byte) []string {
 func serverResult(seen check.Management) ServerResult {
 	leaf := seen.Secret.Chain[0]
 	result := ServerResult{
-		Leaf:   leafOf(leaf),
-		Chains: []string{string(pki.EncodeChain(seen.Secret.Chain...))},
-		Trusts: []string{string(pki.EncodeChain(seen.Secret.CA...))},
+		Leaf:     leafOf(leaf),
+		Chains:   []string{string(pki.EncodeChain(seen.Secret.Chain...))},
+		Trusts:   []string{string(pki.EncodeChain(seen.Secret.CA...))},
+		Presents: leaf.Issuer.CommonName,
+		Trusted:  commonNames(seen.Secret.CA),
 	}
 	ready := 0
 	var accepted [][]byte
@@ -329,9 +331,7 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 	}
 	result.Leaf = leafOf(seen.Secret.Chain[0])
 	result.Presents = seen.Secret.Chain[0].Issuer.CommonName
-	for _, anchor := range trusted.CA {
-		result.Trusts = append(result.Trusts, anchor.Subject.CommonName)
-	}
+	result.Trusts = commonNames(trusted.CA)
 
 	shown, err := parsed(in.Server.Chains)
 	if err != nil {
@@ -364,6 +364,15 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 		}
 	}
 	return result, nil
+}
+
+// commonNames are the names by which people know CAs.
+func commonNames(cas []*x509.Certificate) []string {
+	names := make([]string, len(cas))
+	for i, ca := range cas {
+		names[i] = ca.Subject.CommonName
+	}
+	return names
 }
 
 // parsed are PEM texts of chains and trust stores.

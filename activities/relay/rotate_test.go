@@ -499,3 +499,29 @@ func TestRefusedUnreached(t *testing.T) {
 	err := refused(check.Workload{Cluster: mesh.Workload{Name: "cluster1"}, Handshakes: []check.SeenHandshake{{Pod: "server-0", Error: "connection refused"}}})
 	fails(t, err, failure.Unavailable, "no connection to its relay port: connection refused")
 }
+
+// A server that does not answer is waited for, and nothing else that fails.
+func TestLookUntil(t *testing.T) {
+	away, bad, good := check.Finding{Status: check.Fail, Away: true}, check.Finding{Status: check.Fail}, check.Finding{Status: check.Pass}
+	for _, test := range []struct {
+		name  string
+		seen  []check.Finding // by look
+		after time.Duration
+		want  check.Finding
+		looks int
+	}{
+		{"back", []check.Finding{away, away, good, good}, time.Minute, good, 3},
+		{"back, and not well", []check.Finding{away, bad, good}, time.Minute, bad, 2},
+		{"not well", []check.Finding{bad, good}, time.Minute, bad, 1},
+		{"still away", []check.Finding{away, good}, 0, away, 1},
+	} {
+		looks := 0
+		got, err := lookUntil(t.Context(), time.Now().Add(test.after), func() ([]check.Finding, error) {
+			looks++
+			return []check.Finding{good, test.seen[looks-1]}, nil
+		})
+		if err != nil || got[1] != test.want || looks != test.looks {
+			t.Errorf("%s: %+v after %d looks, %v", test.name, got, looks, err)
+		}
+	}
+}

@@ -162,7 +162,7 @@ func (s session) ensureRole(ctx context.Context, mode procedure.Mode, out *proce
 	}
 	// Of a role that is there already, its cluster says what it cannot have.
 	if why := i.cannotSign(); why != "" && have.Issuer != issuerID {
-		return failure.Permanent(failure.Conflict, "Vault %q: the role %s is not pointed at the issuer %s, because %s: a rotation has replaced it meanwhile. Start the procedure again: it finds the one that took its place", s.vault, path, i, why)
+		return failure.Permanent(failure.Conflict, "Vault %q: the role %s is not pointed at the issuer %s, because %s: a rotation has replaced it. If that was done by hand, have it recorded: relaypki rotate intermediate MESH. Then start the procedure again: it finds the one that took its place", s.vault, path, i, why)
 	}
 	return s.ensure(ctx, mode, out, "vault role "+path, path, desired)
 }

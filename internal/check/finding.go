@@ -2,6 +2,7 @@ package check
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/relaypki/relaypki/internal/secret"
 )
@@ -29,6 +30,8 @@ type Finding struct {
 	Message string `json:"message"`
 	// Remedy says what to do, for warn and fail.
 	Remedy string `json:"remedy,omitempty"`
+	// Away: a server did not answer, so nothing was seen. It may be about to.
+	Away bool `json:"away,omitempty"`
 }
 
 // Healthy is true when nothing failed.
@@ -39,6 +42,11 @@ func Healthy(findings []Finding) bool {
 		}
 	}
 	return true
+}
+
+// Away says that something failed because a server did not answer.
+func Away(findings []Finding) bool {
+	return slices.ContainsFunc(findings, func(f Finding) bool { return f.Status == Fail && f.Away })
 }
 
 // report collects the findings of one cluster.
@@ -57,6 +65,12 @@ func (r *report) warn(check, object, message, remedy string) {
 
 func (r *report) fail(check, object, message, remedy string) {
 	r.add(check, object, Fail, message, remedy)
+}
+
+// away is a failure to look.
+func (r *report) away(check, object, message, remedy string) {
+	r.fail(check, object, message, remedy)
+	r.findings[len(r.findings)-1].Away = true
 }
 
 func (r *report) add(check, object string, status Status, message, remedy string) {

@@ -122,7 +122,7 @@ type VerifyInput struct {
 	// cluster; all if it is empty.
 	Clusters []string `json:"clusters,omitempty"`
 	// Settle is how long to wait for agents that have just been installed to
-	// connect; without it, one look decides.
+	// connect, and for servers that do not answer; without it, one look decides.
 	Settle   mesh.Duration    `json:"settle,omitzero"`
 	Problems []strict.Problem `json:"-"`
 }

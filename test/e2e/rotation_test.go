@@ -22,6 +22,8 @@ import (
 // shake hands and certificates are renewed at random: nobody is refused, no request
 // fails, and what is left is the new one, with nobody's trust touched. A setup
 // afterwards has nothing to do, but for a file that still asks for the previous one.
+// The commands of a plan do the same by hand; half-way or at their end, the
+// procedure goes on from there.
 func TestRotateIntermediate(t *testing.T) {
 	points := seed(t)
 	const quick = "rotation: {approval: none, snapshot: none, soak: 5s, maintain: 0s}\n"
@@ -47,15 +49,28 @@ func TestRotateIntermediate(t *testing.T) {
 		t.Errorf("%+v", result)
 	}
 
+	sameHistories(t, c, ofRotation)
+
 	renewals.await(t, 5)
-	renewals.ended(t)
+	renewals.ended(t) // a script waits for the revision that it knows
+	w.rotateByHand(t, nil)
+	w.finished(t, "relay-intermediate-g3")
+	none(t, w.notRotated(t, generations{active: 3, retired: []int{1, 2}}, trust))
+	w.rotateByHand(t, func(script string) string {
+		half, _, found := strings.Cut(script, "# ---- server\n")
+		if !found {
+			t.Fatalf("the script has no part for the server:\n%s", script)
+		}
+		return half
+	})
+	w.finished(t, "relay-intermediate-g4")
+	none(t, w.notRotated(t, generations{active: 4, retired: []int{1, 2, 3}}, trust))
+
 	if failed, _ := failing.renewalsFailed(); len(failed) > 0 {
 		t.Errorf("failed: %v", failed)
 	}
 	none(t, watched.ended(t).problems(0))
-	none(t, w.notRotated(t, generations{active: 2, retired: []int{1}}, trust))
-	sameHistories(t, c, ofRotation)
-	if key, ok := w.issuer(t, "relay-intermediate-g2").certificate.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+	if key, ok := w.issuer(t, "relay-intermediate-g4").certificate.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
 		t.Error("the new intermediate is not of the key that was asked for")
 	}
 	file := func(extra string) string {
@@ -72,6 +87,33 @@ func TestRotateIntermediate(t *testing.T) {
 		t.Errorf("a setup with the previous key says:\n%s", errOut)
 	}
 	w.noSecrets(t)
+}
+
+// rotateByHand runs the commands of a plan, or what cut leaves of them, and none of
+// our procedures. Where an agent is to be restarted it is.
+func (w *world) rotateByHand(t *testing.T, cut func(script string) string) {
+	t.Helper()
+	script, _ := w.command(t, 0, "rotate", "intermediate", "demo", "--plan", "-o", "commands")
+	if cut != nil {
+		script = cut(script)
+	} else if restarts := strings.Count(script, "rollout restart"); restarts != 2 {
+		t.Errorf("the script has %d restarts, and two agents read their Secrets at their start alone:\n%s", restarts, script)
+	}
+	w.runByHand(t, "", script)
+}
+
+// finished has a rotation that was begun by hand finished and recorded, which makes
+// no other intermediate than that one.
+func (w *world) finished(t *testing.T, to string) {
+	t.Helper()
+	if out, _ := w.command(t, 0, "rotate", "intermediate", "demo", "--plan"); !strings.Contains(out, "the rotation to "+to+" that was begun by hand goes on") {
+		t.Errorf("the plan after it says:\n%s", out)
+	}
+	r := rotating{w, w.temporal(t)}
+	w.command(t, 0, "rotate", "intermediate", "demo", "--detach")
+	if result := r.finish(t); result.To.Name != to {
+		t.Errorf("it went to %s, not to %s", result.To.Name, to)
+	}
 }
 
 // asking are the phases before which a rotation of the intermediate asks with
@@ -102,7 +144,7 @@ func (r rotating) until(t *testing.T, phase string) {
 			if approved || p == got.Asked || p == "finish" && strings.Contains(got.Awaiting, "approve demo finish") {
 				return nil
 			}
-			return fmt.Errorf("it does not wait for %s: it is at %q, waits for %q, problem %q", p, got.Phase, got.Awaiting, got.Problem)
+			return fmt.Errorf("it does not wait for %s: it is at %q, waits for %q, problem %q, clusters %+v", p, got.Phase, got.Awaiting, got.Problem, got.Clusters)
 		})
 		if p == phase {
 			return
