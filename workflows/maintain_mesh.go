@@ -171,13 +171,8 @@ func (m *maintenance) dates(workflow.Context) error {
 	if err != nil {
 		return failure.Permanent(failure.InvalidInput, "rotation.timeZone: %v", err)
 	}
-	how := m.spec.Rollout
-	pace := rotation.Pace{
-		Clusters: len(m.spec.Workloads), Canaries: len(canaries(m.spec)), WaveSize: how.WaveSize, Parallelism: how.Parallelism,
-		// What a cluster takes at the most: then it is parked, and the others go on.
-		PerCluster: how.RetryFor.Duration, Soak: m.spec.Rotation.Soak.Duration,
-		Windows: m.spec.Rotation.Windows, Zone: zone,
-	}
+	pace := pace(m.spec)
+	pace.Soak, pace.Windows, pace.Zone = m.spec.Rotation.Soak.Duration, m.spec.Rotation.Windows, zone
 	leaf := m.spec.Certificates.LongestLife()
 	ca, root := &m.state.Intermediate, &m.state.Root
 	from, _ := rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)
@@ -190,6 +185,16 @@ func (m *maintenance) dates(workflow.Context) error {
 		m.state.Opens = next
 	}
 	return nil
+}
+
+// pace is how long work on the whole mesh takes, without its waits.
+func pace(spec mesh.Spec) rotation.Pace {
+	how := spec.Rollout
+	return rotation.Pace{
+		Clusters: len(spec.Workloads), Canaries: len(canaries(spec)), WaveSize: how.WaveSize, Parallelism: how.Parallelism,
+		// What a cluster takes at the most: then it is parked, and the others go on.
+		PerCluster: how.RetryFor.Duration,
+	}
 }
 
 func (m *maintenance) look(ctx workflow.Context, name, summary string, run func(workflow.Context) (string, error)) error {

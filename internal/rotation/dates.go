@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -76,6 +77,17 @@ func LatestStart(kind Kind, notAfter time.Time, leaf time.Duration, pace Pace) (
 		reason += ", in the maintenance windows alone"
 	}
 	return start, reason
+}
+
+// WayBack says why a mesh cannot go back to an intermediate that ends at notAfter,
+// or nil: what it would issue by the time that everybody is back has to end before
+// it does.
+func WayBack(notAfter time.Time, leaf time.Duration, pace Pace, now time.Time) error {
+	latest, reason := LatestStart(KindIntermediate, notAfter, leaf, pace)
+	if !now.After(latest) {
+		return nil
+	}
+	return errors.New(reason)
 }
 
 func clusters(n int) string {
