@@ -146,7 +146,7 @@ func (m *maintenance) atWork(ctx workflow.Context) error {
 			return "nobody", err
 		}
 		asked, err := call[temporalactivities.AskResult](ctx, looking, temporals.AskProcedure, temporalactivities.AskInput{Workflow: busy})
-		if asked.Person {
+		if m.state.Waits = asked.Person; asked.Person {
 			m.result.Waiting = &procedure.Waiting{Workflow: busy, For: asked.Awaiting, Since: m.state.Now}
 		}
 		return busy, err
@@ -177,6 +177,9 @@ func (m *maintenance) dates(workflow.Context) error {
 		// What a cluster takes at the most: then it is parked, and the others go on.
 		PerCluster: how.RetryFor.Duration, Soak: m.spec.Rotation.Soak.Duration,
 		Windows: m.spec.Rotation.Windows, Zone: zone,
+	}
+	if m.spec.PKI.Root.Offline() {
+		pace.Signing = signedAhead
 	}
 	leaf := m.spec.Certificates.LongestLife()
 	ca, root := &m.state.Intermediate, &m.state.Root

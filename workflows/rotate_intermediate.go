@@ -505,7 +505,7 @@ func (r *intermediateRotation) soak(ctx workflow.Context, names []string) error 
 				continue
 			}
 			w, _ := r.spec.Workload(name)
-			if _, err := call[procedure.Outcome](ctx, on(r.Queues[w.Context], acting), relays.ShakeHands, relay.ShakeHandsInput{Spec: r.spec.Only(name), Cluster: name}); err != nil {
+			if _, err := call[procedure.Outcome](ctx, on(r.Queues[w.Context], acting), relays.ShakeHands, relay.ShakeHandsInput{Spec: r.spec.Only(name), Cluster: name}); err != nil && !r.left(ctx, name) {
 				return procedure.Outcome{}, err
 			}
 		}
