@@ -62,6 +62,9 @@ func (m *maintenance) run(ctx workflow.Context) error {
 	}
 	m.spec = m.record.Spec.WithDefaults()
 	m.state = rotation.State{Now: workflow.Now(ctx), IntermediateTTL: m.spec.PKI.Intermediate.TTL.Duration, Begun: begun(m.record.Rotation)}
+	if m.spec.PKI.Root.Offline() {
+		m.state.IntermediateTTL = minLife(m.spec) // what is asked for beyond that is a wish
+	}
 	for _, look := range []func(workflow.Context) error{m.leaves, m.authorities, m.atWork, m.dates} {
 		if err := look(ctx); err != nil {
 			return err

@@ -278,6 +278,18 @@ func TestMaintainUnderAnOfflineRoot(t *testing.T) {
 		t.Errorf("it has to begin %s sooner; late in Vault: %v, elsewhere: %v", sooner, inVault.Late, d.Late)
 	}
 
+	// How long the next one lives is for people to decide: that the root ends before
+	// what was asked for would is in no one's way.
+	for _, kept := range []mesh.Root{{}, l.record.Spec.PKI.Root} {
+		l = newLives()
+		l.intermediate = 300 * aDay
+		l.record.Spec.PKI.Intermediate.TTL, l.record.Spec.PKI.Root = mesh.Duration{Duration: 6001 * aDay}, kept
+		d := decision(l.maintain(t), rotation.KindIntermediate)
+		if d.Start != kept.Offline() || len(l.told) > 0 == d.Start {
+			t.Errorf("under a root that is offline: %v, starts %v: %s; told %q", kept.Offline(), d.Start, d.Why, l.told)
+		}
+	}
+
 	l = newLives()
 	l.intermediate = left
 	l.record.Spec.PKI.Root = offlineMesh(pkitest.Root(t, "Example Root")).PKI.Root

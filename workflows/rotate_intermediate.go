@@ -313,10 +313,18 @@ func (r *intermediateRotation) next() mesh.Spec {
 }
 
 // rootLasts is an error if the root ends before an intermediate that is made now
-// would. How long one lives that is signed outside Vault is for whoever signs it.
+// would. How long one lives that is signed outside Vault is for whoever signs it,
+// down to what is of any use.
 func (r *intermediateRotation) rootLasts(ctx workflow.Context) error {
-	if r.To.CertificatePEM != "" || r.Record.Back != "" || r.spec.PKI.Root.Offline() {
+	if r.To.CertificatePEM != "" || r.Record.Back != "" {
 		return nil
+	}
+	if r.spec.PKI.Root.Offline() {
+		root, err := r.spec.PKI.Root.Certificate()
+		if err != nil {
+			return failure.Permanent(failure.InvalidInput, "pki.root.certificatePEM cannot be read: %v", err)
+		}
+		return lasts(ctx, r.next(), root)
 	}
 	life := r.next().PKI.Intermediate.TTL
 	if !r.Root.Authority.NotAfter.Before(workflow.Now(ctx).Add(life.Duration)) {

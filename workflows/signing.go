@@ -114,12 +114,10 @@ func (s *signing) publish(ctx workflow.Context, spec mesh.Spec, csrPEM string) e
 	if err != nil {
 		return err
 	}
-	now := workflow.Now(ctx)
-	least := minLife(spec)
-	if anchor.NotAfter.Before(now.Add(least)) {
-		return failure.Permanent(failure.Preflight, "the root %s ends at %s, and an intermediate under it has to live until %s at least: the mesh needs another root (pki.root.certificatePEM)",
-			pki.Name(anchor), pki.Date(anchor.NotAfter), pki.Date(now.Add(least)))
+	if err := lasts(ctx, spec, anchor); err != nil {
+		return err
 	}
+	now, least := workflow.Now(ctx), minLife(spec)
 	s.csr, s.want, s.accepted = csr, pki.SignedWant{Root: anchor, MinLife: least}, nil
 	s.asked = &procedure.Signing{
 		Procedure: s.report.Procedure, Mesh: spec.Mesh, CSRPEM: csrPEM,
@@ -129,6 +127,16 @@ func (s *signing) publish(ctx workflow.Context, spec mesh.Spec, csrPEM string) e
 			"with the CSR's subject as it is. Hand in the certificate in PEM, without any key; the root may follow it.",
 	}
 	return nil
+}
+
+// lasts is an error if the root ends too soon for any new intermediate.
+func lasts(ctx workflow.Context, spec mesh.Spec, root *x509.Certificate) error {
+	until := workflow.Now(ctx).Add(minLife(spec))
+	if !root.NotAfter.Before(until) {
+		return nil
+	}
+	return failure.Permanent(failure.Preflight, "the root %s ends at %s, and an intermediate under it has to live until %s at least: the mesh needs another root (pki.root.certificatePEM)",
+		pki.Name(root), pki.Date(root.NotAfter), pki.Date(until))
 }
 
 // published is the answer to the query.

@@ -342,6 +342,35 @@ func TestUnfitOfflineRoot(t *testing.T) {
 	}
 }
 
+// A rotation under a root that ends too soon for any intermediate is refused
+// before there is anything of it; one under a root that ends before the life that
+// was asked for is not.
+func TestRotationUnderAnOfflineRootThatEnds(t *testing.T) {
+	for left, refused := range map[time.Duration]bool{8*24*time.Hour - time.Minute: true, 9 * 24 * time.Hour: false} {
+		root := pkitest.Root(t, "Example Root", pkitest.Valid(-99999*time.Hour, left))
+		csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
+		o := rotated()
+		o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+		env := newRun(t, o)
+		env.SetStartTime(pkitest.Now)
+		listening(env)
+		env.RegisterDelayedCallback(func() {
+			update(t, env, procedure.SubmitSignedUpdate, submission(root.SignCSR(t, csr, pkitest.Valid(-time.Hour, left))))
+		}, time.Hour)
+		env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+		if !refused {
+			if err := env.GetWorkflowError(); err != nil {
+				t.Errorf("a root of %s: %v", left, err)
+			}
+			continue
+		}
+		o.failed(t, env.GetWorkflowError(), failure.Preflight, []string{"the mesh needs another root"}, []string{"GenerateIntermediateCSR", "SetSignedIntermediate"})
+		if o.record.Rotation != nil {
+			t.Errorf("recorded is %+v", o.record.Rotation)
+		}
+	}
+}
+
 // Nothing is waited for, so nothing is taken.
 func TestNothingToSign(t *testing.T) {
 	o := &outside{record: complete(), fails: map[string]error{"CheckClusters cluster1": failure.Transient(failure.Unavailable, "no route")}}

@@ -56,7 +56,8 @@ type State struct {
 	Leaves             []Life
 	Unread             []string
 	Intermediate, Root Life
-	// IntermediateTTL is what the next intermediate is asked to live.
+	// IntermediateTTL is what the next intermediate is to live, or has to at least,
+	// if people decide how long.
 	IntermediateTTL time.Duration
 	// Busy is the workflow that holds the lock on the mesh's CAs, Waits that it
 	// waits for a person.
