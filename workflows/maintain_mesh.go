@@ -62,6 +62,9 @@ func (m *maintenance) run(ctx workflow.Context) error {
 	}
 	m.spec = m.record.Spec.WithDefaults()
 	m.state = rotation.State{Now: workflow.Now(ctx), IntermediateTTL: m.spec.PKI.Intermediate.TTL.Duration, Begun: begun(m.record.Rotation)}
+	if m.spec.PKI.Root.Offline() {
+		m.state.IntermediateTTL = minLife(m.spec) // what is asked for beyond that is a wish
+	}
 	for _, look := range []func(workflow.Context) error{m.leaves, m.authorities, m.atWork, m.dates} {
 		if err := look(ctx); err != nil {
 			return err
@@ -146,7 +149,7 @@ func (m *maintenance) atWork(ctx workflow.Context) error {
 			return "nobody", err
 		}
 		asked, err := call[temporalactivities.AskResult](ctx, looking, temporals.AskProcedure, temporalactivities.AskInput{Workflow: busy})
-		if asked.Person {
+		if m.state.Waits = asked.Person; asked.Person {
 			m.result.Waiting = &procedure.Waiting{Workflow: busy, For: asked.Awaiting, Since: m.state.Now}
 		}
 		return busy, err
@@ -173,6 +176,9 @@ func (m *maintenance) dates(workflow.Context) error {
 	}
 	pace := pace(m.spec)
 	pace.Soak, pace.Windows, pace.Zone = m.spec.Rotation.Soak.Duration, m.spec.Rotation.Windows, zone
+	if m.spec.PKI.Root.Offline() {
+		pace.Signing = signedAhead
+	}
 	leaf := m.spec.Certificates.LongestLife()
 	ca, root := &m.state.Intermediate, &m.state.Root
 	from, _ := rotation.LatestStart(rotation.KindIntermediate, ca.NotAfter, leaf, pace)

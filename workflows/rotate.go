@@ -114,7 +114,9 @@ func (r *rotating) readServer(ctx workflow.Context, loaded bool) (procedure.Outc
 
 // pairs computes for every cluster whether its agent and the server shake hands,
 // now and with what Vault may issue. A cluster that cannot be looked at is
-// parked; a handshake that would fail is an error, and nothing was changed.
+// parked, unless it has left the mesh since the membership was read: people may
+// have taken days to let the rotation go on. A handshake that would fail is an
+// error, and nothing was changed.
 func (r *rotating) pairs(ctx workflow.Context, seen func(name string, pair relay.CheckPairResult)) (procedure.Outcome, error) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
@@ -134,7 +136,7 @@ func (r *rotating) pairs(ctx workflow.Context, seen func(name string, pair relay
 			pair, err := call[relay.CheckPairResult](ctx, summarized(on(r.Queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
 				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, RootsOnly: true})
 			if err != nil {
-				if ctx.Err() == nil {
+				if ctx.Err() == nil && !r.left(ctx, w.Name) {
 					r.fleet.park(ctx, w.Name, failure.Message(err))
 				}
 				return

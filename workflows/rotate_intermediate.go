@@ -369,10 +369,18 @@ func (r *intermediateRotation) next() mesh.Spec {
 }
 
 // rootLasts is an error if the root ends before an intermediate that is made now
-// would. How long one lives that is signed outside Vault is for whoever signs it.
+// would. How long one lives that is signed outside Vault is for whoever signs it,
+// down to what is of any use.
 func (r *intermediateRotation) rootLasts(ctx workflow.Context) error {
-	if r.To.CertificatePEM != "" || r.Record.Back != "" || r.spec.PKI.Root.Offline() {
+	if r.To.CertificatePEM != "" || r.Record.Back != "" {
 		return nil
+	}
+	if r.spec.PKI.Root.Offline() {
+		root, err := r.spec.PKI.Root.Certificate()
+		if err != nil {
+			return failure.Permanent(failure.InvalidInput, "pki.root.certificatePEM cannot be read: %v", err)
+		}
+		return lasts(ctx, r.next(), root)
 	}
 	life := r.next().PKI.Intermediate.TTL
 	if !r.Root.Authority.NotAfter.Before(workflow.Now(ctx).Add(life.Duration)) {
@@ -561,7 +569,7 @@ func (r *intermediateRotation) soak(ctx workflow.Context, names []string) error 
 				continue
 			}
 			w, _ := r.spec.Workload(name)
-			if _, err := call[procedure.Outcome](ctx, on(r.Queues[w.Context], acting), relays.ShakeHands, relay.ShakeHandsInput{Spec: r.spec.Only(name), Cluster: name}); err != nil {
+			if _, err := call[procedure.Outcome](ctx, on(r.Queues[w.Context], acting), relays.ShakeHands, relay.ShakeHandsInput{Spec: r.spec.Only(name), Cluster: name}); err != nil && !r.left(ctx, name) {
 				return procedure.Outcome{}, err
 			}
 		}

@@ -651,6 +651,16 @@ func TestRollBackWithAParkedCluster(t *testing.T) {
 	}
 }
 
+// leaves has a cluster leave the mesh: it is no member, and answers to nothing.
+func (o *outside) leaves(name string) {
+	o.record.Spec.Workloads = slices.DeleteFunc(slices.Clone(o.record.Spec.Workloads), func(w mesh.Workload) bool { return w.Name == name })
+	delete(o.pki.roles, name)
+	delete(o.pki.leaves, name)
+	for _, activity := range []string{"CheckPair", "Reissue", "ShakeHands"} {
+		o.fails[activity+" "+name] = failure.Permanent(failure.Unavailable, "it is no more")
+	}
+}
+
 // Who joins in the midst of a rotation has a certificate of the new intermediate
 // by its end; who leaves is no hindrance.
 func TestMembersComeAndGoInARotation(t *testing.T) {
@@ -661,10 +671,7 @@ func TestMembersComeAndGoInARotation(t *testing.T) {
 			once = true
 			o.record.Spec = o.record.Spec.With(mesh.Workload{Name: "cluster3"})
 			o.pki.roles["cluster3"], o.pki.leaves["cluster3"] = 1, 1
-			o.record.Spec.Workloads = slices.DeleteFunc(o.record.Spec.Workloads, func(w mesh.Workload) bool { return w.Name == "cluster2" })
-			delete(o.pki.roles, "cluster2")
-			delete(o.pki.leaves, "cluster2")
-			o.fails["Reissue cluster2"] = failure.Permanent(failure.Unavailable, "it is no more")
+			o.leaves("cluster2")
 		}
 	}
 	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
