@@ -379,33 +379,12 @@ func (c *cli) printStanding(w io.Writer, workflow string, s procedure.Standing) 
 // nextLine begins a further command after "Next: ".
 const nextLine = "\n      "
 
-// manyParked is from how many on parked clusters are not named in a command
-// that means all of them anyway.
-const manyParked = 4
-
 // remedies are the commands that have a procedure go on which waits for a
-// person, the likeliest first; none if it is neither paused nor has parked
-// anything.
+// person; see procedure.Remedies.
 func (c *cli) remedies(name, mesh, paused string, parked []procedure.ClusterProgress) []string {
 	var commands []string
-	if paused != "" {
-		commands = append(commands, c.again("resume", mesh))
-	}
-	if len(parked) > 0 {
-		names := make([]string, len(parked))
-		for i, cluster := range parked {
-			names[i] = cluster.Cluster
-		}
-		all := names
-		if len(names) >= manyParked {
-			all, names = nil, []string{"CLUSTER..."}
-		}
-		commands = append(commands,
-			c.again(append([]string{"retry", mesh}, all...)...),
-			c.again(append(append([]string{leaveOut(name), mesh}, names...), "--reason", "WHY")...))
-	}
-	if len(commands) > 0 {
-		commands = append(commands, c.again("abort", mesh, "--reason", "WHY"))
+	for _, args := range procedure.Remedies(name, mesh, paused, parked) {
+		commands = append(commands, c.again(args...))
 	}
 	return commands
 }
@@ -447,12 +426,4 @@ func (t *server) meshOfInput(ctx context.Context, e execution) string {
 		return ""
 	}
 	return in.Mesh
-}
-
-// leaveOut is the command that leaves clusters out of a procedure.
-func leaveOut(name string) string {
-	if name == procedure.RotateIntermediateCA || name == procedure.RotateLeafCertificates {
-		return procedure.QuarantineUpdate
-	}
-	return procedure.SkipUpdate
 }

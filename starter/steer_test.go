@@ -264,7 +264,7 @@ func TestRemedies(t *testing.T) {
 	if got := c.remedies(procedure.SetupMesh, "demo", "", nil); len(got) != 0 {
 		t.Errorf("nothing is to be done, but: %q", got)
 	}
-	many := make([]procedure.ClusterProgress, manyParked)
+	many := make([]procedure.ClusterProgress, procedure.ManyParked)
 	if got := c.remedies(procedure.SetupMesh, "demo", "", many); got[0] != "relaypki retry demo" || got[1] != "relaypki skip demo CLUSTER... --reason WHY" {
 		t.Errorf("with many clusters: %q", got)
 	}

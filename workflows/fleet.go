@@ -40,12 +40,16 @@ type fleet struct {
 	abort   workflow.CancelFunc
 	// news counts what has happened, to wake the run.
 	news int
+	// parked is when clusters were parked by this run, telling how many messages
+	// are on their way.
+	parked  map[string]time.Time
+	telling int
 }
 
 // newFleet is the fleet of the report's clusters. What it is told by updates is
 // in the report: that is what a person sees, and what a continued run starts from.
 func newFleet(r *report, how mesh.Rollout, abort workflow.CancelFunc) *fleet {
-	f := &fleet{report: r, abort: abort, status: map[string]rollout.Status{}, leaveOut: procedure.SkipUpdate,
+	f := &fleet{report: r, abort: abort, status: map[string]rollout.Status{}, parked: map[string]time.Time{}, leaveOut: procedure.LeaveOut(r.Procedure),
 		rest: "What is done stays; start again with the same input for the rest"}
 	f.follow(how)
 	for _, c := range r.Clusters {
@@ -115,10 +119,13 @@ func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
 		if next.Over {
 			f.closed = f.everybody()
 			f.await(ctx, "", false)
-			return nil
+			return f.heard(ctx)
 		}
 		long := workflow.GetInfo(ctx).GetContinueAsNewSuggested()
 		if long && f.running == 0 {
+			if err := f.heard(ctx); err != nil {
+				return err
+			}
 			return errLong
 		}
 		var opens time.Time
@@ -134,7 +141,14 @@ func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
 			}
 		}
 		f.awaitPeople(ctx, next)
-		f.awaitNews(ctx, opens)
+		f.awaitWindow(ctx, opens)
+		until := opens
+		if within, untold := f.tellParked(ctx, next.Held != "" || f.report.Paused != "" || long || !opens.IsZero()); untold {
+			if at := workflow.Now(ctx).Add(within); until.IsZero() || at.Before(until) {
+				until = at
+			}
+		}
+		f.awaitNews(ctx, until)
 	}
 	// Children end by themselves once canceled; no lock is given back before.
 	settle, cancel := workflow.NewDisconnectedContext(ctx)
@@ -157,19 +171,23 @@ func (f *fleet) untilOpen(ctx workflow.Context) (time.Time, error) {
 	return f.opens(ctx)
 }
 
-// awaitNews waits until something has happened, or until work may begin. What it
-// then says that it waits for is somebody else's to say anew.
-func (f *fleet) awaitNews(ctx workflow.Context, opens time.Time) {
-	seen := f.news
-	news := func() bool { return f.news != seen }
-	if opens.IsZero() {
-		_ = workflow.Await(ctx, news) // ends early only if canceled
-		return
-	}
-	if f.report.Awaiting == "" {
+// awaitWindow says that the run waits for a window, if it waits for nobody.
+func (f *fleet) awaitWindow(ctx workflow.Context, opens time.Time) {
+	if !opens.IsZero() && f.report.Awaiting == "" {
 		f.await(ctx, "the maintenance window that opens at "+pki.Date(opens), false)
 	}
-	_, _ = workflow.AwaitWithTimeout(ctx, opens.Sub(workflow.Now(ctx)), news)
+}
+
+// awaitNews waits until something has happened, or until that time if there is one.
+// It ends early only if it is canceled.
+func (f *fleet) awaitNews(ctx workflow.Context, until time.Time) {
+	seen := f.news
+	news := func() bool { return f.news != seen }
+	if until.IsZero() {
+		_ = workflow.Await(ctx, news)
+		return
+	}
+	_, _ = workflow.AwaitWithTimeout(ctx, until.Sub(workflow.Now(ctx)), news)
 }
 
 // admit waits until work may begin that is no cluster's: nobody has paused the run,
@@ -183,6 +201,7 @@ func (f *fleet) admit(ctx workflow.Context) error {
 		if err != nil || opens.IsZero() {
 			return err
 		}
+		f.awaitWindow(ctx, opens)
 		f.awaitNews(ctx, opens)
 		f.await(ctx, "", false)
 		if ctx.Err() != nil {
@@ -215,8 +234,71 @@ func (f *fleet) begin(ctx workflow.Context, cluster string, do work) {
 // park notes that a cluster waits for a person, and why. It is always said
 // beside the cluster's name, so the reason need not begin with it.
 func (f *fleet) park(ctx workflow.Context, cluster, problem string) {
-	f.status[cluster] = rollout.Parked
+	if f.status[cluster] != rollout.Parked {
+		f.status[cluster], f.parked[cluster] = rollout.Parked, workflow.Now(ctx)
+	}
 	f.report.cluster(ctx, cluster, procedure.Parked, strings.TrimPrefix(problem, fmt.Sprintf("cluster %q: ", cluster)))
+}
+
+// untoldFor is how long people are not told of a cluster that is parked while
+// its wave goes on.
+const untoldFor = time.Hour
+
+// tellParked tells people of the clusters that wait for them, once for each time
+// that one is parked: of all of a wave in one message, when the wave is over or
+// goes no further (stopped), or when the first has been parked for a while. If
+// some are left that they are not told of yet, it answers when to look again.
+func (f *fleet) tellParked(ctx workflow.Context, stopped bool) (within time.Duration, untold bool) {
+	var all, due []procedure.ClusterProgress
+	first := workflow.Now(ctx)
+	for _, c := range f.in(procedure.Parked) {
+		if c.Told {
+			continue
+		}
+		all = append(all, c)
+		if at := f.parked[c.Cluster]; at.Before(first) { // the zero time of one that an earlier run has parked
+			first = at
+		}
+		if f.strategy.WaveOver(f.names(), f.status, c.Cluster, stopped) {
+			due = append(due, c)
+		}
+	}
+	within = untoldFor - workflow.Now(ctx).Sub(first)
+	if within <= 0 {
+		due = all
+	}
+	if len(due) > 0 {
+		f.tellOf(ctx, due)
+	}
+	return within, len(due) < len(all)
+}
+
+// tellOf tells people of parked clusters, beside what the run does.
+func (f *fleet) tellOf(ctx workflow.Context, parked []procedure.ClusterProgress) {
+	for i, c := range f.report.Clusters {
+		if slices.ContainsFunc(parked, func(p procedure.ClusterProgress) bool { return p.Cluster == c.Cluster }) {
+			f.report.Clusters[i].Told = true
+		}
+	}
+	text := fmt.Sprintf("%d of %d clusters parked:", len(parked), len(f.report.Clusters))
+	for _, c := range parked {
+		text += fmt.Sprintf("\n- %s: %s", c.Cluster, strings.ReplaceAll(c.Detail, "\n", " "))
+	}
+	var commands []string
+	for _, args := range procedure.Remedies(f.report.Procedure, f.report.Mesh, f.report.Paused, parked) {
+		commands = append(commands, "relaypki "+strings.Join(args, " "))
+	}
+	f.telling++
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		notice(ctx, f.report, text, commands...)
+		f.telling--
+	})
+}
+
+// heard waits until no message is on its way any more: it would be lost with the
+// run's end.
+func (f *fleet) heard(ctx workflow.Context) error {
+	return workflow.Await(ctx, func() bool { return f.telling == 0 })
 }
 
 // in are the clusters in that state.

@@ -22,8 +22,8 @@ import (
 // MaintainMesh compares what is left of the lives of a mesh's certificates with
 // the policy of its spec, starts the rotations that are due, and does not wait
 // for them. Its result says of each kind of certificate why, or why not. People
-// are told what needs one of them, once for as long as it stays the same: the
-// last run's result says what they know.
+// are told what needs one of them when it is found, and again from time to time:
+// the last run's result says what they know.
 func MaintainMesh(ctx workflow.Context, in procedure.Typed[procedure.MeshInput]) (procedure.MaintainResult, error) {
 	m := &maintenance{in: in.In, result: procedure.MaintainResult{Mesh: in.In.Mesh}}
 	var err error
@@ -34,7 +34,7 @@ func MaintainMesh(ctx workflow.Context, in procedure.Typed[procedure.MeshInput])
 		return m.result, m.report.finish(ctx, err)
 	}
 	if err := m.run(ctx); err != nil {
-		tell(ctx, m.report, err)
+		m.report.Told = tell(ctx, m.report, err, whatFailed(m.report.Progress, err))
 		return m.result, m.report.finish(ctx, err)
 	}
 	return m.result, m.report.finish(ctx, nil)
@@ -220,7 +220,7 @@ func (m *maintenance) carryOut(ctx workflow.Context, d rotation.Decision) error 
 	}
 	name, input := m.rotation(d)
 	started, err := call[temporalactivities.StartResult](ctx, summarized(acting, "Start "+name), temporals.StartProcedure, temporalactivities.StartInput{
-		Procedure: name, Workflow: procedure.ID(name, m.spec.Mesh), Input: input, Summary: fmt.Sprintf("%s of mesh %s: %s", name, m.spec.Mesh, brief(d.Why))})
+		Procedure: name, Workflow: procedure.ID(name, m.spec.Mesh), Input: input, By: workflow.GetInfo(ctx).WorkflowExecution.ID, Summary: fmt.Sprintf("%s of mesh %s: %s", name, m.spec.Mesh, brief(d.Why))})
 	switch {
 	case err != nil:
 	case started.Running:
@@ -248,11 +248,8 @@ func (m *maintenance) rotation(d rotation.Decision) (name string, input any) {
 	return procedure.RotateLeafCertificates, leaf
 }
 
-// remindAfter is how long a procedure may wait for a person before people are
-// told, and told again. When it began to wait, it has told them itself.
-const remindAfter = 24 * time.Hour
-
-// tell tells people what they do not know yet.
+// tell tells people what they do not know yet, and reminds them of what stays as
+// it is.
 func (m *maintenance) tell(ctx workflow.Context) {
 	var last procedure.MaintainResult
 	if workflow.HasLastCompletionResult(ctx) {
@@ -260,26 +257,65 @@ func (m *maintenance) tell(ctx workflow.Context) {
 			workflow.GetLogger(ctx).Warn("the last look cannot be read; people are told all of it again", "error", err)
 		}
 	}
+	now := m.state.Now
 	var news []string
+	var told []procedure.Told
 	for _, d := range m.result.Decisions {
 		if d.Warning == "" {
 			continue
 		}
-		m.result.Told = append(m.result.Told, d.Warning)
-		if !slices.Contains(last.Told, d.Warning) {
+		of := d.About
+		if len(of) == 0 {
+			of = []string{d.Warning}
+		}
+		isNew := slices.ContainsFunc(of, func(one string) bool {
+			at, known := warned(last.Warned, one)
+			return !known || !now.Before(rotation.Remind(at, d.NotAfter))
+		})
+		if isNew {
 			news = append(news, d.Warning)
 		}
-	}
-	if w := m.result.Waiting; w != nil {
-		if before := last.Waiting; before != nil && before.Workflow == w.Workflow && before.For == w.For {
-			*w = *before
-		}
-		if now := m.state.Now; now.Sub(w.Since) >= remindAfter && now.Sub(w.Reminded) >= remindAfter {
-			w.Reminded = now
-			news = append(news, fmt.Sprintf("%s waits for a person, since %s at least: %s", w.Workflow, w.Since.UTC().Format("2006-01-02 15:04Z"), w.For))
+		for _, one := range of {
+			at, _ := warned(last.Warned, one)
+			if isNew {
+				at = now
+			}
+			told = append(told, procedure.Told{Of: []string{one}, At: at})
 		}
 	}
-	if len(news) > 0 {
-		notice(ctx, m.report, strings.Join(news, "\n"))
+	waiting := m.result.Waiting
+	if waiting != nil {
+		if before := last.Waiting; before != nil && before.Workflow == waiting.Workflow && before.For == waiting.For {
+			*waiting = *before
+		}
+		// When it began to wait, it has told people itself.
+		if now.Sub(waiting.Since) >= procedure.TellAgain && now.Sub(waiting.Reminded) >= procedure.TellAgain {
+			news = append(news, fmt.Sprintf("%s waits for a person, since %s at least: %s", waiting.Workflow, waiting.Since.UTC().Format("2006-01-02 15:04Z"), waiting.For))
+		} else {
+			waiting = nil
+		}
 	}
+	if len(news) > 0 && !notice(ctx, m.report, strings.Join(news, "\n")) {
+		m.result.Warned = last.Warned // the next look tells them
+		return
+	}
+	if waiting != nil {
+		waiting.Reminded = now
+	}
+	// What comes and goes is not news each time that it comes.
+	for _, before := range last.Warned {
+		if now.Sub(before.At) < procedure.TellAgain && !slices.ContainsFunc(told, func(t procedure.Told) bool { return slices.Equal(t.Of, before.Of) }) {
+			told = append(told, before)
+		}
+	}
+	m.result.Warned = told
+}
+
+// warned is when people were last told of a warning, if they were.
+func warned(told []procedure.Told, warning string) (time.Time, bool) {
+	i := slices.IndexFunc(told, func(t procedure.Told) bool { return slices.Contains(t.Of, warning) })
+	if i < 0 {
+		return time.Time{}, false
+	}
+	return told[i].At, true
 }

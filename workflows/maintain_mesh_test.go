@@ -42,6 +42,9 @@ type lives struct {
 	last    *procedure.MaintainResult
 	vault   error
 
+	// before is how the schedule's last run has failed, unheard why nobody can be told.
+	before, unheard error
+
 	started []temporalactivities.StartInput
 	told    []string
 }
@@ -64,6 +67,9 @@ func (l *lives) run(t *testing.T) *testsuite.TestWorkflowEnvironment {
 	env.SetStartTime(l.now)
 	if l.last != nil {
 		env.SetLastCompletionResult(*l.last)
+	}
+	if l.before != nil {
+		env.SetLastError(l.before)
 	}
 	env.OnActivity(certManagers.ReadCertificateLife, mock.Anything, mock.Anything).Return(func(_ context.Context, in certmanager.CertificateName) (certmanager.CertificateLife, error) {
 		left, given := l.leaves[in.Context]
@@ -96,7 +102,7 @@ func (l *lives) run(t *testing.T) *testsuite.TestWorkflowEnvironment {
 	env.RegisterActivity(notifiers)
 	env.OnActivity(notifiers.Notify, mock.Anything, mock.Anything).Return(func(_ context.Context, in notify.Input) (notify.Result, error) {
 		l.told = append(l.told, in.Text)
-		return notify.Result{Told: []string{"ops"}}, nil
+		return notify.Result{Told: []string{"ops"}}, l.unheard
 	})
 	if err := env.SetTypedSearchAttributesOnStart(temporal.NewSearchAttributes(scheduledBy.ValueSet("relaypki-maintain-demo"))); err != nil {
 		t.Fatal(err)
@@ -136,7 +142,7 @@ func TestMaintainStartsWhatIsDue(t *testing.T) {
 	l := newLives()
 	l.intermediate = 300 * aDay
 	result := l.maintain(t)
-	if len(l.started) != 1 || l.started[0].Procedure != procedure.RotateIntermediateCA || l.started[0].Workflow != "rotate-intermediate-demo" {
+	if len(l.started) != 1 || l.started[0].Procedure != procedure.RotateIntermediateCA || l.started[0].Workflow != "rotate-intermediate-demo" || l.started[0].By != "default-test-workflow-id" {
 		t.Fatalf("started %+v", l.started)
 	}
 	var in procedure.Typed[procedure.RotateIntermediateInput]
@@ -216,23 +222,81 @@ func TestMaintainInWindows(t *testing.T) {
 	}
 }
 
-// People are told once what stays as it is, and again of what is new.
+// hourly has the schedule look so many times, and answers after which looks people
+// were told anything.
+func (l *lives) hourly(t *testing.T, looks int, before func(look int)) (told []int) {
+	t.Helper()
+	for i := range looks {
+		if before != nil {
+			before(i)
+		}
+		n := len(l.told)
+		result := l.maintain(t)
+		if len(l.told) > n {
+			told = append(told, i)
+		}
+		l.last, l.now = &result, l.now.Add(time.Hour)
+		l.intermediate -= time.Hour
+	}
+	return told
+}
+
+// People are told at once of what is new, and of what stays as it is again when it
+// has become more urgent, not more than daily.
 func TestMaintainTellsOnce(t *testing.T) {
 	l := newLives()
-	l.intermediate, l.busy = -time.Hour, "setup-demo"
-	first := l.maintain(t)
-	if len(first.Told) == 0 || len(l.told) != 1 || !strings.Contains(l.told[0], first.Told[0]) {
-		t.Fatalf("told %q, result %q", l.told, first.Told)
+	l.intermediate = 5 * aDay
+	l.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2, Began: l.now.Add(-time.Hour)}
+	// After half of what was left each time, and after a day when that is less.
+	if told := l.hourly(t, 24*5, nil); !slices.Equal(told, []int{0, 60, 90, 114}) {
+		t.Fatalf("of a rotation that nobody is at work on, of an intermediate that ends in five days, told after %v hours", told)
 	}
-	l.last = &first
-	second := l.maintain(t)
-	if len(l.told) != 1 || !slices.Equal(second.Told, first.Told) {
-		t.Errorf("told again: %q", l.told)
+	for _, text := range l.told {
+		if !strings.Contains(text, "nobody is at work on it") {
+			t.Errorf("told %q", text)
+		}
 	}
 	l.leaves = map[string]time.Duration{"ctx-b": 10 * time.Minute}
-	l.last = &second
-	if l.maintain(t); len(l.told) != 2 || !strings.Contains(l.told[1], "b (until") || strings.Contains(l.told[1], first.Told[0]) {
-		t.Errorf("of what is new, told %q", l.told[1:])
+	n := len(l.told)
+	if l.maintain(t); len(l.told) != n+1 || !strings.Contains(l.told[n], "b (until") || strings.Contains(l.told[n], "intermediate") {
+		t.Errorf("of what is new, told %q", l.told[n:])
+	}
+}
+
+// A warning that is there at one look and not at the next is no news each time, nor
+// is one that is about a cluster less.
+func TestMaintainDoesNotFlutter(t *testing.T) {
+	l := newLives()
+	l.busy = "setup-demo"
+	ends := l.now.Add(10 * time.Minute)
+	unread := map[string]error{"ctx-b": failure.Permanent(failure.Unavailable, "no route")}
+	told := l.hourly(t, 12, func(look int) {
+		left := ends.Sub(l.now)
+		l.leaves, l.unread = map[string]time.Duration{"ctx-a": left, "ctx-b": left}, nil
+		switch look % 3 {
+		case 1:
+			l.unread = unread
+		case 2:
+			l.leaves = nil
+		}
+	})
+	if !slices.Equal(told, []int{0}) || !strings.Contains(l.told[0], "a (until") || !strings.Contains(l.told[0], "b (until") {
+		t.Errorf("told at the looks %v: %q", told, l.told)
+	}
+}
+
+// What nobody could be told is told at the next look.
+func TestMaintainTellsWhatWasNotHeard(t *testing.T) {
+	l := newLives()
+	l.intermediate, l.busy = -time.Hour, "setup-demo"
+	told := l.hourly(t, 4, func(look int) {
+		l.unheard = nil
+		if look < 2 {
+			l.unheard = failure.Permanent(failure.Unavailable, "the webhook is away")
+		}
+	})
+	if !slices.Equal(told, []int{0, 1, 2}) {
+		t.Errorf("tried at the looks %v, want the first two in vain and the third", told)
 	}
 }
 
@@ -300,8 +364,8 @@ func TestMaintainUnderAnOfflineRoot(t *testing.T) {
 		t.Errorf("started %v, waits %+v, told %q", l.started, result.Waiting, l.told)
 	}
 	l.asked = temporalactivities.AskResult{Awaiting: "load balancer"}
-	if result = l.maintain(t); len(result.Told) > 0 {
-		t.Errorf("of one that goes on by itself people are told %q", result.Told)
+	if result = l.maintain(t); len(result.Warned) > 0 {
+		t.Errorf("of one that goes on by itself people are told %q", result.Warned)
 	}
 }
 

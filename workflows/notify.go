@@ -2,13 +2,16 @@ package workflows
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/notify"
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/procedure"
 )
@@ -26,30 +29,87 @@ const (
 	longestLine = 500
 )
 
-// tell tells people that a run which a schedule has started is about to fail:
-// nobody watches those. That it could not be told is a step of the report and
-// changes nothing about the failure.
-func tell(ctx workflow.Context, r *report, err error) {
-	if !scheduled(ctx) || temporal.IsCanceledError(err) {
-		return
+// unwatched says that nobody looks at the run: no person has started it, but a
+// schedule, or MaintainMesh, which notes it in the memo.
+func unwatched(ctx workflow.Context) bool {
+	_, started := workflow.GetInfo(ctx).Memo.GetFields()[procedure.MemoStartedBy]
+	return started || scheduled(ctx)
+}
+
+// tell tells people that a run is about to fail at which nobody looks. What
+// failed are the things that they are told of once a day and no more, however
+// often the run is made again. It answers what they know then; the run has to end
+// with an error that has it in its details, where the next one finds it.
+func tell(ctx workflow.Context, r *report, err error, failed []string) *procedure.Told {
+	if !unwatched(ctx) {
+		return nil
 	}
-	send(ctx, r, "Tell people of the failure", alert(r.Progress, workflow.GetInfo(ctx).WorkflowExecution.ID, err))
+	return warn(ctx, r, err, failed)
+}
+
+// warn is tell, whoever has started the run.
+func warn(ctx workflow.Context, r *report, err error, failed []string) *procedure.Told {
+	if ctx.Err() != nil || temporal.IsCanceledError(err) {
+		return nil // whoever ended the run knows
+	}
+	last := toldBefore(ctx)
+	news, told := procedure.News(last, failed, workflow.Now(ctx))
+	if news && !send(ctx, r, "Tell people of the failure", alert(r.Progress, workflow.GetInfo(ctx).WorkflowExecution.ID, err)) {
+		return last
+	}
+	return told
+}
+
+// toldBefore is what people were told of the failure of the run before this one;
+// nil if that did not fail, or is not known.
+func toldBefore(ctx workflow.Context) *procedure.Told {
+	if told := temporalactivities.ToldOf(workflow.GetLastError(ctx)); told != nil {
+		return told
+	}
+	var told *procedure.Told
+	if payload, ok := workflow.GetInfo(ctx).Memo.GetFields()[procedure.MemoTold]; ok {
+		_ = converter.GetDefaultDataConverter().FromPayload(payload, &told) // else they are told once too often
+	}
+	return told
+}
+
+// whatFailed are the steps and the clusters at which a run fails, and why in a
+// word: texts of errors have times in them, and are others each time.
+func whatFailed(p procedure.Progress, err error) []string {
+	failed := []string{"failure " + string(failure.KindOf(err))}
+	for _, s := range p.Steps {
+		if s.State == procedure.Failed {
+			failed = append(failed, "step "+s.Name)
+		}
+	}
+	for _, c := range p.Clusters {
+		if c.State == procedure.Failed || c.State == procedure.Parked {
+			failed = append(failed, "cluster "+c.Cluster)
+		}
+	}
+	slices.Sort(failed)
+	return slices.Compact(failed)
 }
 
 // notice tells people something that they have to know of a run, whoever has
 // started it: that it waits for one of them, or how a long one has ended. The
-// text goes on from "<procedure> of mesh <mesh>: ". It never fails the run, and
-// takes no longer than notifying allows.
-func notice(ctx workflow.Context, r *report, text string) {
+// text goes on from "<procedure> of mesh <mesh>: ", and the commands come before
+// that which shows the run. It never fails the run, and takes no longer than
+// notifying allows. It answers whether people were told.
+func notice(ctx workflow.Context, r *report, text string, commands ...string) bool {
 	if ctx.Err() != nil {
-		return // whoever ended the run knows
+		return false // whoever ended the run knows
 	}
-	next := "relaypki watch " + workflow.GetInfo(ctx).WorkflowExecution.ID
-	send(ctx, r, "Tell people", fmt.Sprintf("relaypki: %s of mesh %s: %s\nNext: %s", r.Procedure, r.Mesh, readable(text), next))
+	next := strings.Join(append(commands, "relaypki watch "+workflow.GetInfo(ctx).WorkflowExecution.ID), nextLine)
+	return send(ctx, r, "Tell people", fmt.Sprintf("relaypki: %s of mesh %s: %s\nNext: %s", r.Procedure, r.Mesh, readable(text), next))
 }
 
-// send sends a message and notes as a step of the report who was told.
-func send(ctx workflow.Context, r *report, summary, text string) {
+// nextLine begins a further command after "Next: ", as the relaypki command has it.
+const nextLine = "\n      "
+
+// send sends a message and notes as a step of the report who was told. That
+// nobody could be told is in the report and changes nothing else.
+func send(ctx workflow.Context, r *report, summary, text string) bool {
 	step := r.begin(ctx, "notify")
 	told, err := call[notify.Result](ctx, summarized(notifying, summary), notifiers.Notify, notify.Input{Text: text})
 	outcome := procedure.Outcome{Detail: "told " + strings.Join(told.Told, ", ")}
@@ -60,6 +120,7 @@ func send(ctx workflow.Context, r *report, summary, text string) {
 	if err != nil {
 		workflow.GetLogger(ctx).Error("people could not be told", "problem", failure.Message(err))
 	}
+	return err == nil
 }
 
 // alert is the message: what failed, of which mesh, and what to type next.

@@ -39,11 +39,12 @@ func RefreshCredentials(ctx workflow.Context, in procedure.RefreshInput) (proced
 		return r.result, r.report.finish(ctx, err)
 	}
 	if err := r.run(ctx); err != nil {
-		tell(ctx, r.report, err)
+		r.report.Told = tell(ctx, r.report, err, whatFailed(r.report.Progress, err))
 		return r.result, r.report.finish(ctx, err)
 	}
 	if err := r.failures(); err != nil {
-		tell(ctx, r.report, err)
+		r.result.Told = tell(ctx, r.report, err, whatFailed(r.report.Progress, err))
+		err = r.failures()            // with that
 		_ = r.report.finish(ctx, err) // whose details would be the progress
 		return r.result, err
 	}

@@ -99,6 +99,7 @@ func (r *report) cluster(ctx workflow.Context, name string, state procedure.Stat
 	for i := range r.Clusters {
 		if r.Clusters[i].Cluster == name {
 			r.Clusters[i].State, r.Clusters[i].Detail = state, detail
+			r.Clusters[i].Told = r.Clusters[i].Told && state == procedure.Parked
 		}
 	}
 	r.show(ctx)

@@ -71,7 +71,6 @@ func newRotationFleet(r *report, abort workflow.CancelFunc) *fleet {
 	how := mesh.Spec{}.WithDefaults().Rollout
 	how.Parallelism = 0 // the mesh's, once it is read
 	f := newFleet(r, how, abort)
-	f.leaveOut = procedure.QuarantineUpdate
 	f.rest = fmt.Sprintf("Their roles sign with the intermediate at work, so that they get a certificate of it when they renew; to have that done at once: relaypki rotate leaf %s CLUSTER", r.Mesh)
 	return f
 }

@@ -79,7 +79,7 @@ func RotateIntermediateCA(ctx workflow.Context, in procedure.Typed[procedure.Rot
 		err = failure.Permanent(failure.RolledBack, "taken back as was asked for (%s): every certificate is of %s again", r.Record.Back, r.From.Authority.Name)
 	}
 	if err != nil && !r.input.Plan && failure.KindOf(err) != failure.RolledBack {
-		notice(ctx, r.report, "failed: "+failure.Message(err))
+		r.report.Told = warn(ctx, r.report, err, whatFailed(r.report.Progress, err))
 	}
 	return r.result, r.report.finish(ctx, err)
 }

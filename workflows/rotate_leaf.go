@@ -51,7 +51,7 @@ func RotateLeafCertificates(ctx workflow.Context, in procedure.Typed[procedure.R
 	r.result.Canary = canaries(r.spec)
 	err = r.fleet.outcome(err)
 	if err != nil {
-		tell(ctx, r.report, err)
+		r.report.Told = tell(ctx, r.report, err, whatFailed(r.report.Progress, err))
 	}
 	return r.result, r.report.finish(ctx, err)
 }

@@ -48,12 +48,12 @@ func VerifyMesh(ctx workflow.Context, in procedure.VerifyInput) (procedure.Verif
 		return v.result, v.report.finish(ctx, err)
 	}
 	if err := v.run(ctx); err != nil {
-		tell(ctx, v.report, err)
+		v.report.Told = tell(ctx, v.report, err, whatFailed(v.report.Progress, err))
 		return v.result, v.report.finish(ctx, err)
 	}
 	if !v.result.Healthy {
+		v.result.Told = tell(ctx, v.report, unhealthy(v.result), failing(v.result.Findings))
 		err := unhealthy(v.result)
-		tell(ctx, v.report, err)
 		_ = v.report.finish(ctx, err)
 		return v.result, err
 	}
@@ -87,6 +87,18 @@ func unhealthy(result procedure.VerifyResult) error {
 	}
 	return failure.PermanentWithDetails(failure.Unhealthy,
 		fmt.Sprintf("%d of %d checks fail:\n- %s", len(failing), result.Checks, strings.Join(failing, "\n- ")), result)
+}
+
+// failing are the checks that fail, by their names alone.
+func failing(findings []check.Finding) []string {
+	var names []string
+	for _, f := range findings {
+		if f.Status == check.Fail {
+			names = append(names, f.Cluster+", "+f.Check)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 type verification struct {

@@ -24,8 +24,8 @@ type MaintainResult struct {
 	// those that were to be started and are at work already.
 	Started []string `json:"started,omitempty"`
 	Running []string `json:"running,omitempty"`
-	// Told is what people were told and what still holds: they are told once.
-	Told []string `json:"told,omitempty"`
+	// Warned is what people were told of what still holds, or has held a day ago.
+	Warned []Told `json:"warned,omitempty"`
 	// Waiting is the procedure on the mesh's CAs that waits for a person.
 	Waiting *Waiting `json:"waiting,omitempty"`
 }

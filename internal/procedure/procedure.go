@@ -146,6 +146,8 @@ type VerifyResult struct {
 	// has those that do not pass alone: a result of Temporal has its limit.
 	Checks   int             `json:"checks"`
 	Findings []check.Finding `json:"findings"`
+	// Told is what people know of what a scheduled run has found.
+	Told *Told `json:"told,omitempty"`
 }
 
 // MostFindings is how many findings a result has with those that pass.
@@ -189,6 +191,8 @@ type ClusterProgress struct {
 	State    State  `json:"state"`
 	Detail   string `json:"detail,omitempty"`
 	Workflow string `json:"workflow,omitempty"`
+	// Told says that people were told that it is parked.
+	Told bool `json:"told,omitempty"`
 }
 
 // Progress is the answer to ProgressQuery.
@@ -218,5 +222,7 @@ type Progress struct {
 	Clusters  []ClusterProgress `json:"clusters,omitempty"`
 	// Problem is why the procedure failed, if it did.
 	Problem string `json:"problem,omitempty"`
-	Ended   bool   `json:"ended"`
+	// Told is what people know of a failure of a run that nobody looks at.
+	Told  *Told `json:"told,omitempty"`
+	Ended bool  `json:"ended"`
 }

@@ -36,6 +36,8 @@ type RefreshResult struct {
 	// Clusters are those that were not just found as they should be: the failed
 	// ones first, and no more of them than people read.
 	Clusters []ClusterProgress `json:"clusters,omitempty"`
+	// Told is what people know of the failures of scheduled runs.
+	Told *Told `json:"told,omitempty"`
 }
 
 // RotateIssuerCredentials is the workflow type that makes the clusters'

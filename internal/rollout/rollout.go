@@ -107,6 +107,20 @@ func (s Strategy) Next(fleet []string, status map[string]Status) Decision {
 	return decision
 }
 
+// WaveOver says that a cluster's wave has had its turn: none of it is at work,
+// and none waits, or only such as are not begun now (stopped). A cluster that is
+// not in the fleet is in no wave that could go on.
+func (s Strategy) WaveOver(fleet []string, status map[string]Status, cluster string, stopped bool) bool {
+	for _, wave := range s.Waves(fleet) {
+		if slices.Contains(wave, cluster) {
+			return !slices.ContainsFunc(wave, func(of string) bool {
+				return status[of] == Running || status[of] == Waiting && !stopped
+			})
+		}
+	}
+	return true
+}
+
 // look answers which clusters of a wave wait, and whether the next wave may
 // begin: a parked canary holds the rest, another parked cluster does not.
 func (s Strategy) look(wave []string, canary bool, status map[string]Status) (waiting []string, settled bool) {

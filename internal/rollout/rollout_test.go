@@ -60,6 +60,30 @@ func TestNext(t *testing.T) {
 	}
 }
 
+func TestWaveOver(t *testing.T) {
+	inTwos := Strategy{Canary: []string{"a"}, WaveSize: 2}
+	for name, c := range map[string]struct {
+		status  map[string]Status
+		cluster string
+		stopped bool
+		want    bool
+	}{
+		"the canary alone":                  {map[string]Status{"a": Parked}, "a", false, true},
+		"its neighbour waits":               {map[string]Status{"b": Parked}, "b", false, false},
+		"its neighbour waits in vain":       {map[string]Status{"b": Parked}, "b", true, true},
+		"its neighbour is at work":          {map[string]Status{"b": Parked, "c": Running}, "b", false, false},
+		"at work, although none is begun":   {map[string]Status{"b": Parked, "c": Running}, "b", true, false},
+		"its neighbour is done":             {map[string]Status{"b": Parked, "c": Done}, "b", false, true},
+		"both are parked":                   {map[string]Status{"b": Parked, "c": Parked}, "c", false, true},
+		"the next wave is at work":          {map[string]Status{"b": Parked, "c": Done, "d": Running}, "b", false, true},
+		"one whose turn it is not just now": {map[string]Status{"a": Running}, "z", false, true},
+	} {
+		if got := inTwos.WaveOver(fleet, c.status, c.cluster, c.stopped); got != c.want {
+			t.Errorf("%s: %t, want %t", name, got, c.want)
+		}
+	}
+}
+
 // Whatever happens, the rules hold at every step, and if people retry what is
 // parked every cluster is done in the end.
 func TestRandomRollouts(t *testing.T) {

@@ -88,6 +88,9 @@ type Decision struct {
 	// Warning is what people have to be told. It does not change from one look to
 	// the next as long as what it says does not.
 	Warning string `json:"warning,omitempty"`
+	// About is what the warning is about, one by one, if it is about several things:
+	// that it is about one less is no news.
+	About []string `json:"about,omitempty"`
 }
 
 // Decide says of each kind of certificate whether it is due and whether to start
@@ -134,6 +137,7 @@ func decideLeaves(s State, percent int) Decision {
 	}
 	if len(overdue) > 0 {
 		d.Warning = "certificates end soon that cert-manager has not renewed: " + some(overdue)
+		d.About = overdue
 	}
 	return d
 }
@@ -220,6 +224,21 @@ func decideRoot(s State, percent int) Decision {
 		d.Why += fmt.Sprintf("; due at %d%%, on %s", percent, day(ca.at(percent)))
 	}
 	return d
+}
+
+// A warning that nothing is done about comes again between a day and a month
+// later.
+const (
+	soonest = 24 * time.Hour
+	latest  = 30 * 24 * time.Hour
+)
+
+// Remind is when people who were told of a warning are told again if it still
+// holds: when half of the time until the certificate's end is over, so that the
+// first word of a root that lives for years is not the last, and is not said daily
+// either.
+func Remind(told, notAfter time.Time) time.Time {
+	return told.Add(min(max(notAfter.Sub(told)/2, soonest), latest))
 }
 
 // day is a time in words that stay the same for as long as it does.

@@ -214,3 +214,19 @@ func TestWarningsStayTheSame(t *testing.T) {
 		t.Errorf("%q, an hour later %q", now, later)
 	}
 }
+
+func TestRemind(t *testing.T) {
+	for name, c := range map[string]struct{ left, want time.Duration }{
+		"years are left":   {3000 * oneDay, 30 * oneDay},
+		"weeks are left":   {20 * oneDay, 10 * oneDay},
+		"a day is left":    {oneDay, oneDay},
+		"it has ended":     {-5 * oneDay, oneDay},
+		"not more than so": {60 * oneDay, 30 * oneDay},
+		"not less than so": {2 * oneDay, oneDay},
+		"between the two":  {4 * oneDay, 2 * oneDay},
+	} {
+		if got := Remind(noon, noon.Add(c.left)).Sub(noon); got != c.want {
+			t.Errorf("%s: again after %s, want %s", name, got, c.want)
+		}
+	}
+}

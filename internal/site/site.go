@@ -32,7 +32,7 @@ type Config struct {
 	Clusters   []ClusterConfig `json:"clusters"`
 	Vaults     []VaultConfig   `json:"vaults"`
 	Charts     []ChartConfig   `json:"charts"`
-	// Notify is who is told when a run that a schedule has started fails.
+	// Notify is who is told what needs a person, and of failures that nobody sees.
 	Notify []Webhook `json:"notify,omitempty"`
 }
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http/httptest"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/api/serviceerror"
 
 	"github.com/relaypki/relaypki/internal/procedure"
@@ -16,7 +18,8 @@ import (
 )
 
 // An intermediate of a short life is due by the mesh's policy: the schedule's
-// MaintainMesh rotates it with nobody's help, and people are told.
+// MaintainMesh rotates it with nobody's help, and people are told. As long as the
+// rotation fails of the same, however often it is started, they are told so once.
 func TestIntermediateIsRotatedWhenItIsDue(t *testing.T) {
 	w := labWorld(t, "cluster1")
 	hook := &webhook{}
@@ -45,13 +48,35 @@ rotation: {approval: none, snapshot: none, soak: 0s, maintain: 1m, due: {interme
 		t.Fatalf("the mesh is not healthy: %+v", result.Verification.Findings)
 	}
 	trust, c, id := w.trust(t), w.temporal(t), procedure.ID(procedure.RotateIntermediateCA, "demo")
-	eventually(t, 8*time.Minute, func() error {
-		_, err := c.DescribeWorkflowExecution(t.Context(), id, "")
-		if _, missing := err.(*serviceerror.NotFound); missing {
-			return fmt.Errorf("nothing has been started yet")
-		}
-		return err
-	})
+	w.followsLatest(t, true)
+	failedRun := func(unlike string) (run string) {
+		t.Helper()
+		eventually(t, 8*time.Minute, func() error {
+			d, err := c.DescribeWorkflowExecution(t.Context(), id, "")
+			var missing *serviceerror.NotFound
+			if errors.As(err, &missing) {
+				return errors.New("nothing has been started yet")
+			}
+			if err != nil {
+				return err
+			}
+			run = d.GetWorkflowExecutionInfo().GetExecution().GetRunId()
+			if status := d.GetWorkflowExecutionInfo().GetStatus(); run == unlike || status != enumspb.WORKFLOW_EXECUTION_STATUS_FAILED {
+				return fmt.Errorf("the rotation's run %s is %s", run, status)
+			}
+			return nil
+		})
+		return run
+	}
+	first := failedRun("")
+	w.maintain(t)
+	failedRun(first)
+	const failed = "RotateIntermediateCA of mesh demo failed: "
+	if told := strings.Join(hook.told(), "\n"); strings.Count(told, failed) != 1 || !strings.Contains(told, "default_follows_latest_issuer is true") {
+		t.Errorf("of a rotation that has failed twice of the same, people were told:\n%s", told)
+	}
+	w.followsLatest(t, false)
+	w.maintain(t)
 	eventually(t, 5*time.Minute, func() error {
 		if problems := w.notRotated(t, generations{active: 2, retired: []int{1}}, trust); len(problems) > 0 {
 			return fmt.Errorf("%s", strings.Join(problems, "\n"))
@@ -75,4 +100,22 @@ rotation: {approval: none, snapshot: none, soak: 0s, maintain: 1m, due: {interme
 		}
 	}
 	w.noSecrets(t)
+}
+
+// maintain has the schedule look now.
+func (w *world) maintain(t *testing.T) {
+	t.Helper()
+	if out, errOut, code := w.relaypki(t, "schedule", "trigger", "demo", "maintain"); code != 0 {
+		t.Fatalf("%s%s", out, errOut)
+	}
+}
+
+// followsLatest says whether a new intermediate would be at work at once, of which
+// no rotation is begun.
+func (w *world) followsLatest(t *testing.T, follows bool) {
+	t.Helper()
+	const path = "pki_relay/config/issuers"
+	if _, err := w.vault(t).Logical().Write(path, map[string]any{"default": w.read(t, path)["default"], "default_follows_latest_issuer": follows}); err != nil {
+		t.Fatal(err)
+	}
 }
