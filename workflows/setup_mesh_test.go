@@ -50,6 +50,8 @@ type outside struct {
 	// and rootEnds is when the root does.
 	asked    map[int]mesh.CA
 	rootEnds time.Time
+	// serverEnded: the management server's certificate has.
+	serverEnded bool
 	// csr is what GenerateIntermediateCSR answers, imported what
 	// SetSignedIntermediate was given.
 	csr      string
