@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/rollout"
 	"github.com/relaypki/relaypki/internal/strict"
@@ -28,6 +30,9 @@ type fleet struct {
 	// leaveOut is the update that leaves clusters out, rest what is to be done for
 	// them afterwards.
 	leaveOut, rest string
+	// opens is from when on work on a member may begin: now, for the zero time. It
+	// is nil where that is always so.
+	opens func(workflow.Context) (time.Time, error)
 	// closed: the clusters have had their turn.
 	closed bool
 	// aborted is why somebody aborted the run; abort cancels it.
@@ -100,14 +105,15 @@ type work func(ctx workflow.Context, cluster string) (procedure.State, string, e
 // when the run is canceled and nothing is at work any more, or with errLong.
 func (f *fleet) run(ctx workflow.Context, do work) error { return f.runSome(ctx, nil, do) }
 
-// runSome is run for the given clusters alone; for all if it is nil.
+// runSome is run for the given clusters alone; for all if it is nil. The others'
+// turn may be still to come.
 func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
 	f.turn, f.closed = turn, false
 	for ctx.Err() == nil {
 		f.strategy.Parallelism = f.report.Parallelism
 		next := f.strategy.Next(f.names(), f.status)
 		if next.Over {
-			f.closed = true
+			f.closed = f.everybody()
 			f.await(ctx, "", false)
 			return nil
 		}
@@ -115,14 +121,20 @@ func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
 		if long && f.running == 0 {
 			return errLong
 		}
-		if f.report.Paused == "" && !long {
+		var opens time.Time
+		if f.report.Paused == "" && !long && len(next.Begin) > 0 {
+			var err error
+			if opens, err = f.untilOpen(ctx); err != nil {
+				return err
+			}
 			for _, cluster := range next.Begin {
-				f.begin(ctx, cluster, do)
+				if opens.IsZero() {
+					f.begin(ctx, cluster, do)
+				}
 			}
 		}
 		f.awaitPeople(ctx, next)
-		seen := f.news
-		_ = workflow.Await(ctx, func() bool { return f.news != seen }) // ends early only if canceled
+		f.awaitNews(ctx, opens)
 	}
 	// Children end by themselves once canceled; no lock is given back before.
 	settle, cancel := workflow.NewDisconnectedContext(ctx)
@@ -131,6 +143,52 @@ func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
 		return err
 	}
 	return ctx.Err()
+}
+
+// everybody says that no cluster of the run is still to have its turn.
+func (f *fleet) everybody() bool {
+	return !slices.ContainsFunc(f.report.Clusters, func(c procedure.ClusterProgress) bool { return f.status[c.Cluster] == rollout.Waiting })
+}
+
+func (f *fleet) untilOpen(ctx workflow.Context) (time.Time, error) {
+	if f.opens == nil {
+		return time.Time{}, nil
+	}
+	return f.opens(ctx)
+}
+
+// awaitNews waits until something has happened, or until work may begin. What it
+// then says that it waits for is somebody else's to say anew.
+func (f *fleet) awaitNews(ctx workflow.Context, opens time.Time) {
+	seen := f.news
+	news := func() bool { return f.news != seen }
+	if opens.IsZero() {
+		_ = workflow.Await(ctx, news) // ends early only if canceled
+		return
+	}
+	if f.report.Awaiting == "" {
+		f.await(ctx, "the maintenance window that opens at "+pki.Date(opens), false)
+	}
+	_, _ = workflow.AwaitWithTimeout(ctx, opens.Sub(workflow.Now(ctx)), news)
+}
+
+// admit waits until work may begin that is no cluster's: nobody has paused the run,
+// and a window is open.
+func (f *fleet) admit(ctx workflow.Context) error {
+	for {
+		if err := f.gate(ctx); err != nil {
+			return err
+		}
+		opens, err := f.untilOpen(ctx)
+		if err != nil || opens.IsZero() {
+			return err
+		}
+		f.awaitNews(ctx, opens)
+		f.await(ctx, "", false)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 func (f *fleet) begin(ctx workflow.Context, cluster string, do work) {

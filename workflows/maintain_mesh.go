@@ -62,6 +62,9 @@ func (m *maintenance) run(ctx workflow.Context) error {
 	}
 	m.spec = m.record.Spec.WithDefaults()
 	m.state = rotation.State{Now: workflow.Now(ctx), IntermediateTTL: m.spec.PKI.Intermediate.TTL.Duration, Begun: begun(m.record.Rotation)}
+	if m.spec.PKI.Root.Offline() {
+		m.state.IntermediateTTL = minLife(m.spec) // what is asked for beyond that is a wish
+	}
 	for _, look := range []func(workflow.Context) error{m.leaves, m.authorities, m.atWork, m.dates} {
 		if err := look(ctx); err != nil {
 			return err
@@ -146,7 +149,7 @@ func (m *maintenance) atWork(ctx workflow.Context) error {
 			return "nobody", err
 		}
 		asked, err := call[temporalactivities.AskResult](ctx, looking, temporals.AskProcedure, temporalactivities.AskInput{Workflow: busy})
-		if asked.Person {
+		if m.state.Waits = asked.Person; asked.Person {
 			m.result.Waiting = &procedure.Waiting{Workflow: busy, For: asked.Awaiting, Since: m.state.Now}
 		}
 		return busy, err
@@ -171,12 +174,10 @@ func (m *maintenance) dates(workflow.Context) error {
 	if err != nil {
 		return failure.Permanent(failure.InvalidInput, "rotation.timeZone: %v", err)
 	}
-	how := m.spec.Rollout
-	pace := rotation.Pace{
-		Clusters: len(m.spec.Workloads), Canaries: len(canaries(m.spec)), WaveSize: how.WaveSize, Parallelism: how.Parallelism,
-		// What a cluster takes at the most: then it is parked, and the others go on.
-		PerCluster: how.RetryFor.Duration, Soak: m.spec.Rotation.Soak.Duration,
-		Windows: m.spec.Rotation.Windows, Zone: zone,
+	pace := pace(m.spec)
+	pace.Soak, pace.Windows, pace.Zone = m.spec.Rotation.Soak.Duration, m.spec.Rotation.Windows, zone
+	if m.spec.PKI.Root.Offline() {
+		pace.Signing = signedAhead
 	}
 	leaf := m.spec.Certificates.LongestLife()
 	ca, root := &m.state.Intermediate, &m.state.Root
@@ -190,6 +191,16 @@ func (m *maintenance) dates(workflow.Context) error {
 		m.state.Opens = next
 	}
 	return nil
+}
+
+// pace is how long work on the whole mesh takes, without its waits.
+func pace(spec mesh.Spec) rotation.Pace {
+	how := spec.Rollout
+	return rotation.Pace{
+		Clusters: len(spec.Workloads), Canaries: len(canaries(spec)), WaveSize: how.WaveSize, Parallelism: how.Parallelism,
+		// What a cluster takes at the most: then it is parked, and the others go on.
+		PerCluster: how.RetryFor.Duration,
+	}
 }
 
 func (m *maintenance) look(ctx workflow.Context, name, summary string, run func(workflow.Context) (string, error)) error {

@@ -21,6 +21,7 @@ import (
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki/pkitest"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/rotation"
 )
@@ -258,6 +259,49 @@ func TestMaintainReminds(t *testing.T) {
 	l.asked = temporalactivities.AskResult{Awaiting: "load balancer"}
 	if result := l.maintain(t); result.Waiting != nil {
 		t.Errorf("what waits for no person: %+v", result.Waiting)
+	}
+}
+
+// A root that is kept elsewhere does not sign at once: an intermediate under it is
+// due earlier, and people are told while its rotation waits for them and time runs
+// out.
+func TestMaintainUnderAnOfflineRoot(t *testing.T) {
+	left := 5 * aDay
+	l := newLives()
+	l.intermediate = left
+	l.record.Spec.Rotation.Due.Intermediate = new(0)
+	inVault := decision(l.maintain(t), rotation.KindIntermediate)
+	l.record.Spec.PKI.Root = offlineMesh(pkitest.Root(t, "Example Root")).PKI.Root
+	result := l.maintain(t)
+	d := decision(result, rotation.KindIntermediate)
+	if sooner := inVault.LatestStart.Sub(d.LatestStart); sooner != 7*aDay || inVault.Late || !d.Late {
+		t.Errorf("it has to begin %s sooner; late in Vault: %v, elsewhere: %v", sooner, inVault.Late, d.Late)
+	}
+
+	// How long the next one lives is for people to decide: that the root ends before
+	// what was asked for would is in no one's way.
+	for _, kept := range []mesh.Root{{}, l.record.Spec.PKI.Root} {
+		l = newLives()
+		l.intermediate = 300 * aDay
+		l.record.Spec.PKI.Intermediate.TTL, l.record.Spec.PKI.Root = mesh.Duration{Duration: 6001 * aDay}, kept
+		d := decision(l.maintain(t), rotation.KindIntermediate)
+		if d.Start != kept.Offline() || len(l.told) > 0 == d.Start {
+			t.Errorf("under a root that is offline: %v, starts %v: %s; told %q", kept.Offline(), d.Start, d.Why, l.told)
+		}
+	}
+
+	l = newLives()
+	l.intermediate = left
+	l.record.Spec.PKI.Root = offlineMesh(pkitest.Root(t, "Example Root")).PKI.Root
+	l.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2, Began: l.now.Add(-20 * aDay)}
+	l.busy, l.asked = "rotate-intermediate-demo", temporalactivities.AskResult{Awaiting: "the intermediate to be signed", Person: true}
+	result = l.maintain(t)
+	if len(l.started) > 0 || result.Waiting == nil || len(l.told) != 1 || !strings.Contains(l.told[0], "waits for a person: rotate-intermediate-demo") || !strings.Contains(l.told[0], "relay-intermediate-g1 ends on 2026-03-06") {
+		t.Errorf("started %v, waits %+v, told %q", l.started, result.Waiting, l.told)
+	}
+	l.asked = temporalactivities.AskResult{Awaiting: "load balancer"}
+	if result = l.maintain(t); len(result.Told) > 0 {
+		t.Errorf("of one that goes on by itself people are told %q", result.Told)
 	}
 }
 

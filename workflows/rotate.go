@@ -13,7 +13,6 @@ import (
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
-	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/rollout"
 	"github.com/relaypki/relaypki/internal/rotation"
@@ -115,9 +114,10 @@ func (r *rotating) readServer(ctx workflow.Context, loaded bool) (procedure.Outc
 
 // pairs computes for each of the clusters whether its agent and the server shake
 // hands, now and with what Vault may issue. A cluster that cannot be looked at, or
-// whose Secrets are not there or not as they should be, is parked; a handshake
-// that would fail is an error, and nothing was changed. rootsOnly is as in
-// relay.CheckPairInput.
+// whose Secrets are not there or not as they should be, is parked, unless it has
+// left the mesh since the membership was read: people may have taken days to let
+// the rotation go on. A handshake that would fail is an error, and nothing was
+// changed. rootsOnly is as in relay.CheckPairInput.
 func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, seen func(name string, pair relay.CheckPairResult)) (procedure.Outcome, error) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
@@ -137,7 +137,7 @@ func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, s
 			pair, err := call[relay.CheckPairResult](ctx, summarized(on(r.Queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
 				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, RootsOnly: rootsOnly})
 			if err != nil {
-				if ctx.Err() == nil {
+				if ctx.Err() == nil && !r.left(ctx, w.Name) {
 					r.unseen(ctx, w.Name, failure.Message(err))
 				}
 				return
@@ -171,9 +171,6 @@ func (r *rotating) clusters(ctx workflow.Context, names []string) error {
 		return r.lookAt(ctx, names)
 	}
 	return r.fleet.runSome(ctx, names, func(ctx workflow.Context, name string) (procedure.State, string, error) {
-		if err := r.window(ctx); err != nil {
-			return procedure.Failed, "", err
-		}
 		out, err := r.cluster(ctx, name)
 		if err != nil {
 			if r.left(ctx, name) {
@@ -187,35 +184,26 @@ func (r *rotating) clusters(ctx workflow.Context, names []string) error {
 	})
 }
 
-// window waits until a maintenance window is open, if the mesh has any.
-func (r *rotating) window(ctx workflow.Context) error {
-	for len(r.spec.Rotation.Windows) > 0 {
-		var next time.Time
-		// Not in the workflow's own code: time zones change with the worker's release.
-		if err := workflow.SideEffect(ctx, func(ctx workflow.Context) any {
-			zone, err := time.LoadLocation(r.spec.Rotation.TimeZone)
-			if err != nil {
-				zone = time.UTC // refused when the spec was recorded
-			}
-			open, opens := rotation.NextOpen(r.spec.Rotation.Windows, zone, workflow.Now(ctx))
-			if open {
-				return time.Time{}
-			}
-			return opens
-		}).Get(&next); err != nil {
-			return err
-		}
-		if next.IsZero() {
-			break
-		}
-		r.fleet.await(ctx, "the maintenance window that opens at "+pki.Date(next), false)
-		err := workflow.Sleep(ctx, next.Sub(workflow.Now(ctx)))
-		r.fleet.await(ctx, "", false)
-		if err != nil {
-			return err
-		}
+// opens is when the next maintenance window opens; the zero time if one is open,
+// or if the mesh has none.
+func (r *rotating) opens(ctx workflow.Context) (time.Time, error) {
+	var next time.Time
+	if len(r.spec.Rotation.Windows) == 0 {
+		return next, nil
 	}
-	return nil
+	// Not in the workflow's own code: time zones change with the worker's release.
+	err := workflow.SideEffect(ctx, func(ctx workflow.Context) any {
+		zone, err := time.LoadLocation(r.spec.Rotation.TimeZone)
+		if err != nil {
+			zone = time.UTC // refused when the spec was recorded
+		}
+		open, opens := rotation.NextOpen(r.spec.Rotation.Windows, zone, workflow.Now(ctx))
+		if open {
+			return time.Time{}
+		}
+		return opens
+	}).Get(&next)
+	return next, err
 }
 
 // lookAt has the clusters looked at for a plan. One that cannot be is no reason
@@ -270,7 +258,7 @@ func (r *rotating) cluster(ctx workflow.Context, name string) (procedure.Cluster
 // it.
 func (r *rotating) server(ctx workflow.Context) error {
 	if r.mode.Writes() {
-		if err := r.window(ctx); err != nil {
+		if err := r.fleet.admit(ctx); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package workflows
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -137,12 +138,33 @@ func (r *intermediateRotation) thereOrBack(ctx workflow.Context) error {
 	if r.Record.Back == "" {
 		forward, turn := workflow.WithCancel(ctx)
 		r.turn = turn
+		// Who goes back is in a hurry, and waits for no window.
+		r.fleet.opens = r.opens
 		err := r.forward(forward)
-		if r.Record.Back == "" || ctx.Err() != nil || errors.Is(err, errLong) {
+		r.fleet.opens = nil
+		if r.Record.Back == "" || errors.Is(err, errLong) {
 			return err
 		}
 	}
+	if err := r.remember(ctx); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	return r.backward(ctx)
+}
+
+// remember records that somebody has asked to go back, also where the run is paused
+// or being ended: whoever goes on with the rotation is to go that way.
+func (r *intermediateRotation) remember(ctx workflow.Context) error {
+	ctx, cancel := workflow.NewDisconnectedContext(ctx)
+	defer cancel()
+	r.Record.Converged = time.Time{}
+	_, _, err := takeStep(ctx, r.report, r.mode, "record the rollback", "Record that the rotation goes back", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.recordRotation(ctx, &r.Record, nil)
+	})
+	return err
 }
 
 // steps of the way forward, in their order.
@@ -257,6 +279,12 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 		return procedure.Outcome{}, failure.Permanent(failure.Preflight, "Vault %q: in the mount %s default_follows_latest_issuer is true: a new intermediate would be at work at once. Set it to false (vault write %[2]s/config/issuers default_follows_latest_issuer=false), then start again; nothing was changed",
 			r.spec.Vault.Name, r.spec.Vault.RelayMount)
 	}
+	if r.To.CertificatePEM == "" && workflow.Now(ctx).Sub(r.Record.Began) > snapshotGood {
+		r.Record.Snapshot = r.input.Snapshot
+	}
+	if err := r.wayBack(ctx); err != nil {
+		return procedure.Outcome{}, err
+	}
 	if err := r.rootLasts(ctx); err != nil {
 		return procedure.Outcome{}, err
 	}
@@ -268,6 +296,34 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 		detail += fmt.Sprintf("; the rotation to %s that was begun by hand goes on", vault.IntermediateName(byHand))
 	}
 	return procedure.Outcome{Detail: detail}, nil
+}
+
+// snapshotGood is for how long a snapshot of Vault is one of before a rotation that
+// has changed nothing yet.
+const snapshotGood = 24 * time.Hour
+
+// wayBack has a rotation go forward that was to be taken back and cannot be any
+// more; to ask for it anew is refused.
+func (r *intermediateRotation) wayBack(ctx workflow.Context) error {
+	if r.Record.Back == "" {
+		return nil
+	}
+	err := r.noWayBack(ctx)
+	if err == nil || r.input.Rollback {
+		return err
+	}
+	r.Record.Back = ""
+	return nil
+}
+
+// noWayBack says why the previous intermediate cannot serve the mesh once more.
+// It refuses to issue what would outlive it, so each renewal would fail.
+func (r *intermediateRotation) noWayBack(ctx workflow.Context) error {
+	err := rotation.WayBack(r.From.Authority.NotAfter, r.spec.Certificates.LongestLife(), pace(r.spec), workflow.Now(ctx))
+	if err == nil {
+		return nil
+	}
+	return failure.Permanent(failure.Preflight, "the rotation is not taken back to %s: %v. It only goes forward: relaypki rotate intermediate %s", r.From.Authority.Name, err, r.spec.Mesh)
 }
 
 // begunByHand is the generation of an intermediate that no rotation of ours has
@@ -313,10 +369,18 @@ func (r *intermediateRotation) next() mesh.Spec {
 }
 
 // rootLasts is an error if the root ends before an intermediate that is made now
-// would. How long one lives that is signed outside Vault is for whoever signs it.
+// would. How long one lives that is signed outside Vault is for whoever signs it,
+// down to what is of any use.
 func (r *intermediateRotation) rootLasts(ctx workflow.Context) error {
-	if r.To.CertificatePEM != "" || r.Record.Back != "" || r.spec.PKI.Root.Offline() {
+	if r.To.CertificatePEM != "" || r.Record.Back != "" {
 		return nil
+	}
+	if r.spec.PKI.Root.Offline() {
+		root, err := r.spec.PKI.Root.Certificate()
+		if err != nil {
+			return failure.Permanent(failure.InvalidInput, "pki.root.certificatePEM cannot be read: %v", err)
+		}
+		return lasts(ctx, r.next(), root)
 	}
 	life := r.next().PKI.Intermediate.TTL
 	if !r.Root.Authority.NotAfter.Before(workflow.Now(ctx).Add(life.Duration)) {
@@ -346,8 +410,8 @@ func (r *intermediateRotation) begin(ctx workflow.Context, before cluster.MeshRe
 	if err != nil {
 		return err
 	}
-	if (record.Rotation == nil) != (before.Rotation == nil) || record.Generations != before.Generations {
-		return failure.Permanent(failure.Conflict, "another rotation of the mesh %q has begun or ended while this one looked around; nothing was changed by this one. Start it again", r.spec.Mesh)
+	if !reflect.DeepEqual(record.Rotation, before.Rotation) || record.Generations != before.Generations {
+		return failure.Permanent(failure.Conflict, "another rotation of the mesh %q has begun, turned or ended while this one looked around; nothing was changed by this one. Start it again", r.spec.Mesh)
 	}
 	r.newcomers(ctx)
 	return r.note(ctx, "record the rotation", "Record the rotation that begins")
@@ -396,7 +460,7 @@ func (r *intermediateRotation) makeIntermediate(ctx workflow.Context) (procedure
 }
 
 func (r *intermediateRotation) intermediate(generation int) vault.IntermediateInput {
-	ca := r.spec.PKI.Intermediate
+	var ca mesh.CA // the one at work is as it is
 	if generation == r.Record.To {
 		ca = r.next().PKI.Intermediate
 	}
@@ -417,7 +481,7 @@ func (r *intermediateRotation) snapshot(ctx workflow.Context) error {
 	if how == mesh.SnapshotTake {
 		if _, err := r.step(ctx, "snapshot of Vault", "Take a snapshot of Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
 			out, err := call[vault.SnapshotResult](ctx, acting, vaults.TakeSnapshot, vault.SnapshotInput{
-				Vault: r.spec.Vault.Name, File: fmt.Sprintf("%s-before-%s.snap", r.spec.Mesh, vault.IntermediateName(r.Record.To)), Mode: r.mode,
+				Vault: r.spec.Vault.Name, File: fmt.Sprintf("%s-before-%s-%s.snap", r.spec.Mesh, vault.IntermediateName(r.Record.To), workflow.Now(ctx).UTC().Format("20060102T150405Z")), Mode: r.mode,
 			})
 			r.Record.Snapshot = out.Path
 			return out.Outcome, err
@@ -505,7 +569,7 @@ func (r *intermediateRotation) soak(ctx workflow.Context, names []string) error 
 				continue
 			}
 			w, _ := r.spec.Workload(name)
-			if _, err := call[procedure.Outcome](ctx, on(r.Queues[w.Context], acting), relays.ShakeHands, relay.ShakeHandsInput{Spec: r.spec.Only(name), Cluster: name}); err != nil {
+			if _, err := call[procedure.Outcome](ctx, on(r.Queues[w.Context], acting), relays.ShakeHands, relay.ShakeHandsInput{Spec: r.spec.Only(name), Cluster: name}); err != nil && !r.left(ctx, name) {
 				return procedure.Outcome{}, err
 			}
 		}
@@ -581,7 +645,9 @@ func (r *intermediateRotation) lagging(ctx workflow.Context) ([]string, error) {
 	}
 	ours := map[string]string{r.spec.PKI.Role: "", r.spec.ProbeRole(): ""}
 	for _, w := range record.Spec.WithDefaults().Workloads {
-		ours[r.spec.RoleFor(w)] = w.Name
+		if role := r.spec.RoleFor(w); role != r.spec.PKI.Role { // one that all share is the server's
+			ours[role] = w.Name
+		}
 	}
 	var lagging, foreign []string
 	for _, role := range workflow.DeterministicKeys(seen.Roles) {
@@ -698,10 +764,6 @@ func (r *intermediateRotation) backward(ctx workflow.Context) error {
 		return err
 	}
 	r.result.RolledBack = r.Record.Back
-	r.Record.Converged = time.Time{}
-	if err := r.note(ctx, "record the rollback", "Record that the rotation goes back"); err != nil {
-		return err
-	}
 	if err := r.use(ctx, r.From, true, r.From); err != nil {
 		return err
 	}
@@ -852,6 +914,8 @@ func (r *intermediateRotation) mayApprove(in procedure.Typed[procedure.ApproveIn
 	case phase == "":
 		problems = append(problems, problem("phase", "is missing; name the phase that is to begin%s", r.awaited()))
 	case slices.Contains(r.Approved, phase):
+	case r.fleet.aborted != "":
+		problems = append(problems, problem("phase", "the run is being aborted (%s), there is nothing to approve", r.fleet.aborted))
 	case r.Record.Back != "":
 		problems = append(problems, problem("phase", "the rotation is being taken back (%s), there is nothing to approve", r.Record.Back))
 	case phase != r.report.Asked && (phase != phaseFinish || r.Phase != rotation.PhaseRetire):
@@ -879,13 +943,18 @@ func (r *intermediateRotation) approve(_ workflow.Context, in procedure.Typed[pr
 	return r.fleet.standing()
 }
 
-func (r *intermediateRotation) mayRollBack(in procedure.Typed[procedure.RollbackInput]) error {
+func (r *intermediateRotation) mayRollBack(ctx workflow.Context, in procedure.Typed[procedure.RollbackInput]) error {
 	problems := append(in.Problems, missingReason(in.In.Reason)...)
+	if r.fleet.aborted != "" {
+		problems = append(problems, problem("", "the run is being aborted (%s); start it again, to take the rotation back", r.fleet.aborted))
+	}
 	if r.Record.Back == "" {
 		if r.turn == nil {
 			problems = append(problems, problem("", "nothing has been changed yet; to end the run: relaypki abort %s --reason WHY", r.in.Mesh))
 		} else if err := rotation.MayRollBack(r.Phase); err != nil {
 			problems = append(problems, problem("", "%v", err))
+		} else if err := r.noWayBack(ctx); err != nil {
+			problems = append(problems, problem("", "%s", failure.Message(err)))
 		}
 	}
 	return refuse(problems)

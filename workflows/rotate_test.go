@@ -60,6 +60,14 @@ func (p scriptedPKI) everywhere(generation int) error {
 	return nil
 }
 
+// ends is when an intermediate does, by default in time enough.
+func (o *outside) ends(generation int) time.Time {
+	if at, ok := o.endsAt[generation]; ok {
+		return at
+	}
+	return time.Now().AddDate(50, 0, 0)
+}
+
 func scriptedIssuer(generation int) string { return fmt.Sprintf("issuer-%d", generation) }
 
 func generationOf(issuer string) int {
@@ -84,7 +92,7 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		return nil
 	}
 	authority := func(generation int) procedure.Authority {
-		return procedure.Authority{IssuerID: scriptedIssuer(generation), Name: vault.IntermediateName(generation)}
+		return procedure.Authority{IssuerID: scriptedIssuer(generation), Name: vault.IntermediateName(generation), NotAfter: o.ends(generation)}
 	}
 	env.OnActivity(vaults.Survey, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.SurveyInput) (vault.SurveyResult, error) {
 		if o.survey != nil {
@@ -292,8 +300,7 @@ func TestRotateIntermediate(t *testing.T) {
 // makes the one that was begun.
 func TestRotateToAnotherKindOfIntermediate(t *testing.T) {
 	o := rotated()
-	kept := o.record.Spec.WithDefaults().PKI.Intermediate
-	wanted := kept
+	wanted := o.record.Spec.WithDefaults().PKI.Intermediate
 	wanted.KeyType, wanted.KeyBits, wanted.TTL = "ec", 256, mesh.Hours(8760)
 	o.fails["ProveIssuer issuer-2"] = failure.Permanent(failure.Unavailable, "the run is lost here")
 	const other = `{"mesh":"demo","intermediate":{"keyType":"ec","ttl":"8760h"}}`
@@ -310,8 +317,9 @@ func TestRotateToAnotherKindOfIntermediate(t *testing.T) {
 	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
 		t.Fatal(err)
 	}
-	if o.asked[1] != kept || o.asked[2] != wanted {
-		t.Errorf("asked for %+v, want %+v and then %+v", o.asked, kept, wanted)
+	// The one at work is whatever it is, also if the mesh is described otherwise.
+	if o.asked[1] != (mesh.CA{}) || o.asked[2] != wanted {
+		t.Errorf("asked for %+v, want nothing and then %+v", o.asked, wanted)
 	}
 
 	o = rotated()
@@ -434,6 +442,171 @@ func TestRollBackOfALostRun(t *testing.T) {
 	}
 }
 
+// Work begins in a maintenance window: not before, not while somebody has paused the
+// run, and clusters that wait for it can be left out. Who goes back, and who has
+// leaves issued anew because they are about to end, waits for none.
+func TestWindows(t *testing.T) {
+	tuesday := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	windowed := func() *outside {
+		o := rotated()
+		o.record.Spec.Rotation.Windows = []mesh.Window{{Days: []string{"Tue"}, From: "14:00", To: "18:00"}}
+		o.record.Spec.Rotation.TimeZone = "UTC"
+		return o
+	}
+	worked := func(o *outside) int {
+		return o.count("MoveRole") + o.count("Reissue cluster1") + o.count("Reissue mgmt")
+	}
+
+	o := windowed()
+	env := newRun(t, o)
+	env.SetStartTime(tuesday)
+	env.RegisterDelayedCallback(func() {
+		if p := query(t, env); !strings.Contains(p.Awaiting, "window that opens at 2026-11-24 14:00") || worked(o) > 0 {
+			t.Errorf("before the window it waits for %q, and %d were worked on", p.Awaiting, worked(o))
+		}
+		update(t, env, procedure.PauseUpdate, `{"reason":"freeze"}`)
+		update(t, env, procedure.QuarantineUpdate, `{"clusters":["cluster2"],"reason":"in repair"}`)
+	}, 30*time.Minute)
+	env.RegisterDelayedCallback(func() {
+		if worked(o) > 0 {
+			t.Errorf("paused, the window open: %d were worked on", worked(o))
+		}
+		update(t, env, procedure.ResumeUpdate, `{}`)
+	}, 3*time.Hour)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.Incomplete || o.pki.leaves["cluster1"] != 2 || o.pki.leaves["cluster2"] != 1 {
+		t.Errorf("it ended with %v: %s", err, o.pki)
+	}
+
+	o = windowed()
+	o.pki.signs[2] = true
+	o.pki.roles[""], o.pki.leaves[""] = 2, 2
+	o.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2}
+	env = newRun(t, o)
+	env.SetStartTime(tuesday)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo","rollback":true,"reason":"bad"}`))
+	if took := env.Now().Sub(tuesday); env.GetWorkflowError() != nil || took > time.Hour {
+		t.Errorf("a rollback took %s, and ended with %v", took, env.GetWorkflowError())
+	}
+
+	o = windowed()
+	env = newRun(t, o)
+	env.SetStartTime(tuesday)
+	env.ExecuteWorkflow(procedure.RotateLeafCertificates, json.RawMessage(`{"mesh":"demo"}`))
+	if took := env.Now().Sub(tuesday); env.GetWorkflowError() != nil || took > time.Hour {
+		t.Errorf("a rotation of leaves took %s, and ended with %v", took, env.GetWorkflowError())
+	}
+}
+
+// A previous intermediate that would end before the next leaves do is no way back,
+// and a rotation that was to go that way goes forward.
+func TestNoWayBack(t *testing.T) {
+	begun := func() *outside {
+		o := rotated()
+		o.endsAt = map[int]time.Time{1: time.Now().Add(24*time.Hour + 20*time.Minute)}
+		o.pki.signs[2] = true
+		o.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2}
+		return o
+	}
+	o := begun()
+	_, err := rotate(t, o, `{"mesh":"demo","rollback":true,"reason":"bad"}`)
+	if failure.KindOf(err) != failure.Preflight || !strings.Contains(failure.Message(err), "It only goes forward") || o.record.Rotation.Back != "" {
+		t.Errorf("%v, recorded %+v", err, o.record.Rotation)
+	}
+
+	o = begun()
+	o.record.Rotation.Back = "it was still possible then"
+	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.pki.everywhere(2); err != nil {
+		t.Error(err)
+	}
+
+	o = begun()
+	o.record.Spec.Rotation.Approval = mesh.ApprovalEachPhase
+	env := newRun(t, o)
+	var refused string
+	env.RegisterDelayedCallback(func() {
+		env.UpdateWorkflow(procedure.RollbackUpdate, "back", &testsuite.TestUpdateCallback{
+			OnReject: func(err error) { refused = err.Error() }, OnAccept: func() {}, OnComplete: func(any, error) {},
+		}, json.RawMessage(`{"reason":"bad"}`))
+	}, time.Minute)
+	env.RegisterDelayedCallback(env.CancelWorkflow, time.Hour)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+	if !strings.Contains(refused, "cannot be issued under it") {
+		t.Errorf("a rollback is answered with %q", refused)
+	}
+}
+
+// That a rotation is to go back is not forgotten by a run that is ended before it
+// could; and an abort takes neither word.
+func TestRollbackIsRemembered(t *testing.T) {
+	o := rotated()
+	o.record.Spec.Rotation.Approval = mesh.ApprovalEachPhase
+	env := newRun(t, o)
+	sent := false
+	everyMinute(env, func() {
+		p := query(t, env)
+		switch {
+		case p.Asked == "server" && !sent:
+			sent = true
+			update(t, env, procedure.PauseUpdate, `{"reason":"freeze"}`)
+			update(t, env, procedure.RollbackUpdate, `{"reason":"bad"}`)
+		case sent:
+			update(t, env, procedure.AbortUpdate, `{"reason":"enough"}`)
+		case p.Asked != "":
+			update(t, env, procedure.ApproveUpdate, fmt.Sprintf(`{"phase":%q}`, p.Asked))
+		}
+	})
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.Aborted || o.record.Rotation == nil || o.record.Rotation.Back != "bad" {
+		t.Fatalf("%v, recorded %+v", err, o.record.Rotation)
+	}
+	if result, err := rotate(t, o, `{"mesh":"demo"}`); failure.KindOf(err) != failure.RolledBack || o.pki.everywhere(1) != nil {
+		t.Errorf("the next run: %+v, %v, %s", result, err, o.pki)
+	}
+}
+
+// A role that all share and that somebody writes back is said, and not written again
+// and again.
+func TestSharedRoleComesBack(t *testing.T) {
+	o := rotated()
+	o.record.Spec.PKI.Isolation = mesh.IsolationShared
+	delete(o.pki.roles, "cluster1")
+	delete(o.pki.roles, "cluster2")
+	o.calling = func(o *outside, activity, about string) {
+		switch {
+		case activity == "ShakeHands" && about == "cluster2":
+			o.pki.roles[""] = 1 // somebody else's tool
+		case activity == "Reissue" && about != "":
+			o.pki.roles[about] = 2 // the script reads roles by name
+		case activity == "Survey":
+			delete(o.pki.roles, "cluster1")
+			delete(o.pki.roles, "cluster2")
+		}
+	}
+	_, err := rotate(t, o, `{"mesh":"demo"}`)
+	if failure.KindOf(err) != failure.Conflict || !strings.Contains(failure.Message(err), "somebody has written it meanwhile") || o.count("Reissue cluster2") != 1 {
+		t.Errorf("%v after %d issuances", err, o.count("Reissue cluster2"))
+	}
+}
+
+// Between the canary and the others, who is dead is left out.
+func TestQuarantineBeforeTheFleet(t *testing.T) {
+	o := rotated()
+	o.record.Spec.Rotation.Approval = mesh.ApprovalAfterCanary
+	env := newRun(t, o)
+	env.RegisterDelayedCallback(func() {
+		update(t, env, procedure.QuarantineUpdate, `{"clusters":["cluster2"],"reason":"dead"}`)
+		update(t, env, procedure.ApproveUpdate, `{"phase":"server"}`)
+	}, time.Hour)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.Incomplete || o.record.Quarantined["cluster2"] != "dead" || o.pki.leaves["cluster2"] != 1 {
+		t.Errorf("%v, recorded %v, %s", err, o.record.Quarantined, o.pki)
+	}
+}
+
 // Somebody has run a plan's commands, all of them or some: the rotation goes on
 // with the intermediate that they made.
 func TestRotationBegunByHand(t *testing.T) {
@@ -489,6 +662,16 @@ func TestRollBackWithAParkedCluster(t *testing.T) {
 	}
 }
 
+// leaves has a cluster leave the mesh: it is no member, and answers to nothing.
+func (o *outside) leaves(name string) {
+	o.record.Spec.Workloads = slices.DeleteFunc(slices.Clone(o.record.Spec.Workloads), func(w mesh.Workload) bool { return w.Name == name })
+	delete(o.pki.roles, name)
+	delete(o.pki.leaves, name)
+	for _, activity := range []string{"CheckPair", "Reissue", "ShakeHands"} {
+		o.fails[activity+" "+name] = failure.Permanent(failure.Unavailable, "it is no more")
+	}
+}
+
 // Who joins in the midst of a rotation has a certificate of the new intermediate
 // by its end; who leaves is no hindrance.
 func TestMembersComeAndGoInARotation(t *testing.T) {
@@ -499,10 +682,7 @@ func TestMembersComeAndGoInARotation(t *testing.T) {
 			once = true
 			o.record.Spec = o.record.Spec.With(mesh.Workload{Name: "cluster3"})
 			o.pki.roles["cluster3"], o.pki.leaves["cluster3"] = 1, 1
-			o.record.Spec.Workloads = slices.DeleteFunc(o.record.Spec.Workloads, func(w mesh.Workload) bool { return w.Name == "cluster2" })
-			delete(o.pki.roles, "cluster2")
-			delete(o.pki.leaves, "cluster2")
-			o.fails["Reissue cluster2"] = failure.Permanent(failure.Unavailable, "it is no more")
+			o.leaves("cluster2")
 		}
 	}
 	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {

@@ -46,9 +46,10 @@ type outside struct {
 	fails map[string]error
 	// locked happens as the lock on the CAs is taken.
 	locked func(*outside)
-	// asked are the intermediates that were asked for in a rotation, by generation,
-	// and rootEnds is when the root does.
+	// asked are the intermediates that were asked for in a rotation, and endsAt is
+	// when they end, by generation; rootEnds is when the root does.
 	asked    map[int]mesh.CA
+	endsAt   map[int]time.Time
 	rootEnds time.Time
 	// serverEnded: the management server's certificate has.
 	serverEnded bool

@@ -25,7 +25,7 @@ import (
 type signing struct {
 	report   *report
 	standing func() (procedure.Standing, error)
-	// asked is what is to be signed; nil before.
+	// asked is what is to be signed; nil before, and if it was given up.
 	asked *procedure.Signing
 	csr   *x509.CertificateRequest
 	want  pki.SignedWant
@@ -67,8 +67,9 @@ func (s *signing) sign(ctx workflow.Context, spec mesh.Spec, in vault.Intermedia
 	return vault.SignedResult{Outcome: out, ChainPEM: chain}, err
 }
 
-// signedAhead is what a signed intermediate must have left beyond the longest
-// leaf, so that there is time to have the next one signed.
+// signedAhead is how long people have to get the next intermediate signed: a
+// signed one must have as much left beyond the longest leaf, and its rotation has
+// to begin as much earlier.
 const signedAhead = 7 * 24 * time.Hour
 
 // minLife is the least that a signed intermediate must have left to live.
@@ -88,6 +89,7 @@ func (s *signing) await(ctx workflow.Context, spec mesh.Spec, csrPEM string) (ch
 	defer s.settled(ctx)
 	notice(ctx, s.report, "waits for "+s.report.held)
 	if err := workflow.Await(ctx, func() bool { return s.accepted != nil }); err != nil {
+		s.asked = nil // whoever ended the waiting has no use for an answer
 		return "", err
 	}
 	return string(pki.EncodeChain(s.accepted, s.want.Root)), nil
@@ -112,12 +114,10 @@ func (s *signing) publish(ctx workflow.Context, spec mesh.Spec, csrPEM string) e
 	if err != nil {
 		return err
 	}
-	now := workflow.Now(ctx)
-	least := minLife(spec)
-	if anchor.NotAfter.Before(now.Add(least)) {
-		return failure.Permanent(failure.Preflight, "the root %s ends at %s, and an intermediate under it has to live until %s at least: the mesh needs another root (pki.root.certificatePEM)",
-			pki.Name(anchor), pki.Date(anchor.NotAfter), pki.Date(now.Add(least)))
+	if err := lasts(ctx, spec, anchor); err != nil {
+		return err
 	}
+	now, least := workflow.Now(ctx), minLife(spec)
 	s.csr, s.want, s.accepted = csr, pki.SignedWant{Root: anchor, MinLife: least}, nil
 	s.asked = &procedure.Signing{
 		Procedure: s.report.Procedure, Mesh: spec.Mesh, CSRPEM: csrPEM,
@@ -129,9 +129,19 @@ func (s *signing) publish(ctx workflow.Context, spec mesh.Spec, csrPEM string) e
 	return nil
 }
 
+// lasts is an error if the root ends too soon for any new intermediate.
+func lasts(ctx workflow.Context, spec mesh.Spec, root *x509.Certificate) error {
+	until := workflow.Now(ctx).Add(minLife(spec))
+	if !root.NotAfter.Before(until) {
+		return nil
+	}
+	return failure.Permanent(failure.Preflight, "the root %s ends at %s, and an intermediate under it has to live until %s at least: the mesh needs another root (pki.root.certificatePEM)",
+		pki.Name(root), pki.Date(root.NotAfter), pki.Date(until))
+}
+
 // published is the answer to the query.
 func (s *signing) published() (*procedure.Signing, error) {
-	if s.asked == nil {
+	if s.asked == nil || s.accepted != nil {
 		return nil, errors.New(s.idle())
 	}
 	return s.asked, nil
@@ -139,6 +149,9 @@ func (s *signing) published() (*procedure.Signing, error) {
 
 // idle says that there is nothing to be signed.
 func (s *signing) idle() string {
+	if s.accepted != nil {
+		return fmt.Sprintf("there is nothing to be signed any more: %s was accepted, and the run goes on with it", pki.Name(s.accepted))
+	}
 	return fmt.Sprintf("there is nothing to be signed: the run is at %q", s.report.Phase)
 }
 

@@ -125,6 +125,9 @@ func TestSetupWithAnOfflineRoot(t *testing.T) {
 	if len(late.refusals) != 1 || !strings.Contains(late.refusals[0], "another certificate was accepted already") {
 		t.Errorf("another one afterwards: %+v %q", late.standings, late.refusals)
 	}
+	if answer, err := env.QueryWorkflow(procedure.CSRQuery); err == nil || !strings.Contains(err.Error(), "nothing to be signed any more: "+pki.Name(good)) {
+		t.Errorf("when it is signed, a CSR is still published: %v, %v", answer, err)
+	}
 	if o.imported.ChainPEM != string(pki.EncodeChain(good, root.Cert)) || o.imported.RootMount != "" || o.imported.RootPEM != string(pki.EncodeChain(root.Cert)) {
 		t.Errorf("what was imported: %+v", o.imported)
 	}
@@ -244,6 +247,76 @@ func TestRotationWithAnOfflineRoot(t *testing.T) {
 	}
 }
 
+// Taken back while it waits for the signature, a rotation has nothing to be signed
+// any more: an answer that comes all the same is refused, and not taken in vain.
+func TestRollBackWhileASignatureIsAwaited(t *testing.T) {
+	root := pkitest.Root(t, "Example Root")
+	csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
+	o := rotated()
+	o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+	env := newRun(t, o)
+	env.SetStartTime(pkitest.Now)
+	listening(env)
+	late := &answers{}
+	o.calling = func(o *outside, activity, _ string) {
+		if activity == "UseIssuer" && len(late.refusals)+len(late.standings) == 0 { // on its way back
+			late.send(t, env, procedure.SubmitSignedUpdate, submission(root.SignCSR(t, csr)))
+		}
+	}
+	env.RegisterDelayedCallback(func() {
+		update(t, env, procedure.RollbackUpdate, `{"reason":"the root's keeper is away"}`)
+	}, 72*time.Hour)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.RolledBack {
+		t.Fatalf("it ended with %v", err)
+	}
+	if len(late.refusals) != 1 || !strings.Contains(late.refusals[0], `nothing to be signed: the run is at "rollback"`) {
+		t.Errorf("an answer on the way back: %+v, refused %q", late.standings, late.refusals)
+	}
+	if answer, err := env.QueryWorkflow(procedure.CSRQuery); err == nil || !strings.Contains(err.Error(), "nothing to be signed") {
+		t.Errorf("a CSR is still published: %v, %v", answer, err)
+	}
+	if o.imported.ChainPEM != "" || o.record.Rotation != nil {
+		t.Errorf("imported %+v, recorded %+v", o.imported, o.record.Rotation)
+	}
+	if err := o.pki.everywhere(1); err != nil {
+		t.Error(err)
+	}
+}
+
+// A cluster that leaves the mesh in the days in which a signature is awaited does
+// not hold the rotation up, be it the canary (the first) or another.
+func TestMemberLeavesWhileASignatureIsAwaited(t *testing.T) {
+	for _, name := range []string{"cluster1", "cluster2"} {
+		t.Run(name, func(t *testing.T) {
+			root := pkitest.Root(t, "Example Root")
+			csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
+			o := rotated()
+			o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+			env := newRun(t, o)
+			env.SetStartTime(pkitest.Now)
+			listening(env)
+			env.RegisterDelayedCallback(func() {
+				o.leaves(name)
+				update(t, env, procedure.SubmitSignedUpdate, submission(root.SignCSR(t, csr)))
+			}, 72*time.Hour)
+			env.RegisterDelayedCallback(func() {
+				if p := query(t, env); p.Person {
+					t.Errorf("it waits for a person: %s", p.Awaiting)
+					env.CancelWorkflow()
+				}
+			}, 80*time.Hour)
+			env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+			if err := env.GetWorkflowError(); err != nil {
+				t.Fatal(err)
+			}
+			if err := o.pki.everywhere(2); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // A root that cannot vouch for anything is refused before anything is touched.
 func TestUnfitOfflineRoot(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -266,6 +339,35 @@ func TestUnfitOfflineRoot(t *testing.T) {
 			env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: offlineMesh(root)}, nil)
 			o.failed(t, env.GetWorkflowError(), c.kind, []string{c.says}, c.never)
 		})
+	}
+}
+
+// A rotation under a root that ends too soon for any intermediate is refused
+// before there is anything of it; one under a root that ends before the life that
+// was asked for is not.
+func TestRotationUnderAnOfflineRootThatEnds(t *testing.T) {
+	for left, refused := range map[time.Duration]bool{8*24*time.Hour - time.Minute: true, 9 * 24 * time.Hour: false} {
+		root := pkitest.Root(t, "Example Root", pkitest.Valid(-99999*time.Hour, left))
+		csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
+		o := rotated()
+		o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+		env := newRun(t, o)
+		env.SetStartTime(pkitest.Now)
+		listening(env)
+		env.RegisterDelayedCallback(func() {
+			update(t, env, procedure.SubmitSignedUpdate, submission(root.SignCSR(t, csr, pkitest.Valid(-time.Hour, left))))
+		}, time.Hour)
+		env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+		if !refused {
+			if err := env.GetWorkflowError(); err != nil {
+				t.Errorf("a root of %s: %v", left, err)
+			}
+			continue
+		}
+		o.failed(t, env.GetWorkflowError(), failure.Preflight, []string{"the mesh needs another root"}, []string{"GenerateIntermediateCSR", "SetSignedIntermediate"})
+		if o.record.Rotation != nil {
+			t.Errorf("recorded is %+v", o.record.Rotation)
+		}
 	}
 }
 

@@ -49,8 +49,11 @@ func (a *Activities) VerifyManagement(ctx context.Context, in VerifyManagementIn
 	}
 	findings, err := lookUntil(ctx, end, func() ([]check.Finding, error) {
 		seen, err := observe.Management(ctx, a.Clients, spec)
+		if err != nil {
+			return nil, err
+		}
 		seen.Others = in.Others
-		return seen.Findings(time.Now()), err
+		return seen.Findings(time.Now()), nil
 	})
 	return VerifyManagementResult{Findings: findings}, err
 }
@@ -126,7 +129,10 @@ func (a *Activities) VerifyCluster(ctx context.Context, in VerifyClusterInput) (
 	}
 	findings, err := lookUntil(ctx, time.Now().Add(in.Settle.Duration), func() ([]check.Finding, error) {
 		seen, err := observe.Workload(ctx, a.Clients, spec, w)
-		return seen.Findings(time.Now()), err
+		if err != nil {
+			return nil, err
+		}
+		return seen.Findings(time.Now()), nil
 	})
 	return VerifyClusterResult{Findings: findings}, err
 }

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -252,6 +253,9 @@ func TestReadServer(t *testing.T) {
 	}
 	if len(seen.Chains) != 1 || len(seen.Trusts) != 1 || len(seen.AcceptableCAs) != 0 || seen.Leaf.AuthorityKeyID != pki.Hex(a.intermediate.Cert.SubjectKeyId) {
 		t.Errorf("all loaded: %+v", seen)
+	}
+	if seen.Presents != a.intermediate.Cert.Subject.CommonName || !slices.Equal(seen.Trusted, []string{a.root.Cert.Subject.CommonName}) {
+		t.Errorf("for a plan, it presents %q and trusts %q", seen.Presents, seen.Trusted)
 	}
 	if trust, err := pki.ParseChain([]byte(seen.Trusts[0])); err != nil || len(trust) != 1 || !trust[0].Equal(a.root.Cert) {
 		t.Errorf("its trust: %v", err)

@@ -118,7 +118,8 @@ type authority struct {
 	issuer *issuer
 	keyID  string
 	all    []issuer
-	// adopted: somebody else has made it, and we have taken it over as it is.
+	// adopted: it is as it is, because nothing was asked for, or because somebody else
+	// has made it and we have taken it over.
 	adopted bool
 }
 
@@ -158,7 +159,7 @@ func (s session) authority(ctx context.Context, mount, name, prefix string, aske
 	if found.issuer.KeyID == "" {
 		wrong = append(wrong, "its key is not in this mount")
 	}
-	if found.adopted = found.issuer.KeyID != "" && keys[found.issuer.KeyID] == adoptedPrefix+name; !found.adopted {
+	if found.adopted = asked == (mesh.CA{}) || found.issuer.KeyID != "" && keys[found.issuer.KeyID] == adoptedPrefix+name; !found.adopted {
 		wrong = append(wrong, identityOf(found.issuer.certificate, asked)...)
 	}
 	if len(wrong) > 0 {

@@ -86,7 +86,11 @@ func (s session) rootMayIssue(ctx context.Context, in IntermediateInput, found a
 	if err != nil {
 		return err
 	}
-	if err := pki.MayIssue(root, in.CA.TTL.Duration, time.Now()); err != nil {
+	life := in.CA.TTL.Duration
+	if in.RootMount == "" {
+		life = 0 // whoever keeps the root decides how long
+	}
+	if err := pki.MayIssue(root, life, time.Now()); err != nil {
 		return failure.Permanent(failure.Preflight, "Vault %q: the root cannot sign a new intermediate: %v. Rotate the root first; or, if its life alone is too short, ask for a shorter one (relaypki rotate intermediate MESH --ttl DURATION)", in.Vault, err)
 	}
 	if withCertificate(found.all, root) == nil {

@@ -143,9 +143,11 @@ func TestOfflineRoot(t *testing.T) {
 	if out, err := w.SetSignedIntermediate(t.Context(), fixed); err != nil || len(out.Changes) > 0 {
 		t.Errorf("the intermediate at work: %+v, %v", out.Changes, err)
 	}
-	// The next generation is signed in the same way.
+	// The next generation is signed in the same way, also by a root that cannot sign
+	// for as long as was asked for any more.
 	next := w.intermediate(procedure.Apply)
 	next.Generation, next.Rotation = 2, true
+	next.CA.TTL = mesh.Duration{Duration: 21 * 365 * 24 * time.Hour}
 	made, err := w.GenerateIntermediateCSR(t.Context(), next)
 	if err != nil {
 		t.Fatal(err)

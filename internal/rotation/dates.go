@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,6 +32,9 @@ type Pace struct {
 	PerCluster time.Duration
 	// Soak is how long the canaries are left to themselves.
 	Soak time.Duration
+	// Signing is how long people have to get a new CA signed, if its root is kept
+	// where no program of ours reaches it.
+	Signing time.Duration
 	// Windows, in Zone, are when work on a cluster may begin.
 	Windows []mesh.Window
 	Zone    *time.Location
@@ -49,7 +53,8 @@ const rootPasses = 4
 // all have to be off it. So it is with a root, for the intermediate under it
 // ends with it at the latest. A leaf is of use until it ends.
 //
-// What people take to approve comes on top. Work goes on in the windows alone,
+// What people take to approve comes on top; what they take to carry a CSR to a
+// root that is kept elsewhere does not, for it is never at once. Work goes on in the windows alone,
 // soaking outside them too. The zero time is for work that the windows do not
 // let be done.
 func LatestStart(kind Kind, notAfter time.Time, leaf time.Duration, pace Pace) (time.Time, string) {
@@ -69,6 +74,10 @@ func LatestStart(kind Kind, notAfter time.Time, leaf time.Duration, pace Pace) (
 		start = pace.before(start, canary)
 	}
 	reason += fmt.Sprintf("; to go over the server and %s takes %s", clusters(pace.Clusters), mesh.Duration{Duration: canary + pace.soak() + rest})
+	if kind != KindLeaf && pace.Signing > 0 && !start.IsZero() {
+		start = start.Add(-pace.Signing)
+		reason += fmt.Sprintf("; to have the new one signed may take %s", mesh.Duration{Duration: pace.Signing})
+	}
 	if passes > 1 {
 		reason += fmt.Sprintf(", and that is done %d times", passes)
 	}
@@ -76,6 +85,17 @@ func LatestStart(kind Kind, notAfter time.Time, leaf time.Duration, pace Pace) (
 		reason += ", in the maintenance windows alone"
 	}
 	return start, reason
+}
+
+// WayBack says why a mesh cannot go back to an intermediate that ends at notAfter,
+// or nil: what it would issue by the time that everybody is back has to end before
+// it does.
+func WayBack(notAfter time.Time, leaf time.Duration, pace Pace, now time.Time) error {
+	latest, reason := LatestStart(KindIntermediate, notAfter, leaf, pace)
+	if !now.After(latest) {
+		return nil
+	}
+	return errors.New(reason)
 }
 
 func clusters(n int) string {

@@ -103,6 +103,8 @@ func TestLatestStart(t *testing.T) {
 	nights.Windows, nights.Zone = []mesh.Window{{From: "22:00", To: "00:00"}}, time.UTC
 	never := slow
 	never.Windows = []mesh.Window{{Days: []string{"Someday"}, From: "22:00", To: "00:00"}}
+	signed, signedNever := slow, never
+	signed.Signing, signedNever.Signing = 7*24*time.Hour, 7*24*time.Hour
 	for _, test := range []struct {
 		name string
 		kind Kind
@@ -124,6 +126,10 @@ func TestLatestStart(t *testing.T) {
 			"2026-07-30 22:58", []string{"1 cluster takes"}},
 		{"a mesh of no clusters yet", KindIntermediate, Pace{PerCluster: time.Minute}, "2026-07-30 23:59", nil},
 		{"windows that never open", KindIntermediate, never, "", nil},
+		{"signed by people", KindIntermediate, signed, "2026-07-23 21:30", []string{"to have the new one signed may take 168h"}},
+		{"a root signed by people", KindRoot, signed, "2026-07-23 14:00", []string{"may take 168h", "done 4 times"}},
+		{"leaves are not signed by people", KindLeaf, signed, "2026-07-31 21:30", nil},
+		{"signed by people, windows that never open", KindIntermediate, signedNever, "", nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, why := LatestStart(test.kind, utc(t, "2026-08-01 00:00"), leaf, test.pace)

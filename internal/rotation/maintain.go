@@ -56,10 +56,13 @@ type State struct {
 	Leaves             []Life
 	Unread             []string
 	Intermediate, Root Life
-	// IntermediateTTL is what the next intermediate is asked to live.
+	// IntermediateTTL is what the next intermediate is to live, or has to at least,
+	// if people decide how long.
 	IntermediateTTL time.Duration
-	// Busy is the workflow that holds the lock on the mesh's CAs.
-	Busy string
+	// Busy is the workflow that holds the lock on the mesh's CAs, Waits that it
+	// waits for a person.
+	Busy  string
+	Waits bool
 	// Begun is which rotation of a CA has begun and is not over, by the record.
 	Begun string
 	// Opens is when the next window opens: not after Now if one is open, or if
@@ -148,7 +151,12 @@ func decideIntermediate(s State, percent int, leaves bool) Decision {
 	switch {
 	case s.Begun != "" && s.Busy != "":
 		d.Why = fmt.Sprintf("%s: %s is at work on it", s.Begun, s.Busy)
-		d.Late = false // it has begun
+		d.Late = d.Late && s.Waits // else it goes on, and has begun
+		if d.Late {
+			d.Why += ", and waits for a person"
+			d.Warning = fmt.Sprintf("the intermediate %s ends on %s, and its rotation, which had to go on by %s to be over in time, waits for a person: %s",
+				ca.Name, day(ca.NotAfter), day(ca.LatestStart), s.Busy)
+		}
 		return d
 	case s.Begun != "":
 		d.Why = s.Begun + " and nobody is at work on it; no other is begun before that one is over"

@@ -58,6 +58,17 @@ func TestDecide(t *testing.T) {
 				s.Intermediate.endsIn(5 * oneDay)
 				s.Busy, s.Begun = "rotate-intermediate-demo", "RotateIntermediateCA from 1 to 2 has begun"
 			}},
+		{name: "a rotation waits for a person", kind: KindIntermediate, due: true, why: "rotate-intermediate-demo is at work on it",
+			change: func(s *State, _ *Policy) {
+				s.Intermediate.endsIn(200 * oneDay)
+				s.Busy, s.Begun, s.Waits = "rotate-intermediate-demo", "RotateIntermediateCA from 1 to 2 has begun", true
+			}},
+		{name: "a rotation waits for a person for too long", kind: KindIntermediate, due: true, late: true, why: "is at work on it, and waits for a person",
+			warning: "the intermediate I1 ends on 2026-03-06 12:00Z, and its rotation, which had to go on by 2026-02-24 12:00Z to be over in time, waits for a person: rotate-intermediate-demo",
+			change: func(s *State, _ *Policy) {
+				s.Intermediate.endsIn(5 * oneDay)
+				s.Busy, s.Begun, s.Waits = "rotate-intermediate-demo", "RotateIntermediateCA from 1 to 2 has begun", true
+			}},
 		{name: "a rotation nobody is at work on", kind: KindIntermediate, due: true, why: "no other is begun before that one is over", warning: "RotateIntermediateCA from 1 to 2 has begun and nobody is at work on it",
 			change: func(s *State, _ *Policy) {
 				s.Intermediate.endsIn(200 * oneDay)

@@ -5,18 +5,24 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"go.temporal.io/api/serviceerror"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/pki/pkitest"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
 )
 
 // lives is a lifetime by the clock.
@@ -26,23 +32,44 @@ func lives(from, until time.Duration) pkitest.Option {
 
 const year = 365 * 24 * time.Hour
 
+// files is where people keep what they carry between a root and Vault.
+type files struct{ dir string }
+
+func (f files) write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(f.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func (f files) certificates(t *testing.T, name string, list ...*x509.Certificate) string {
+	t.Helper()
+	return f.write(t, name, string(pki.EncodeChain(list...)))
+}
+
 // The root is kept outside Vault; its key is the test's. A setup publishes the
 // CSR and waits, through the loss of its worker and of its history; wrong answers
 // are refused one by one, each for what is wrong with it; with the right one the
-// mesh is set up, works, and takes another member.
+// mesh is set up, works, and takes another member. Then its intermediate is
+// rotated, in the same way.
 func TestOfflineRoot(t *testing.T) {
 	w := labWorld(t, "cluster1", "cluster2")
-	worker := w.startWorker(t, filepath.Join(repository, "bin", "relaypki-worker"))
-	dir := t.TempDir()
-	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
+	hook := &webhook{}
+	server := httptest.NewServer(hook)
+	t.Cleanup(server.Close)
+	config, err := site.Load(filepath.Join(w.dir, "worker", "site.yaml"))
+	if err != nil {
+		t.Fatal(err)
 	}
+	config.Notify = []site.Webhook{{Name: "ops", URL: server.URL}}
+	worker := w.startWorkerAt(t, filepath.Join(repository, "bin", "relaypki-worker"), config)
+	f := files{t.TempDir()}
+	write := func(name, text string) string { t.Helper(); return f.write(t, name, text) }
 	certificates := func(name string, list ...*x509.Certificate) string {
-		return write(name, string(pki.EncodeChain(list...)))
+		t.Helper()
+		return f.certificates(t, name, list...)
 	}
 	key := func(p pkitest.Pair) string {
 		der, err := x509.MarshalPKCS8PrivateKey(p.Key)
@@ -52,8 +79,12 @@ func TestOfflineRoot(t *testing.T) {
 		return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	}
 	mesh := func(root string) string {
+		leaf := map[string]any{"keyAlgorithm": "ECDSA"} // handshakes cost the machine less
 		document, err := json.Marshal(map[string]any{"mesh": "offline", "workloads": []any{map[string]any{"name": "cluster1"}},
-			"pki": map[string]any{"root": map[string]any{"kept": "offline", "certificatePEM": root}}})
+			"pki":          map[string]any{"root": map[string]any{"kept": "offline", "certificatePEM": root}},
+			"certificates": map[string]any{"server": leaf, "client": leaf},
+			"gloo":         map[string]any{"agentValues": map[string]any{"standin": map[string]any{"agent": map[string]any{"reload": "restartOnly", "handshakeRate": handshakeRate, "tallyEvery": "1s"}}}},
+			"rotation":     map[string]any{"approval": "none", "snapshot": "none", "soak": "1s"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,14 +174,7 @@ func TestOfflineRoot(t *testing.T) {
 	if again := w.publishedCSR(t); string(again.Raw) != string(csr.Raw) {
 		t.Error("after the worker's death another CSR is published")
 	}
-	w.sh(t, "temporal workflow terminate -w setup-offline && temporal workflow delete -w setup-offline")
-	eventually(t, time.Minute, func() error {
-		_, err := w.temporal(t).DescribeWorkflowExecution(t.Context(), "setup-offline", "")
-		if err == nil {
-			return fmt.Errorf("the history is still there")
-		}
-		return nil
-	})
+	w.loseRun(t, "setup-offline")
 	w.command(t, exitWaiting, "setup", "-f", file)
 	if again := w.publishedCSR(t); string(again.RawSubjectPublicKeyInfo) != string(csr.RawSubjectPublicKeyInfo) {
 		t.Error("the second run made a second key")
@@ -177,10 +201,222 @@ func TestOfflineRoot(t *testing.T) {
 			t.Errorf("%s does not trust the root: %v", c, err)
 		}
 	}
+	o := offlineRotation{w: w, worker: worker, hook: hook, files: f, root: root, twin: twin, first: csr}
+	o.run(t)
 	if mount, err := w.vault(t).Logical().Read("sys/mounts/pki"); err == nil && mount != nil {
 		t.Error("there is a root mount in Vault")
 	}
 	w.noSecrets(t)
+}
+
+// offlineRotation rotates the intermediate of the mesh "offline".
+type offlineRotation struct {
+	files
+	w          *world
+	worker     *worker
+	hook       *webhook
+	root, twin pkitest.Pair
+	// first is the CSR of the intermediate that the setup has made.
+	first *x509.CertificateRequest
+}
+
+// run has it taken back while it waits for the signature, then done, through the
+// loss of the worker and of the history, and then once more by the schedule, which
+// finds the new one due; agents shake hands all the while.
+func (o offlineRotation) run(t *testing.T) {
+	w, id := o.w, procedure.ID(procedure.RotateIntermediateCA, "offline")
+	trust, watched := w.trust(t), w.watchHandshakes(t)
+
+	// What people will have to do, they are told before.
+	if out, _ := w.command(t, 0, "rotate", "intermediate", "offline", "--plan"); !strings.Contains(out, "relay-intermediate-g2") ||
+		!strings.Contains(out, "signed outside Vault by CN=Example Root: the CSR is published, and the run waits for a person to hand it in") {
+		t.Errorf("the plan does not say what a person will have to do:\n%s", out)
+	}
+	if out, _ := w.command(t, 0, "rotate", "intermediate", "offline", "--plan", "-o", "commands"); !strings.Contains(out, "# Have the root CN=Example Root sign it, as a CA, into relay-intermediate.pem") {
+		t.Errorf("the plan's commands do not say what a person will have to do:\n%s", out)
+	}
+
+	// And when it waits for them, by all that they may look at.
+	o.waits(t)
+	second := w.publishedCSR(t)
+	if string(second.RawSubjectPublicKeyInfo) == string(o.first.RawSubjectPublicKeyInfo) {
+		t.Error("the new intermediate has the key of the one at work")
+	}
+	none(t, w.notRotated(t, generations{active: 1, unsigned: []int{2}}, trust))
+	if looked := w.maintained(t); looked.Waiting == nil || looked.Waiting.Workflow != id || !strings.Contains(looked.Waiting.For, "relaypki submit offline signed.pem") || len(looked.Started) > 0 {
+		t.Errorf("the schedule's look: %+v", looked)
+	}
+	w.command(t, 0, "verify", "offline")
+
+	// Taken back, it wants no signature any more.
+	w.command(t, 0, "rollback", "offline", "--reason", "the root's keeper is away")
+	if err := w.temporal(t).GetWorkflow(t.Context(), id, "").Get(t.Context(), nil); failure.KindOf(err) != failure.RolledBack {
+		t.Fatalf("taken back, it ended with %v", err)
+	}
+	w.command(t, exitBadInput, "submit", "offline", o.signed(t, second))
+	w.command(t, exitBadInput, "csr", "offline")
+	none(t, w.notRotated(t, generations{active: 1, unsigned: []int{2}}, trust))
+
+	// The next one makes a key of its own.
+	o.waits(t)
+	third := w.publishedCSR(t)
+	for _, test := range []struct{ name, file, want string }{
+		{"the answer to the setup's CSR", o.signed(t, o.first), "it is for another key"},
+		{"the answer to the CSR of the one taken back", o.signed(t, second), "it is for another key"},
+		{"the intermediate at work", o.certificates(t, "old.pem", w.issuer(t, "relay-intermediate-g1").certificate), "it is for another key"},
+		{"another root of that name", o.certificates(t, "twin.pem", o.twin.SignCSR(t, third, lives(-time.Hour, 3*year))), "was signed by the key"},
+		{"too short", o.certificates(t, "short.pem", o.root.SignCSR(t, third, lives(-time.Hour, 7*24*time.Hour))), "too short, it has to be until"},
+		{"the root in its place", o.certificates(t, "root.pem", o.root.Cert), "it is the root itself"},
+	} {
+		if _, errOut := w.command(t, exitBadInput, "submit", "offline", test.file); !strings.Contains(errOut, test.want) {
+			t.Errorf("%s: lacks %q:\n%s", test.name, test.want, errOut)
+		}
+	}
+
+	// The worker dies, and then the run with its history: the key stays, and with it
+	// what was signed for the CSR of the run that is lost.
+	o.worker.kill()
+	o.worker.start()
+	if again := w.publishedCSR(t); string(again.Raw) != string(third.Raw) {
+		t.Error("after the worker's death another CSR is published")
+	}
+	w.loseRun(t, id)
+	o.waits(t)
+	if again := w.publishedCSR(t); string(again.RawSubjectPublicKeyInfo) != string(third.RawSubjectPublicKeyInfo) {
+		t.Error("the second run made a second key")
+	}
+	none(t, w.notRotated(t, generations{active: 1, unsigned: []int{2, 3}}, trust))
+
+	// What comes back is from a root that gives a year and two months, and has taken
+	// its time.
+	o.finishes(t, o.certificates(t, "signed.pem", o.root.SignCSR(t, third, lives(-year, 60*24*time.Hour))), 3)
+	none(t, w.notRotated(t, generations{active: 3, retired: []int{1}, unsigned: []int{2}}, trust))
+
+	// So the next one is due already: the schedule begins it, and it is not at rest
+	// before people have heard of it.
+	before := len(o.hook.told())
+	if looked := w.maintained(t); !slices.Equal(looked.Started, []string{id}) {
+		t.Fatalf("of what is due the schedule started %q: %+v", looked.Started, looked.Decisions)
+	}
+	eventually(t, time.Minute, func() error {
+		told := o.hook.told()[before:]
+		for _, text := range told {
+			if strings.Contains(text, "RotateIntermediateCA of mesh offline: waits for the intermediate to be signed by the root CN=Example Root") && strings.Contains(text, "relaypki submit offline signed.pem") {
+				return nil
+			}
+		}
+		return fmt.Errorf("people were not told that a signature is awaited, but %q", told)
+	})
+	o.waits(t)
+	if looked := w.maintained(t); len(looked.Started) > 0 || looked.Waiting == nil || looked.Waiting.Workflow != id {
+		t.Errorf("the schedule's next look: %+v", looked)
+	}
+	o.finishes(t, o.signed(t, w.publishedCSR(t)), 4)
+	none(t, w.notRotated(t, generations{active: 4, retired: []int{1, 3}, unsigned: []int{2}}, trust))
+	w.command(t, 0, "verify", "offline")
+	none(t, watched.ended(t).problems(0))
+}
+
+// signed is a file with the root's answer to a CSR.
+func (o offlineRotation) signed(t *testing.T, csr *x509.CertificateRequest) string {
+	t.Helper()
+	return o.certificates(t, "signed.pem", o.root.SignCSR(t, csr, lives(-time.Hour, 3*year)))
+}
+
+// waits begins the rotation, or has the command find it at work, and makes sure
+// that it waits for a signature and says so, and what to type next.
+func (o offlineRotation) waits(t *testing.T) {
+	t.Helper()
+	w := o.w
+	_, errOut := w.command(t, exitWaiting, "rotate", "intermediate", "offline")
+	for _, want := range []string{"signed by the root CN=Example Root, which is kept outside Vault", "Next: relaypki csr offline > offline.csr\n", "relaypki submit offline signed.pem\n"} {
+		if !strings.Contains(errOut, want) {
+			t.Errorf("relaypki rotate intermediate lacks %q:\n%s", want, errOut)
+		}
+	}
+	status, _ := w.command(t, 0, "status", "offline")
+	watch := w.sh(t, "timeout --signal=INT 5 "+filepath.Join(repository, "bin", "relaypki")+" watch offline 2>&1 || true") // it goes on for as long as the run
+	for _, shown := range []struct{ command, out, waits string }{{"status", status, "rotate-intermediate-offline waits for you"}, {"watch", watch, "waiting for you: the intermediate to be signed"}} {
+		for _, want := range []string{shown.waits, "relaypki csr offline > offline.csr", "relaypki submit offline signed.pem"} {
+			if !strings.Contains(shown.out, want) {
+				t.Errorf("relaypki %s lacks %q:\n%s", shown.command, want, shown.out)
+			}
+		}
+	}
+}
+
+// finishes hands in what was signed, and waits until the rotation has ended well,
+// with everybody's certificate of that generation.
+func (o offlineRotation) finishes(t *testing.T, file string, generation int) {
+	t.Helper()
+	w, id := o.w, procedure.ID(procedure.RotateIntermediateCA, "offline")
+	if standing := w.standing(t, "submit", "offline", file); !strings.Contains(standing.Note, "accepted") || standing.Awaiting != "" {
+		t.Errorf("the right answer: %+v", standing)
+	}
+	eventually(t, 5*time.Minute, func() error {
+		_, errOut, code := w.relaypki(t, "approve", "offline", "finish")
+		if code != 0 {
+			return errors.New(errOut) // not at its last phase yet
+		}
+		return nil
+	})
+	result := outcome[procedure.RotateResult](t, w.temporal(t), id)
+	if result.To.Name != fmt.Sprintf("relay-intermediate-g%d", generation) || result.Verification == nil || !result.Verification.Healthy {
+		t.Errorf("it ended with %+v", result)
+	}
+	intermediate := w.issuer(t, result.To.Name).certificate
+	for _, cluster := range w.all() {
+		_, name := leafOf(cluster)
+		secret, err := w.cluster(t, cluster).kube.CoreV1().Secrets("gloo-mesh").Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if chain, err := pki.ParseChain(secret.Data["tls.crt"]); err != nil || len(chain) != 2 || !chain[1].Equal(intermediate) {
+			t.Errorf("%s: tls.crt is not a leaf and its intermediate: %v, %v", cluster, chain, err)
+		}
+	}
+}
+
+// loseRun has Temporal forget a run, in the midst of it.
+func (w *world) loseRun(t *testing.T, id string) {
+	t.Helper()
+	w.sh(t, fmt.Sprintf("temporal workflow terminate -w %[1]s && temporal workflow delete -w %[1]s", id))
+	eventually(t, time.Minute, func() error {
+		_, err := w.temporal(t).DescribeWorkflowExecution(t.Context(), id, "")
+		var missing *serviceerror.NotFound
+		if errors.As(err, &missing) {
+			return nil
+		}
+		return fmt.Errorf("the history is still there: %v", err)
+	})
+}
+
+// maintained has the schedule look for what is due, and returns what came of it.
+func (w *world) maintained(t *testing.T) procedure.MaintainResult {
+	t.Helper()
+	c, looks := w.temporal(t), map[string]bool{}
+	list := func(do func(id string, ended bool)) {
+		for _, x := range executions(t, c) {
+			if x.Type.Name == procedure.MaintainMesh {
+				do(x.Execution.WorkflowId, x.CloseTime != nil)
+			}
+		}
+	}
+	list(func(id string, _ bool) { looks[id] = true })
+	w.command(t, 0, "schedule", "trigger", "offline", "maintain")
+	last := ""
+	eventually(t, time.Minute, func() error {
+		list(func(id string, ended bool) {
+			if !looks[id] && ended {
+				last = id
+			}
+		})
+		if last == "" {
+			return fmt.Errorf("the look that was asked for has not ended")
+		}
+		return nil
+	})
+	return outcome[procedure.MaintainResult](t, c, last)
 }
 
 // publishedCSR is what the command prints, and nothing else with it.
