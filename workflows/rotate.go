@@ -111,18 +111,19 @@ func (r *rotating) readServer(ctx workflow.Context, loaded bool) (procedure.Outc
 	return r.Server.Outcome, err
 }
 
-// pairs computes for every cluster whether its agent and the server shake hands,
-// now and with what Vault may issue. A cluster that cannot be looked at is
-// parked, unless it has left the mesh since the membership was read: people may
-// have taken days to let the rotation go on. A handshake that would fail is an
-// error, and nothing was changed.
-func (r *rotating) pairs(ctx workflow.Context, seen func(name string, pair relay.CheckPairResult)) (procedure.Outcome, error) {
+// pairs computes for each of the clusters whether its agent and the server shake
+// hands, now and with what Vault may issue. A cluster that cannot be looked at, or
+// whose Secrets are not there or not as they should be, is parked, unless it has
+// left the mesh since the membership was read: people may have taken days to let
+// the rotation go on. A handshake that would fail is an error, and nothing was
+// changed. rootsOnly is as in relay.CheckPairInput.
+func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, seen func(name string, pair relay.CheckPairResult)) (procedure.Outcome, error) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
 	var broken complaints
 	looked := 0
 	for _, w := range r.spec.Workloads {
-		if r.fleet.status[w.Name] == rollout.Skipped {
+		if r.fleet.status[w.Name] == rollout.Skipped || !slices.Contains(names, w.Name) {
 			continue
 		}
 		wg.Add(1)
@@ -133,10 +134,10 @@ func (r *rotating) pairs(ctx workflow.Context, seen func(name string, pair relay
 			}
 			defer places.Release(1)
 			pair, err := call[relay.CheckPairResult](ctx, summarized(on(r.Queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
-				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, RootsOnly: true})
+				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, RootsOnly: rootsOnly})
 			if err != nil {
 				if ctx.Err() == nil && !r.left(ctx, w.Name) {
-					r.fleet.park(ctx, w.Name, failure.Message(err))
+					r.unseen(ctx, w.Name, failure.Message(err))
 				}
 				return
 			}
@@ -148,7 +149,18 @@ func (r *rotating) pairs(ctx workflow.Context, seen func(name string, pair relay
 		})
 	}
 	wg.Wait(ctx)
-	return procedure.Outcome{Detail: fmt.Sprintf("%d of %d agents and the server accept each other", looked, len(r.spec.Workloads))}, broken.err(ctx)
+	return procedure.Outcome{Detail: fmt.Sprintf("%d of %d agents and the server accept each other", looked, len(names))}, broken.err(ctx)
+}
+
+// unseen parks a cluster that could not be looked at. A plan says so, and goes on
+// to what would be done in the others.
+func (r *rotating) unseen(ctx workflow.Context, name, why string) {
+	if r.mode.Writes() {
+		r.fleet.park(ctx, name, why)
+		return
+	}
+	r.fleet.status[name] = rollout.Done
+	r.report.cluster(ctx, name, procedure.Failed, why)
 }
 
 // clusters has the given clusters' certificates issued, in the order of the
@@ -204,7 +216,7 @@ func (r *rotating) lookAt(ctx workflow.Context, names []string) error {
 		r.report.cluster(ctx, name, procedure.Running, "")
 		out, err := r.cluster(ctx, name)
 		if err != nil {
-			r.report.cluster(ctx, name, procedure.Failed, failure.Message(err))
+			r.unseen(ctx, name, failure.Message(err))
 			continue
 		}
 		r.Results = append(r.Results, out)

@@ -232,7 +232,7 @@ func (r *intermediateRotation) preflight(ctx workflow.Context) (record cluster.M
 	}
 	var agents []rotation.PlanMember
 	if _, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, func(name string, pair relay.CheckPairResult) {
+		return r.pairs(ctx, r.names(), true, func(name string, pair relay.CheckPairResult) {
 			agents = append(agents, rotation.PlanMember{Name: name, Presents: pair.Presents, Trusts: pair.Trusts})
 		})
 	}); err != nil {
@@ -526,7 +526,7 @@ func (r *intermediateRotation) aim(ctx workflow.Context, ca vault.CAResult, gene
 		return err
 	}
 	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server, with the intermediate "+ca.Authority.Name, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, nil)
+		return r.pairs(ctx, r.names(), true, nil)
 	})
 	return err
 }
@@ -542,7 +542,7 @@ func (r *intermediateRotation) canary(ctx workflow.Context) error {
 		}
 	}
 	names := canaries(r.spec)
-	if len(names) == 0 {
+	if len(names) == 0 || r.Server.Ended { // no canary could shake hands with such a server: it goes first
 		return nil
 	}
 	if err := r.clusters(ctx, names); err != nil || !r.mode.Writes() {

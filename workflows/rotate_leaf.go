@@ -76,7 +76,12 @@ func (r *leafRotation) run(ctx workflow.Context) error {
 	if !r.mode.Writes() {
 		return r.rotate(workflow.WithValue(ctx, inTurnKey{}, true))
 	}
-	return locked(ctx, r.step, caLock(ctx, r.spec), theCAs, r.rotate)
+	return locked(ctx, r.step, caLock(ctx, r.spec), theCAs, func(ctx workflow.Context) error {
+		if err := r.begin(ctx); err != nil {
+			return err
+		}
+		return r.rotate(ctx)
+	})
 }
 
 // preflight looks at all that the rotation relies on; nothing has been changed
@@ -93,8 +98,8 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 	if err := invalid(strangers(r.spec, r.input.Clusters)); err != nil {
 		return err
 	}
-	if record.Rotation != nil {
-		return failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s, which issues every certificate anew; nothing was changed. Finish it first", r.spec.Mesh, record.Rotation.Procedure, record.Rotation.Workflow)
+	if err := r.mayBegin(record); err != nil {
+		return err
 	}
 	r.report.Clusters = slices.DeleteFunc(pending(ctx, r.spec), func(c procedure.ClusterProgress) bool {
 		return len(r.input.Clusters) > 0 && !slices.Contains(r.input.Clusters, c.Cluster)
@@ -104,7 +109,7 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 		r.keepOut(ctx, record.Quarantined)
 	}
 	r.Target.Since = workflow.Now(ctx)
-	if _, err := r.step(ctx, "certificate authorities", "Read the CAs in Vault", r.survey); err != nil {
+	if err := r.aim(ctx); err != nil {
 		return err
 	}
 	if _, err := r.step(ctx, "server", "Read what the management server presents and trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -113,8 +118,37 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 		return err
 	}
 	_, err = r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, nil)
+		return r.pairs(ctx, r.members(), false, nil)
 	})
+	return err
+}
+
+// mayBegin is an error while a CA is being rotated.
+func (r *leafRotation) mayBegin(record cluster.MeshRecord) error {
+	if record.Rotation == nil {
+		return nil
+	}
+	return failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s, which issues every certificate anew; nothing was changed. Finish it first", r.spec.Mesh, record.Rotation.Procedure, record.Rotation.Workflow)
+}
+
+// begin looks again, with the lock: a CA may have been rotated meanwhile, to the
+// end or to where that run broke off.
+func (r *leafRotation) begin(ctx workflow.Context) error {
+	record, err := r.read(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.mayBegin(record); err != nil {
+		return err
+	}
+	if len(r.input.Clusters) == 0 {
+		r.newcomers(ctx)
+	}
+	return r.aim(ctx)
+}
+
+func (r *leafRotation) aim(ctx workflow.Context) error {
+	_, err := r.step(ctx, "certificate authorities", "Read the CAs in Vault", r.survey)
 	return err
 }
 
@@ -133,7 +167,8 @@ func (r *leafRotation) rotate(ctx workflow.Context) error {
 	if err := r.report.phase(ctx, "canary"); err != nil {
 		return err
 	}
-	if first := slices.DeleteFunc(canaries(r.spec), func(name string) bool { return !slices.Contains(r.members(), name) }); len(first) > 0 {
+	// No canary could shake hands with a server whose certificate has ended.
+	if first := slices.DeleteFunc(canaries(r.spec), func(name string) bool { return !slices.Contains(r.members(), name) }); len(first) > 0 && !r.Server.Ended {
 		if err := r.clusters(ctx, first); err != nil {
 			return err
 		}

@@ -185,6 +185,9 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 				err = failure.Permanent(failure.Mismatch, "%q has a role of generation %d, and %s was asked for", name, g, in.IntermediatePEM)
 				return
 			}
+			if name == "" {
+				o.serverEnded = false
+			}
 			if o.pki.leaves[name] != g || !in.Since.IsZero() {
 				o.pki.leaves[name] = g
 				out.Changed(procedure.Update, "certificate", "")
@@ -196,11 +199,12 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		return out, change("RestartDeployment", in.Context, func() {})
 	})
 	env.OnActivity(relays.ReadServer, mock.Anything, mock.Anything).Return(func(context.Context, relay.ServerInput) (relay.ServerResult, error) {
-		return relay.ServerResult{Presents: "relay-intermediate-g1", Trusted: []string{"relay-root-g1"}}, change("ReadServer", "", func() {})
+		out := relay.ServerResult{Presents: "relay-intermediate-g1", Trusted: []string{"relay-root-g1"}}
+		return out, change("ReadServer", "", func() { out.Ended = o.serverEnded })
 	})
 	env.OnActivity(relays.CheckPair, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.CheckPairInput) (out relay.CheckPairResult, err error) {
 		err = change("CheckPair", in.Cluster, func() {
-			if o.differs["CheckPair "+in.Cluster] {
+			if o.differs["CheckPair "+in.Cluster] || in.RootsOnly && o.differs["RootsOnly "+in.Cluster] {
 				out.Problems = []string{"the agent does not accept the server"}
 			}
 			out.Presents, out.Trusts = "relay-intermediate-g1", []string{"relay-root-g1"}
@@ -208,7 +212,14 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		return out, err
 	})
 	env.OnActivity(relays.ShakeHands, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.ShakeHandsInput) (out procedure.Outcome, err error) {
-		return out, change("ShakeHands", in.Cluster, func() {})
+		if shaken := change("ShakeHands", in.Cluster, func() {
+			if o.serverEnded {
+				err = failure.Permanent(failure.Unhealthy, "the server's certificate has expired")
+			}
+		}); shaken != nil {
+			return out, shaken
+		}
+		return out, err
 	})
 	env.OnActivity(kubernetes.RecordRotation, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.RecordRotationInput) (out cluster.RecordMemberResult, err error) {
 		err = change("RecordRotation", "", func() {
@@ -746,6 +757,116 @@ func TestRotationsRefuse(t *testing.T) {
 				t.Errorf("something was changed: %q", o.calls)
 			}
 		})
+	}
+}
+
+// A server whose certificate has ended is served first: in no cluster could a
+// fresh handshake be made before.
+func TestRotationsRescueTheServer(t *testing.T) {
+	for _, name := range []string{procedure.RotateLeafCertificates, procedure.RotateIntermediateCA} {
+		o := rotated()
+		o.serverEnded = true
+		env := newRun(t, o)
+		env.ExecuteWorkflow(name, json.RawMessage(`{"mesh":"demo"}`))
+		if err := env.GetWorkflowError(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if missing := inOrder(o.calls, "Reissue mgmt", "Reissue cluster1", "ShakeHands"); missing != "" {
+			t.Errorf("%s: no %q in its place in %q", name, missing, o.calls)
+		}
+	}
+}
+
+// A rotation of leaves is for the clusters that it names, and moves nobody to
+// another intermediate: neither the others nor trust in an intermediate hinder it.
+func TestRotateLeafLooksAtItsOwn(t *testing.T) {
+	o := rotated()
+	o.differs = map[string]bool{"CheckPair cluster2": true, "RootsOnly cluster1": true}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(procedure.RotateLeafCertificates, json.RawMessage(`{"mesh":"demo","clusters":["cluster1"]}`))
+	if err := env.GetWorkflowError(); err != nil {
+		t.Error(err)
+	}
+	if o.count("Reissue cluster1") != 1 {
+		t.Errorf("%q", o.calls)
+	}
+}
+
+// A CA was rotated between the look of a rotation of leaves and its lock.
+func TestRotateLeafLooksAgainWithTheLock(t *testing.T) {
+	o := rotated()
+	o.locked = func(o *outside) {
+		o.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2, Workflow: "default/rotate-intermediate/1"}
+	}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(procedure.RotateLeafCertificates, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.Conflict || !strings.Contains(failure.Message(err), "default/rotate-intermediate/1") {
+		t.Errorf("one that broke off: %v", err)
+	}
+	if o.count("Reissue") > 0 {
+		t.Errorf("something was issued: %q", o.calls)
+	}
+
+	o = rotated()
+	o.locked = func(o *outside) {
+		o.pki.signs = map[int]bool{1: false, 2: true}
+		for name := range o.pki.roles {
+			o.pki.roles[name] = 2
+		}
+	}
+	env = newRun(t, o)
+	env.ExecuteWorkflow(procedure.RotateLeafCertificates, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); err != nil {
+		t.Errorf("one that is over: %v", err)
+	}
+	if err := o.pki.everywhere(2); err != nil {
+		t.Error(err)
+	}
+}
+
+// A member whose Secrets are not there, as one that joins, is parked in whatever
+// direction the rotation goes, and a plan says so.
+func TestRotationsWithAMemberWithoutSecrets(t *testing.T) {
+	missing := failure.Transient(failure.NotReady, "Secret gloo-mesh/relay-client-tls-secret is missing")
+	for _, back := range []bool{false, true} {
+		o := rotated()
+		o.fails["CheckPair cluster2"] = missing
+		input, want := `{"mesh":"demo"}`, 2
+		if back {
+			o.pki.signs[2] = true
+			o.pki.roles["cluster1"], o.pki.leaves["cluster1"] = 2, 2
+			o.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2}
+			input, want = `{"mesh":"demo","rollback":true,"reason":"too late"}`, 1
+		}
+		env := newRun(t, o)
+		parked := false
+		everyMinute(env, func() {
+			if p := query(t, env); p.Person && !parked && strings.Contains(p.Awaiting, "cluster2 parked") {
+				parked = true
+				noting.Lock()
+				delete(o.fails, "CheckPair cluster2")
+				noting.Unlock()
+				update(t, env, procedure.RetryUpdate, `{}`)
+			}
+		})
+		env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(input))
+		if err := env.GetWorkflowError(); err != nil || !parked {
+			t.Errorf("back %t, parked %t: %v", back, parked, err)
+		}
+		if err := o.pki.everywhere(want); err != nil {
+			t.Error(err)
+		}
+	}
+
+	o := rotated()
+	o.fails["CheckPair cluster2"] = missing
+	env := newRun(t, o)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo","plan":true}`))
+	if err := env.GetWorkflowError(); err != nil {
+		t.Errorf("a plan: %v", err)
+	}
+	if c := query(t, env).Clusters; len(c) != 2 || c[0].State == procedure.Failed || c[1].State != procedure.Failed || !strings.Contains(c[1].Detail, "is missing") {
+		t.Errorf("a plan says %+v", c)
 	}
 }
 

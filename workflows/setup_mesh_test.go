@@ -51,6 +51,8 @@ type outside struct {
 	asked    map[int]mesh.CA
 	endsAt   map[int]time.Time
 	rootEnds time.Time
+	// serverEnded: the management server's certificate has.
+	serverEnded bool
 	// csr is what GenerateIntermediateCSR answers, imported what
 	// SetSignedIntermediate was given.
 	csr      string

@@ -40,6 +40,9 @@ type ServerResult struct {
 	Chains        []string `json:"chains"`
 	Trusts        []string `json:"trusts"`
 	AcceptableCAs []string `json:"acceptableCAs,omitempty"`
+	// Ended says that a certificate which it presents has ended, so that no fresh
+	// handshake succeeds until it presents another.
+	Ended bool `json:"ended,omitempty"`
 	// Presents and Trusted are as in CheckPairResult.
 	Presents string   `json:"presents"`
 	Trusted  []string `json:"trusted"`
@@ -80,7 +83,7 @@ func (a *Activities) ReadServer(ctx context.Context, in ServerInput) (ServerResu
 	if err != nil {
 		return ServerResult{}, err
 	}
-	return serverResult(seen), nil
+	return serverResult(seen, time.Now()), nil
 }
 
 // serverUnseen is why it is not known what the server has; nil if it is.
@@ -92,8 +95,8 @@ func serverUnseen(seen check.Management) error {
 	secret := kube.Name("Secret", spec.Management.Namespace, spec.Certificates.Server.SecretName)
 	for _, err := range []error{
 		unread(cluster, secret, seen.Secret.Gap),
-		unreadable(cluster, secret, "tls.crt", seen.Secret.ChainError),
-		unreadable(cluster, secret, "ca.crt", seen.Secret.CAError),
+		unreadable(cluster, secret, "tls.crt", seen.Secret.ChainError, issueIt),
+		unreadable(cluster, secret, "ca.crt", seen.Secret.CAError, issueIt),
 		unread(cluster, kube.Name("Deployment", spec.Management.Namespace, mesh.ServerDeployment), seen.Server.Gap),
 		unread(cluster, "the management server's Pods", seen.Server.PodsGap),
 	} {
@@ -146,11 +149,14 @@ func unread(cluster, object string, gap check.Gap) error {
 	return failure.Transient(failure.Unavailable, "cluster %q: %s could not be read: %s", cluster, object, gap.Detail)
 }
 
-func unreadable(cluster, secret, key, problem string) error {
+// issueIt is what helps where cert-manager's Secret is not as it should be.
+const issueIt = "Have it issued anew: cmctl renew, or delete the Secret"
+
+func unreadable(cluster, secret, key, problem, remedy string) error {
 	if problem == "" {
 		return nil
 	}
-	return failure.Transient(failure.Unhealthy, "cluster %q: %s of %s is not as it should be: %s. Have it issued anew: cmctl renew, or delete the Secret", cluster, key, secret, problem)
+	return failure.Transient(failure.Unhealthy, "cluster %q: %s of %s is not as it should be: %s. %s", cluster, key, secret, problem, remedy)
 }
 
 // notLoaded says which replica has not loaded what is stored, and what to do; it
@@ -220,7 +226,7 @@ func names(subjects [][]byte) []string {
 	return all
 }
 
-func serverResult(seen check.Management) ServerResult {
+func serverResult(seen check.Management, at time.Time) ServerResult {
 	leaf := seen.Secret.Chain[0]
 	result := ServerResult{
 		Leaf:     leafOf(leaf),
@@ -228,6 +234,7 @@ func serverResult(seen check.Management) ServerResult {
 		Trusts:   []string{string(pki.EncodeChain(seen.Secret.CA...))},
 		Presents: leaf.Issuer.CommonName,
 		Trusted:  commonNames(seen.Secret.CA),
+		Ended:    leaf.NotAfter.Before(at),
 	}
 	ready := 0
 	var accepted [][]byte
@@ -241,6 +248,7 @@ func serverResult(seen check.Management) ServerResult {
 			result.Chains = append(result.Chains, chain)
 		}
 		accepted = append(accepted, loaded.AcceptableCAs...)
+		result.Ended = result.Ended || loaded.Chain[0].NotAfter.Before(at)
 	}
 	result.AcceptableCAs = names(others(accepted, seen.Secret.CA))
 	result.Detail = fmt.Sprintf("serial %s until %s, %d replicas", result.Leaf.Serial, pki.Date(leaf.NotAfter), ready)
@@ -277,8 +285,10 @@ type CheckPairResult struct {
 }
 
 // CheckPair reads the public certificates of a cluster's agent and computes
-// whether every handshake would succeed. A failure is a problem in the result;
-// an error is a cluster that could not be looked at.
+// whether every handshake would succeed, once a leaf that has ended is renewed. A
+// failure is a problem in the result; an error is a cluster that could not be
+// looked at, and so is a Secret that is missing, as one that joins has none yet,
+// or that is not as it should be.
 func (a *Activities) CheckPair(ctx context.Context, in CheckPairInput) (CheckPairResult, error) {
 	defer kube.Heartbeating(ctx, "looking")()
 	spec := in.Spec.WithDefaults()
@@ -309,25 +319,15 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 	if seen.Unreachable != "" {
 		return result, unreachable(seen.Cluster.Context, seen.Unreachable)
 	}
-	for _, secret := range []struct {
-		name string
-		gap  check.Gap
-	}{{client, seen.Secret.Gap}, {trustName, trusted.Gap}} {
-		switch {
-		case secret.gap.Reason == check.NotFound:
-			bad("cluster %q: %s is missing. Run the setup again, which makes it", in.Cluster, secret.name)
-		case secret.gap.Open():
-			return result, unread(seen.Cluster.Context, secret.name, secret.gap)
+	for _, err := range []error{
+		unread(in.Cluster, client, seen.Secret.Gap),
+		unread(in.Cluster, trustName, trusted.Gap),
+		unreadable(in.Cluster, client, "tls.crt", seen.Secret.ChainError, issueIt),
+		unreadable(in.Cluster, trustName, "ca.crt", trusted.CAError, "Run the setup again, which writes it"),
+	} {
+		if err != nil {
+			return result, err
 		}
-	}
-	if problem := seen.Secret.ChainError; problem != "" {
-		bad("cluster %q: tls.crt of %s is not as it should be: %s. Have it issued anew (cmctl renew)", in.Cluster, client, problem)
-	}
-	if problem := trusted.CAError; problem != "" {
-		bad("cluster %q: ca.crt of %s is not as it should be: %s. Run the setup again, which writes it", in.Cluster, trustName, problem)
-	}
-	if len(result.Problems) > 0 {
-		return result, nil
 	}
 	result.Leaf = leafOf(seen.Secret.Chain[0])
 	result.Presents = seen.Secret.Chain[0].Issuer.CommonName

@@ -75,6 +75,11 @@ func (a authority) server(t *testing.T) pkitest.Pair {
 	return a.intermediate.Leaf(t, []string{"*.gloo-mesh"}, lasting)
 }
 
+// ended makes a certificate that was good until an hour ago.
+func ended(c *x509.Certificate) {
+	c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
+}
+
 func (a authority) client(t *testing.T) pkitest.Pair {
 	return a.intermediate.Leaf(t, []string{"cluster1"}, lasting)
 }
@@ -259,6 +264,20 @@ func TestReadServer(t *testing.T) {
 		t.Error(err)
 	}
 
+	if seen.Ended {
+		t.Error("a certificate that has not ended has")
+	}
+	over := a.intermediate.Leaf(t, []string{"*.gloo-mesh"}, ended)
+	w.load(1, over, a.intermediate, a.root)
+	if seen, err = w.read(false); err != nil || !seen.Ended {
+		t.Errorf("what a replica has loaded has ended: %+v, %v", seen, err)
+	}
+	w.load(1, a.server(t), a.intermediate, a.root)
+	w.store(serverSecret, over, a.intermediate, a.root)
+	if seen, err = w.read(false); err != nil || !seen.Ended {
+		t.Errorf("what is stored has ended: %+v, %v", seen, err)
+	}
+
 	// One replica has not loaded what is stored now, and has another trust.
 	other := newAuthority(t, "of another mesh")
 	stored := a.next(t).server(t)
@@ -419,11 +438,10 @@ func TestCheckPair(t *testing.T) {
 			in.Spec.Workloads[0].Agent.Trust = mesh.TrustOwn
 			w.trust(other.root)
 		}, nil},
-		{"no certificate", func(w *pairing, _ *CheckPairInput) {
-			w.put("/api/v1/namespaces/gloo-mesh/secrets/"+clientSecret, nil)
-		}, []string{"Secret gloo-mesh/relay-client-tls-secret is missing"}},
-		{"no trust", func(w *pairing, _ *CheckPairInput) { w.secret(mesh.RootSecretName, nil) },
-			[]string{"ca.crt of Secret gloo-mesh/relay-root-tls-secret"}},
+		{"certificates that have ended", func(w *pairing, in *CheckPairInput) {
+			w.store(clientSecret, a.intermediate.Leaf(t, []string{"cluster1"}, ended), a.intermediate, a.root)
+			in.Server.Chains = []string{pem(a.intermediate.Leaf(t, []string{"*.gloo-mesh"}, ended), a.intermediate)}
+		}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newPairing(t, a)
@@ -449,6 +467,39 @@ func TestCheckPair(t *testing.T) {
 			if len(c.want) == 0 && (seen.Presents != "relay intermediate g1" || len(seen.Trusts) != 1 || seen.Leaf.Serial == "") {
 				t.Errorf("%+v", seen)
 			}
+		})
+	}
+}
+
+// What a member itself has not, or not as it should be, is no handshake that
+// would fail.
+func TestCheckPairLooksAtNothing(t *testing.T) {
+	a := newAuthority(t, "g1")
+	for _, c := range []struct {
+		name  string
+		spoil func(*pairing)
+		kind  failure.Kind
+		words string
+	}{
+		{"no certificate", func(w *pairing) { w.put("/api/v1/namespaces/gloo-mesh/secrets/"+clientSecret, nil) },
+			failure.NotReady, "Secret gloo-mesh/relay-client-tls-secret is missing"},
+		{"an empty one", func(w *pairing) { w.secret(clientSecret, nil) },
+			failure.Unhealthy, "tls.crt of Secret gloo-mesh/relay-client-tls-secret"},
+		{"no trust", func(w *pairing) { w.put("/api/v1/namespaces/gloo-mesh/secrets/"+mesh.RootSecretName, nil) },
+			failure.NotReady, "Secret gloo-mesh/relay-root-tls-secret is missing"},
+		{"an empty one", func(w *pairing) { w.secret(mesh.RootSecretName, nil) },
+			failure.Unhealthy, "ca.crt of Secret gloo-mesh/relay-root-tls-secret"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newPairing(t, a)
+			server, err := w.read(false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.spoil(w)
+			var act *Activities
+			_, err = call[CheckPairResult](w, act.CheckPair, CheckPairInput{Spec: w.spec.Only("cluster1"), Cluster: "cluster1", Server: server})
+			fails(t, err, c.kind, c.words)
 		})
 	}
 }

@@ -122,6 +122,8 @@ func decideLeaves(s State, percent int) Decision {
 	switch {
 	case d.Due && s.Busy != "":
 		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: %s is at work on the mesh's certificates", some(d.Members), s.Busy)
+	case d.Due && s.Begun != "": // of which people are told with the intermediate
+		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: %s and nobody is at work on it; its end brings everybody a new one", some(d.Members), s.Begun)
 	case d.Due:
 		d.Start = true
 		d.Why = fmt.Sprintf("the certificates of %s have no more than %d%% of their life left and were not renewed", some(d.Members), percent)

@@ -126,6 +126,16 @@ func TestDecide(t *testing.T) {
 			change: func(s *State, _ *Policy) { s.Leaves[1].Renewal = noon.Add(-time.Minute) }},
 		{name: "leaves while somebody is at work", kind: KindLeaf, due: true, why: "rotate-intermediate-demo is at work",
 			change: func(s *State, _ *Policy) { s.Leaves[1].NotAfter = noon; s.Busy = "rotate-intermediate-demo" }},
+		{name: "leaves in a rotation nobody is at work on", kind: KindLeaf, due: true, why: "the certificates of a are due, and not begun: RotateIntermediateCA from 1 to 2 has begun and nobody is at work on it",
+			change: func(s *State, _ *Policy) {
+				s.Leaves[1].NotAfter = noon
+				s.Begun = "RotateIntermediateCA from 1 to 2 has begun"
+			}},
+		{name: "of which people are told", kind: KindIntermediate, why: "nobody is at work on it", warning: "Start it again, or take it back",
+			change: func(s *State, _ *Policy) {
+				s.Leaves[1].NotAfter = noon
+				s.Begun = "RotateIntermediateCA from 1 to 2 has begun"
+			}},
 		{name: "leaves outside the windows", kind: KindLeaf, due: true, start: true, why: "not renewed",
 			change: func(s *State, _ *Policy) { s.Leaves[1].NotAfter = noon; s.Opens = noon.Add(oneDay) }},
 		{name: "leaves never by us", kind: KindLeaf, why: "rotation.due.leaf is 0",
@@ -186,7 +196,7 @@ func TestDecideStartsOneAtATime(t *testing.T) {
 			}
 		}
 		started += len(start)
-		if len(start) > 1 || slices.Contains(start, KindRoot) || len(start) > 0 && c[3] || slices.Contains(start, KindIntermediate) && c[4] {
+		if len(start) > 1 || slices.Contains(start, KindRoot) || len(start) > 0 && (c[3] || c[4]) {
 			t.Errorf("%v starts %v", c, start)
 		}
 	}

@@ -39,7 +39,8 @@ var (
 // any combination of what either may present and trust. It computes what
 // crypto/tls does, but for names and usages: they do not change when a CA is
 // rotated, and a throwaway certificate that shows what Vault would return has
-// neither.
+// neither. Nor does it mind that a leaf has ended: nobody accepts that one any
+// more, whatever is done, and to be given another is what its owner needs.
 func Broken(server Side, agents []Side, at time.Time) []Pair {
 	var broken []Pair
 	for _, agent := range agents {
@@ -74,7 +75,7 @@ func refused(presenter, verifier Side, at time.Time, part int) []Pair {
 			if part == asClient && !offered(pair.Chain, pair.Trust) {
 				pair.Problem = errNotOffered
 			} else {
-				pair.Problem = pki.Peer{Trust: pair.Trust, Usage: x509.ExtKeyUsageAny, At: at}.Verify(pair.Chain)
+				pair.Problem = pki.Peer{Trust: pair.Trust, Usage: x509.ExtKeyUsageAny, At: inLife(pair.Chain[0], at)}.Verify(pair.Chain)
 			}
 			if pair.Problem != nil {
 				broken = append(broken, pair)
@@ -82,6 +83,16 @@ func refused(presenter, verifier Side, at time.Time, part int) []Pair {
 		}
 	}
 	return broken
+}
+
+// inLife is the time itself, or the end of a leaf that has ended by then. What
+// is above an ended leaf is judged as of its end too: it may be what a rotation
+// replaces, and what is issued from now on is judged by what is in flight.
+func inLife(leaf *x509.Certificate, at time.Time) time.Time {
+	if leaf.NotAfter.Before(at) {
+		return leaf.NotAfter
+	}
+	return at
 }
 
 // offered says that a client with this chain sends it. The server names the

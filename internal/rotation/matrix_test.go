@@ -56,7 +56,6 @@ func (a authorities) presented(t testing.TB) (modes, others map[string][]pkitest
 		}, map[string][]pkitest.Pair{
 			"I4 at pivot":                 {leaf(a.i4), a.i4, a.bridge},
 			"I4 final or pinned":          {leaf(a.i4), a.i4},
-			"the leaf has ended":          {leaf(a.i3, pkitest.Valid(-48*time.Hour, -time.Hour)), a.i3, a.bridge},
 			"a bridge with path length 0": {leaf(a.i3), a.i3, short},
 		}
 }
@@ -201,6 +200,11 @@ func TestBrokenNamesEveryCombination(t *testing.T) {
 	old, final := a.i2.Leaf(t, []string{"x"}), a.i3.Leaf(t, []string{"x"})
 	// What shows what Vault would return has neither name nor usage of ours.
 	throwaway := a.i3.Leaf(t, []string{"throwaway"}, pkitest.Usages(x509.ExtKeyUsageCodeSigning))
+	// A leaf that has ended is judged as if it had not, under a CA that ended with it
+	// too; a CA that has ended is not.
+	over := pkitest.Valid(-48*time.Hour, -time.Hour)
+	i0 := a.r1.Intermediate(t, "relay", over)
+	ended := func(ca pkitest.Pair) []*x509.Certificate { return certs(ca.Leaf(t, []string{"x"}, over), ca) }
 	server := Side{"server", [][]*x509.Certificate{certs(old, a.i2)}, [][]*x509.Certificate{certs(a.r1)}}
 	for _, test := range []struct {
 		name  string
@@ -215,6 +219,12 @@ func TestBrokenNamesEveryCombination(t *testing.T) {
 			[]string{"server to cluster1: x509: certificate signed by unknown authority"}},
 		{"everything", Side{"cluster1", [][]*x509.Certificate{certs(final, a.i3), certs(throwaway, a.i3)}, [][]*x509.Certificate{certs(a.r2), certs(a.i3)}},
 			[]string{"server to cluster1", "server to cluster1", "cluster1 to server", "cluster1 to server"}},
+		{"a leaf that has ended", Side{"cluster1", [][]*x509.Certificate{ended(a.i2)}, [][]*x509.Certificate{certs(a.r1)}}, nil},
+		{"one that has ended with its issuer", Side{"cluster1", [][]*x509.Certificate{ended(i0)}, [][]*x509.Certificate{certs(a.r1)}}, nil},
+		{"one that has ended, of another root", Side{"cluster1", [][]*x509.Certificate{ended(a.i3)}, [][]*x509.Certificate{certs(a.r1)}},
+			[]string{"cluster1 to server: none of the chain's issuers"}},
+		{"an issuer that has ended", Side{"cluster1", [][]*x509.Certificate{certs(i0.Leaf(t, []string{"x"}), i0)}, [][]*x509.Certificate{certs(a.r1)}},
+			[]string{"cluster1 to server: x509: certificate has expired"}},
 		{"no trust known", Side{"cluster1", [][]*x509.Certificate{certs(old, a.i2)}, nil}, []string{"server to cluster1: it is not known to trust"}},
 		{"no chain known", Side{"cluster1", nil, [][]*x509.Certificate{certs(a.r1)}}, []string{"cluster1 to server: it is not known to present"}},
 	} {
