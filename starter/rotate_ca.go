@@ -30,6 +30,11 @@ It asks before it goes beyond the canary, or as rotation.approval says: "relaypk
 approve" lets it go on, "relaypki rollback" takes it back from wherever it is. The
 same command again goes on after a failure, or after the run was lost.
 
+With --delete-old-key the previous intermediate's key is deleted once the rotation
+is over, when you have approved it. To leave it then, abort the run: the rotation
+is over either way. As long as such a key is still to be deleted, the command with
+--delete-old-key asks for that again and begins no rotation; without, it begins one.
+
 The new intermediate is like the previous one but for what --ttl, --key-type and
 --key-bits say; the mesh's record says so too once the rotation is over, and the
 mesh's file should.
@@ -61,7 +66,7 @@ what, and refuses a rotation that would cut anybody off.`,
 			if len(problems) == 0 && in.DeleteOldKey && !plan {
 				if err := c.confirm(cmd, yes, danger{
 					question:    fmt.Sprintf("Have the key of mesh %s's previous intermediate deleted at the end?", in.Mesh),
-					consequence: "It is asked for once more then. Without the key the rotation cannot be taken back.",
+					consequence: "It is asked for once more then. Without its key that intermediate can never be at work again.",
 				}); err != nil {
 					return err
 				}
@@ -77,7 +82,7 @@ what, and refuses a rotation that would cut anybody off.`,
 	cmd.Flags().StringVar(&ttl, "ttl", "", "how long the new intermediate lives (default: as the previous one)")
 	cmd.Flags().StringVar(&in.Intermediate.KeyType, "key-type", "", "its key: rsa or ec (default: as the previous one)")
 	cmd.Flags().IntVar(&in.Intermediate.KeyBits, "key-bits", 0, "its key's size (default: the usual one of its type)")
-	cmd.Flags().BoolVar(&in.DeleteOldKey, "delete-old-key", false, "have the previous intermediate's key deleted at the end, which then has to be approved")
+	cmd.Flags().BoolVar(&in.DeleteOldKey, "delete-old-key", false, "have the previous intermediate's key deleted once the rotation is over, which then has to be approved")
 	yesFlag(cmd, &yes)
 	rotateFlags(cmd, &taskQueue, &detach, &plan)
 	_ = cmd.RegisterFlagCompletionFunc("approval", cobra.FixedCompletions([]string{mesh.ApprovalNone, mesh.ApprovalAfterCanary, mesh.ApprovalEachPhase}, cobra.ShellCompDirectiveNoFileComp))
@@ -223,10 +228,14 @@ func (p paper) rotated(w io.Writer, r procedure.RotateResult, c *cli) {
 		fmt.Fprintf(w, "The rotation of mesh %s was taken back (%s): every certificate is of %s again.\n", r.Mesh, tidy(r.RolledBack), r.From.Name)
 	case r.From.Name != "":
 		fmt.Fprintf(w, "Mesh %s: every certificate is of %s, until %s. %s may not issue any more.\n", r.Mesh, r.To.Name, r.To.NotAfter.UTC().Format("2006-01-02 15:04Z"), r.From.Name)
+	case len(r.Deleted) > 0: // all that an earlier rotation had left to do
 	case r.Changed:
 		fmt.Fprintf(w, "Mesh %s: the certificates are issued anew.\n", r.Mesh)
 	default:
 		fmt.Fprintf(w, "Mesh %s: nothing was to be done.\n", r.Mesh)
+	}
+	if len(r.Deleted) > 0 {
+		fmt.Fprintf(w, "Mesh %s: deleted for good is the key of %s.\n", r.Mesh, strings.Join(r.Deleted, ", "))
 	}
 	fmt.Fprintf(w, "Next: %s\n", c.again("verify", r.Mesh))
 }

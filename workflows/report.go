@@ -3,6 +3,7 @@ package workflows
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"go.temporal.io/sdk/temporal"
@@ -92,6 +93,12 @@ func (r *report) end(ctx workflow.Context, step int, outcome procedure.Outcome, 
 		s.State, s.Detail = procedure.Failed, failure.Message(err)
 	}
 	r.show(ctx)
+}
+
+// busy says that a step or a cluster is under way.
+func (r *report) busy() bool {
+	return slices.ContainsFunc(r.Steps, func(s procedure.Step) bool { return s.State == procedure.Running }) ||
+		slices.ContainsFunc(r.Clusters, func(c procedure.ClusterProgress) bool { return c.State == procedure.Running })
 }
 
 // cluster notes a cluster's state in the parent's table.

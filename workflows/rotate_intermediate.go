@@ -33,11 +33,11 @@ import (
 // are computed with it), canary, server, fleet (roles are moved to it and
 // certificates issued anew), converge (nothing is left of the previous one),
 // retire (which may then no longer issue, and whose last certificate is waited
-// out) and, if that was asked for, delete key.
+// out). With that it is over; if that was asked for, delete key follows.
 //
 // What it is about to do is in the mesh's record before it does it: started
 // again after any crash, or with its history lost, it goes on, and makes no
-// second intermediate. Until the key is deleted it goes back the way it came.
+// second intermediate. Until it is over it goes back the way it came.
 func RotateIntermediateCA(ctx workflow.Context, in procedure.Typed[procedure.RotateIntermediateInput], long *longRotation) (procedure.RotateResult, error) {
 	ctx, abort := workflow.WithCancel(ctx)
 	r := &intermediateRotation{input: in.In, rotating: rotating{in: in.In.MeshInput, mode: procedure.Apply}}
@@ -89,8 +89,10 @@ type intermediateRotation struct {
 	rotating
 	longRotation
 	input procedure.RotateIntermediateInput
-	// turn cancels what is done forward, to go back.
+	// turn cancels what is done forward, to go back; cut says that something was
+	// under way then.
 	turn workflow.CancelFunc
+	cut  bool
 	// signing is for a root that is kept outside Vault.
 	signing *signing
 }
@@ -106,8 +108,14 @@ type longRotation struct {
 	// Phase is the one that is under way; those before it are over.
 	Phase    rotation.Phase `json:"phase"`
 	Approved []string       `json:"approved,omitempty"`
-	// Turned says that it has begun to go back.
-	Turned bool `json:"turned,omitempty"`
+	// Turned says that it has begun to go back, Lands until when what was under way
+	// then may still happen in Vault; zero if nothing was.
+	Turned bool      `json:"turned,omitempty"`
+	Lands  time.Time `json:"lands,omitzero"`
+	// Keyless says that the key of From is gone: it issues nothing any more.
+	Keyless bool `json:"keyless,omitempty"`
+	// Deletions are keys that are to be deleted once the rotation is over.
+	Deletions []procedure.Deletion `json:"deletions,omitempty"`
 }
 
 func (r *intermediateRotation) run(ctx workflow.Context) error {
@@ -199,7 +207,7 @@ func (r *intermediateRotation) forward(ctx workflow.Context) error {
 			return err
 		}
 	}
-	return r.end(ctx)
+	return nil
 }
 
 // preflight looks at all that the rotation relies on; nothing has been changed
@@ -210,6 +218,11 @@ func (r *intermediateRotation) preflight(ctx workflow.Context) (record cluster.M
 	}
 	if record, err = r.read(ctx); err != nil {
 		return record, err
+	}
+	r.Deletions = record.Deletions
+	if r.input.DeleteOldKey && !r.input.Rollback && record.Rotation == nil && len(record.Deletions) > 0 {
+		r.Phase = rotation.PhaseDeleteKey // all that the rotation has left to do
+		return record, nil
 	}
 	r.report.Clusters = pending(ctx, r.spec)
 	r.fleet.follow(r.spec.Rollout)
@@ -317,9 +330,13 @@ func (r *intermediateRotation) wayBack(ctx workflow.Context) error {
 }
 
 // noWayBack says why the previous intermediate cannot serve the mesh once more.
-// It refuses to issue what would outlive it, so each renewal would fail.
+// It issues nothing without its key, and refuses to issue what would outlive it,
+// so each renewal would fail.
 func (r *intermediateRotation) noWayBack(ctx workflow.Context) error {
 	err := rotation.WayBack(r.From.Authority.NotAfter, r.spec.Certificates.LongestLife(), pace(r.spec), workflow.Now(ctx))
+	if r.Keyless {
+		err = errors.New("its key is not in Vault any more")
+	}
 	if err == nil {
 		return nil
 	}
@@ -396,7 +413,7 @@ func (r *intermediateRotation) find(seen vault.SurveyResult) {
 		ca := vault.CAResult{Authority: i.Authority, CertificatePEM: i.CertificatePEM}
 		switch i.Generation {
 		case r.Record.From:
-			r.From = ca
+			r.From, r.Keyless = ca, !i.HasKey
 		case r.Record.To:
 			r.To = ca
 		}
@@ -413,6 +430,10 @@ func (r *intermediateRotation) begin(ctx workflow.Context, before cluster.MeshRe
 	if !reflect.DeepEqual(record.Rotation, before.Rotation) || record.Generations != before.Generations {
 		return failure.Permanent(failure.Conflict, "another rotation of the mesh %q has begun, turned or ended while this one looked around; nothing was changed by this one. Start it again", r.spec.Mesh)
 	}
+	r.Deletions = record.Deletions
+	if r.Phase == rotation.PhaseDeleteKey {
+		return nil // none begins
+	}
 	r.newcomers(ctx)
 	return r.note(ctx, "record the rotation", "Record the rotation that begins")
 }
@@ -428,7 +449,7 @@ func (r *intermediateRotation) note(ctx workflow.Context, name, summary string) 
 func (r *intermediateRotation) recordRotation(ctx workflow.Context, now *procedure.Rotation, generations *procedure.Generations) (procedure.Outcome, error) {
 	out, err := call[cluster.RecordMemberResult](ctx, acting, kubernetes.RecordRotation, cluster.RecordRotationInput{
 		Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
-		Rotation: now, Generations: generations, Quarantined: r.quarantined(), Mode: r.mode,
+		Rotation: now, Generations: generations, Deletions: r.Deletions, Quarantined: r.quarantined(), Mode: r.mode,
 	})
 	return out.Outcome, err
 }
@@ -440,15 +461,23 @@ func (r *intermediateRotation) stage(ctx workflow.Context) error {
 			return err
 		}
 	}
-	// A chain that Vault chooses by itself may change with whatever is imported.
-	if _, err := r.step(ctx, "chain of "+r.From.Authority.Name, "Fix the chain of the intermediate at work", func(ctx workflow.Context) (procedure.Outcome, error) {
-		in := r.intermediate(r.Record.From)
-		ca, err := call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, in)
-		return ca.Outcome, err
-	}); err != nil {
+	if err := r.fixChain(ctx); err != nil {
 		return err
 	}
 	_, err := r.step(ctx, "new intermediate", "Make the intermediate "+vault.IntermediateName(r.Record.To), r.makeIntermediate)
+	return err
+}
+
+// fixChain gives the previous intermediate the chain that it has explicitly: one
+// that Vault chooses by itself may change with whatever is imported.
+func (r *intermediateRotation) fixChain(ctx workflow.Context) error {
+	if r.Keyless { // by hand, the rotation has come further than this
+		return nil
+	}
+	_, err := r.step(ctx, "chain of "+r.From.Authority.Name, "Fix the chain of the intermediate at work", func(ctx workflow.Context) (procedure.Outcome, error) {
+		ca, err := call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, r.intermediate(r.Record.From))
+		return ca.Outcome, err
+	})
 	return err
 }
 
@@ -670,28 +699,34 @@ func (r *intermediateRotation) lagging(ctx workflow.Context) ([]string, error) {
 }
 
 // retire takes the previous intermediate's right to issue, and waits until the
-// last certificate that it has issued has ended.
+// last certificate that it has issued has ended. With that the rotation is over.
 func (r *intermediateRotation) retire(ctx workflow.Context) error {
 	if err := r.use(ctx, r.From, false, r.To); err != nil {
 		return err
 	}
 	if _, err := r.step(ctx, "CRL and tidy", "Have Vault renew its CRLs and tidy away what has expired", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, vaults.ConfigureTidy, vault.TidyInput{Spec: r.spec.Only(""), Mode: r.mode})
-	}); err != nil || !r.mode.Writes() {
+	}); err != nil {
 		return err
 	}
-	if r.Record.Converged.IsZero() {
+	if r.mode.Writes() && r.Record.Converged.IsZero() {
 		r.Record.Converged = workflow.Now(ctx)
 		if err := r.note(ctx, "record the rotation", "Record that nothing is left of the previous intermediate"); err != nil {
 			return err
 		}
 	}
-	return r.waitOut(ctx)
+	if err := r.waitOut(ctx); err != nil {
+		return err
+	}
+	return r.end(ctx)
 }
 
 // waitOut waits for the end of the longest leaf. Whoever knows that no other
 // certificate of the previous intermediate matters may end it.
 func (r *intermediateRotation) waitOut(ctx workflow.Context) error {
+	if !r.mode.Writes() {
+		return nil
+	}
 	until := r.Record.Converged.Add(r.spec.Certificates.LongestLife())
 	r.result.RetiredUntil = until
 	wait := until.Sub(workflow.Now(ctx))
@@ -718,18 +753,54 @@ func (r *intermediateRotation) use(ctx workflow.Context, ca vault.CAResult, sign
 	return err
 }
 
-// deleteKey deletes the previous intermediate's key, for good.
+// deleteKey deletes the previous intermediate's key, for good, and what earlier
+// rotations have left to be deleted. Each stays in the record until that is done,
+// so that another run can finish it.
 func (r *intermediateRotation) deleteKey(ctx workflow.Context) error {
-	_, err := r.step(ctx, "key of "+r.From.Authority.Name, "Delete the key of the intermediate "+r.From.Authority.Name, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, acting, vaults.DeleteKey, vault.DeleteKeyInput{
-			Spec: r.spec.Only(""), IssuerID: r.From.Authority.IssuerID, Name: r.From.Authority.Name, CertificatePEM: r.From.CertificatePEM, Mode: r.mode,
-		})
-	})
-	return err
+	for len(r.Deletions) > 0 {
+		d := r.Deletions[0]
+		name := vault.IntermediateName(d.Generation)
+		if _, err := r.step(ctx, "key of "+name, "Delete the key of the intermediate "+name, func(ctx workflow.Context) (procedure.Outcome, error) {
+			return call[procedure.Outcome](ctx, acting, vaults.DeleteKey, vault.DeleteKeyInput{
+				Spec: r.spec.Only(""), IssuerID: d.IssuerID, Name: name, CertificatePEM: d.CertificatePEM, Mode: r.mode,
+			})
+		}); err != nil {
+			return err
+		}
+		r.Deletions = r.Deletions[1:]
+		if !r.mode.Writes() {
+			continue
+		}
+		r.result.Deleted = append(r.result.Deleted, name)
+		if _, err := r.step(ctx, "record the mesh", "Record that the key is deleted", func(ctx workflow.Context) (procedure.Outcome, error) {
+			out, err := call[cluster.RecordMemberResult](ctx, acting, kubernetes.RecordRotation, cluster.RecordRotationInput{
+				Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Deletions: r.Deletions, Mode: r.mode,
+			})
+			return out.Outcome, err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// end records that the mesh is of the new generation.
+// doomed are the intermediates whose keys are to be deleted, in words.
+func (r *intermediateRotation) doomed() string {
+	names := make([]string, len(r.Deletions))
+	for i, d := range r.Deletions {
+		names[i] = vault.IntermediateName(d.Generation)
+	}
+	return strings.Join(names, ", ")
+}
+
+// end records that the mesh is of the new generation and, if that was asked for,
+// that the previous one's key is to be deleted. From here on it is not taken back:
+// the record would then be of a rotation that is over.
 func (r *intermediateRotation) end(ctx workflow.Context) error {
+	r.Phase = rotation.PhaseDeleteKey
+	if r.input.DeleteOldKey {
+		r.Deletions = append(r.Deletions, procedure.Deletion{Generation: r.Record.From, IssuerID: r.From.Authority.IssuerID, CertificatePEM: r.From.CertificatePEM})
+	}
 	if !r.mode.Writes() {
 		return nil
 	}
@@ -764,21 +835,25 @@ func (r *intermediateRotation) backward(ctx workflow.Context) error {
 		return err
 	}
 	r.result.RolledBack = r.Record.Back
-	if err := r.use(ctx, r.From, true, r.From); err != nil {
-		return err
-	}
-	if err := r.aim(ctx, r.From, r.Record.From); err != nil {
-		return err
-	}
 	if !r.Turned {
 		r.Turned = true
+		if r.cut || r.turn == nil { // what another run was at, nobody knows
+			r.Lands = workflow.Now(ctx).Add(landing)
+		}
 		r.fleet.again(ctx)
 	}
-	if err := r.server(ctx); err != nil {
+	if err := r.giveBack(ctx); err != nil {
 		return err
 	}
-	if err := r.settle(ctx); err != nil {
-		return err
+	// Whoever waits for a new certificate has one by now. What was cut off may have
+	// come after it was looked at, so that all is looked at once more.
+	if !r.Lands.IsZero() {
+		if err := r.fence(ctx); err != nil {
+			return err
+		}
+		if err := r.giveBack(ctx); err != nil {
+			return err
+		}
 	}
 	if err := r.verify(ctx); err != nil {
 		return err
@@ -791,6 +866,33 @@ func (r *intermediateRotation) backward(ctx workflow.Context) error {
 	}
 	notice(ctx, r.report, fmt.Sprintf("taken back (%s): every certificate is of %s again", r.Record.Back, r.From.Authority.Name))
 	return nil
+}
+
+// landing is for how long a request that was cut off may still change something
+// in Vault: it lets none take longer than 90 s (default_max_request_duration).
+const landing = 100 * time.Second
+
+// fence waits until nothing of the way forward can happen in Vault any more.
+func (r *intermediateRotation) fence(ctx workflow.Context) error {
+	r.fleet.await(ctx, "what was cut off in Vault to have happened or not, until "+pki.Date(r.Lands), false)
+	err := workflow.Sleep(ctx, r.Lands.Sub(workflow.Now(ctx)))
+	r.fleet.await(ctx, "", false)
+	return err
+}
+
+// giveBack has the previous intermediate issue again, and everybody have a
+// certificate of it.
+func (r *intermediateRotation) giveBack(ctx workflow.Context) error {
+	if err := r.use(ctx, r.From, true, r.From); err != nil {
+		return err
+	}
+	if err := r.aim(ctx, r.From, r.Record.From); err != nil {
+		return err
+	}
+	if err := r.server(ctx); err != nil {
+		return err
+	}
+	return r.settle(ctx)
 }
 
 // putAway takes the right to issue from the intermediate that was staged, if it
@@ -878,7 +980,11 @@ func (r *intermediateRotation) approval(ctx workflow.Context, phase rotation.Pha
 	if !r.mode.Writes() || !rotation.Asks(how, phase) {
 		return nil
 	}
-	return r.awaitApproval(ctx, string(phase), fmt.Sprintf("approval of %q: %s", phase, rotation.Does(phase)))
+	what := fmt.Sprintf("approval of %q: %s", phase, rotation.Does(phase))
+	if phase == rotation.PhaseDeleteKey {
+		what += fmt.Sprintf(" (%s)", r.doomed())
+	}
+	return r.awaitApproval(ctx, string(phase), what)
 }
 
 func (r *intermediateRotation) awaitApproval(ctx workflow.Context, phase, what string) error {
@@ -886,7 +992,11 @@ func (r *intermediateRotation) awaitApproval(ctx workflow.Context, phase, what s
 		return nil
 	}
 	r.report.Asked = phase
-	text := fmt.Sprintf("%s. Let it begin: relaypki approve %s %s; or take the rotation back: relaypki rollback %[2]s --reason WHY", what, r.spec.Mesh, shell.Join(phase))
+	or := "take the rotation back: relaypki rollback"
+	if r.Phase == rotation.PhaseDeleteKey {
+		or = "leave the key where it is: relaypki abort"
+	}
+	text := fmt.Sprintf("%s. Let it begin: relaypki approve %s %s; or %s %[2]s --reason WHY", what, r.spec.Mesh, shell.Join(phase), or)
 	r.fleet.await(ctx, text, true)
 	notice(ctx, r.report, "waits for "+text)
 	err := workflow.Await(ctx, func() bool { return slices.Contains(r.Approved, phase) })
@@ -952,7 +1062,7 @@ func (r *intermediateRotation) mayRollBack(ctx workflow.Context, in procedure.Ty
 		if r.turn == nil {
 			problems = append(problems, problem("", "nothing has been changed yet; to end the run: relaypki abort %s --reason WHY", r.in.Mesh))
 		} else if err := rotation.MayRollBack(r.Phase); err != nil {
-			problems = append(problems, problem("", "%v", err))
+			problems = append(problems, problem("", "%v. To be rid of the intermediate at work, rotate to a new one: relaypki rotate intermediate %s", err, r.in.Mesh))
 		} else if err := r.noWayBack(ctx); err != nil {
 			problems = append(problems, problem("", "%s", failure.Message(err)))
 		}
@@ -963,6 +1073,7 @@ func (r *intermediateRotation) mayRollBack(ctx workflow.Context, in procedure.Ty
 func (r *intermediateRotation) rollback(_ workflow.Context, in procedure.Typed[procedure.RollbackInput]) (procedure.Standing, error) {
 	if r.Record.Back == "" {
 		r.Record.Back = in.In.Reason
+		r.cut = r.report.busy()
 		r.turn()
 	}
 	return r.fleet.standing()

@@ -3,10 +3,12 @@ package workflows
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -101,7 +103,7 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		out := vault.SurveyResult{Root: vault.CAResult{CertificatePEM: "ROOT", Authority: procedure.Authority{IssuerID: "root", Name: "relay-root-g1", NotAfter: o.rootEnds}}, Roles: map[string]string{}}
 		err := change("Survey", "", func() {
 			for g, signs := range o.pki.signs {
-				state := vault.IntermediateState{Authority: authority(g), CertificatePEM: fmt.Sprintf("CA %d", g), Generation: g, HasKey: true, Signs: signs}
+				state := vault.IntermediateState{Authority: authority(g), CertificatePEM: fmt.Sprintf("CA %d", g), Generation: g, HasKey: !slices.Contains(o.pki.deleted, g), Signs: signs}
 				out.Intermediates = append(out.Intermediates, state)
 				out.Highest = max(out.Highest, g)
 				if g == o.pki.roles[""] {
@@ -130,17 +132,21 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		if !in.Mode.Writes() {
 			return vault.CAResult{}, nil
 		}
+		var noKey error
 		o.asked[in.Generation] = in.CA
 		o.rootMounts = append(o.rootMounts, in.RootMount)
 		if in.ChainPEM != "" {
 			o.imported = in
 		}
 		err := change("SetSignedIntermediate", fmt.Sprint(in.Generation), func() {
+			if slices.Contains(o.pki.deleted, in.Generation) {
+				noKey = failure.Permanent(failure.Conflict, "its key is not in this mount")
+			}
 			if _, there := o.pki.signs[in.Generation]; !there {
 				o.pki.signs[in.Generation] = true
 			}
 		})
-		return vault.CAResult{CertificatePEM: fmt.Sprintf("CA %d", in.Generation), Authority: authority(in.Generation)}, err
+		return vault.CAResult{CertificatePEM: fmt.Sprintf("CA %d", in.Generation), Authority: authority(in.Generation)}, errors.Join(err, noKey)
 	})
 	env.OnActivity(vaults.ProveIssuer, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.ProveIssuerInput) (vault.ProveIssuerResult, error) {
 		return vault.ProveIssuerResult{ChainPEM: "CHAIN"}, change("ProveIssuer", in.IssuerID, func() {})
@@ -166,7 +172,14 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 	})
 	env.OnActivity(vaults.ConfigureTidy, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
 	env.OnActivity(vaults.DeleteKey, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.DeleteKeyInput) (out procedure.Outcome, err error) {
-		return out, change("DeleteKey", in.IssuerID, func() { o.pki.deleted = append(o.pki.deleted, generationOf(in.IssuerID)) })
+		g := generationOf(in.IssuerID)
+		if in.Name != vault.IntermediateName(g) || in.CertificatePEM != fmt.Sprintf("CA %d", g) || o.pki.signs[g] || o.record.Rotation != nil {
+			return out, failure.Permanent(failure.Conflict, "%+v is to be deleted of %s, in %+v", in, o.pki, o.record.Rotation)
+		}
+		return out, change("DeleteKey", in.IssuerID, func() {
+			o.pki.signs[g] = false
+			o.pki.deleted = append(o.pki.deleted, g)
+		})
 	})
 	env.OnActivity(vaults.TakeSnapshot, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.SnapshotInput) (vault.SnapshotResult, error) {
 		return vault.SnapshotResult{Path: "/snapshots/" + in.File}, change("TakeSnapshot", in.File, func() {})
@@ -226,6 +239,9 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 			o.record.Rotation = in.Rotation
 			if in.Generations != nil {
 				o.record.Generations = *in.Generations
+			}
+			if in.Deletions != nil {
+				o.record.Deletions = in.Deletions
 			}
 			if in.Quarantined != nil {
 				o.record.Quarantined = in.Quarantined
@@ -345,19 +361,26 @@ func TestRotateIntermediateGoesOn(t *testing.T) {
 		writes := 0
 		o.calling = func(o *outside, activity, _ string) {
 			switch activity {
-			case "RecordRotation", "SetSignedIntermediate", "MoveRole", "Reissue", "UseIssuer", "RestartDeployment":
+			case "DeleteKey", "RecordRotation", "SetSignedIntermediate", "MoveRole", "Reissue", "UseIssuer", "RestartDeployment":
 				if writes++; writes >= lost {
+					if activity == "DeleteKey" { // of the issuer at least, not of the key
+						delete(o.pki.signs, 1)
+					}
 					o.fails[activity] = failure.Permanent(failure.Unavailable, "the history is lost here")
-					for _, about := range []string{"", "1", "2", "cluster1", "cluster2", "issuer-2", "cluster1 issuer-2", "cluster2 issuer-2", "issuer-1 signs:false"} {
+					for _, about := range []string{"", "1", "2", "cluster1", "cluster2", "issuer-2", "cluster1 issuer-2", "cluster2 issuer-2", "issuer-1", "issuer-1 signs:false"} {
 						o.fails[strings.TrimSpace(activity+" "+about)] = o.fails[activity]
 					}
 				}
 			}
 		}
-		env := newRun(t, o)
-		env.RegisterDelayedCallback(env.CancelWorkflow, 48*time.Hour) // parked for good
-		env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
-		if env.GetWorkflowError() == nil {
+		run := func() error {
+			env := newRun(t, o)
+			whenAsked(t, env, "delete key", procedure.ApproveUpdate, `{"phase":"delete key"}`)
+			env.RegisterDelayedCallback(env.CancelWorkflow, 40*24*time.Hour) // parked for good
+			env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo","deleteOldKey":true}`))
+			return env.GetWorkflowError()
+		}
+		if run() == nil {
 			if lost < 10 {
 				t.Fatalf("only %d writes were seen", lost)
 			}
@@ -365,11 +388,14 @@ func TestRotateIntermediateGoesOn(t *testing.T) {
 		}
 		before := o.pki.String()
 		o.calling, o.fails = nil, map[string]error{}
-		if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+		if err := run(); err != nil {
 			t.Fatalf("lost at write %d (%s): %v", lost, before, err)
 		}
 		if err := o.pki.everywhere(2); err != nil {
 			t.Errorf("lost at write %d (%s): %v", lost, before, err)
+		}
+		if !slices.Contains(o.pki.deleted, 1) || o.record.Rotation != nil || len(o.record.Deletions) > 0 || o.record.Generations.Intermediate != 2 {
+			t.Errorf("lost at write %d (%s): deleted %v, recorded %+v", lost, before, o.pki.deleted, o.record)
 		}
 	}
 }
@@ -418,6 +444,141 @@ func TestRotateIntermediateRollsBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := o.pki.everywhere(next); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// When the deletion of a key is asked for the rotation is over: whoever does not
+// want it aborts, and whoever asks for it again gets no other rotation.
+func TestDeletionOfAKeyThatIsAskedFor(t *testing.T) {
+	o := rotated()
+	const input = `{"mesh":"demo","deleteOldKey":true}`
+	env := newRun(t, o)
+	whenAsked(t, env, "delete key", procedure.AbortUpdate, `{"reason":"let us keep it"}`)
+	asked := ""
+	var refused error
+	everyHour(env, func() {
+		if p := query(t, env); p.Asked == "delete key" && asked == "" {
+			asked = p.Awaiting
+			env.UpdateWorkflow(procedure.RollbackUpdate, "back", &testsuite.TestUpdateCallback{
+				OnReject: func(err error) { refused = err }, OnAccept: func() {}, OnComplete: func(any, error) {},
+			}, json.RawMessage(`{"reason":"we have changed our mind"}`))
+		}
+	})
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(input))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.Aborted {
+		t.Fatalf("it ended with %v", err)
+	}
+	for _, says := range []string{"relay-intermediate-g1", "relaypki approve demo 'delete key'", "leave the key where it is: relaypki abort demo"} {
+		if !strings.Contains(asked, says) {
+			t.Errorf("no %q in %q", says, asked)
+		}
+	}
+	if strings.Contains(asked, "rollback") || refused == nil || !strings.Contains(refused.Error(), "the rotation is over") {
+		t.Errorf("a rollback: offered in %q, refused with %v", asked, refused)
+	}
+	want := []procedure.Deletion{{Generation: 1, IssuerID: "issuer-1", CertificatePEM: "CA 1"}}
+	if o.record.Rotation != nil || o.record.Generations.Intermediate != 2 || len(o.pki.deleted) > 0 || !slices.Equal(o.record.Deletions, want) {
+		t.Errorf("after the abort: recorded %+v, deleted %v", o.record, o.pki.deleted)
+	}
+	if _, err := rotate(t, o, `{"mesh":"demo","rollback":true,"reason":"late"}`); failure.KindOf(err) != failure.InvalidInput {
+		t.Errorf("a rollback of what is over: %v", err)
+	}
+
+	// Without the flag a rotation begins, and forgets no key; with it none does.
+	if _, err := rotate(t, o, `{"mesh":"demo"}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.pki.everywhere(3); err != nil || !slices.Equal(o.record.Deletions, want) || len(o.pki.deleted) > 0 {
+		t.Errorf("%v; recorded %+v, deleted %v", err, o.record, o.pki.deleted)
+	}
+	if planned, err := rotate(t, o, `{"mesh":"demo","deleteOldKey":true,"plan":true}`); err != nil || planned.Changed || len(planned.Steps) != 1 || len(o.record.Deletions) != 1 {
+		t.Errorf("a plan: %+v, %v", planned.Steps, err)
+	}
+	o.calls, o.pki.deleted, o.record.Quarantined = nil, nil, map[string]string{"cluster2": "in repair"}
+	env = newRun(t, o)
+	whenAsked(t, env, "delete key", procedure.ApproveUpdate, `{"phase":"delete key"}`)
+	env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(input))
+	var result procedure.RotateResult
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	} else if err := env.GetWorkflowResult(&result); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.pki.everywhere(3); err != nil || !slices.Equal(o.pki.deleted, []int{1}) || len(o.record.Deletions) > 0 || !slices.Equal(result.Deleted, []string{"relay-intermediate-g1"}) || len(o.record.Quarantined) != 1 {
+		t.Errorf("%v; deleted %v and %v, recorded %+v", err, o.pki.deleted, result.Deleted, o.record)
+	}
+	if o.count("MoveRole")+o.count("Reissue")+o.count("GenerateIntermediateCSR") > 0 {
+		t.Errorf("another rotation: %q", o.calls)
+	}
+}
+
+// Somebody has deleted the previous intermediate's key by hand: the rotation goes
+// forward, and nobody takes it back, whatever is recorded.
+func TestRotationWhosePreviousKeyIsGone(t *testing.T) {
+	for _, back := range []string{"", "asked once"} {
+		o := rotated()
+		o.pki.signs[1], o.pki.signs[2] = false, true
+		o.pki.deleted = []int{1}
+		for name := range o.pki.roles {
+			o.pki.roles[name], o.pki.leaves[name] = 2, 2
+		}
+		o.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2, Back: back}
+		before := *o.record.Rotation
+		_, err := rotate(t, o, `{"mesh":"demo","rollback":true,"reason":"late"}`)
+		if failure.KindOf(err) != failure.Preflight || !strings.Contains(failure.Message(err), "its key is not in Vault any more") || *o.record.Rotation != before {
+			t.Errorf("a rollback: %v, recorded %+v", err, o.record.Rotation)
+		}
+		env := newRun(t, o)
+		var refused error
+		env.RegisterDelayedCallback(func() {
+			env.UpdateWorkflow(procedure.RollbackUpdate, "back", &testsuite.TestUpdateCallback{
+				OnReject: func(err error) { refused = err }, OnAccept: func() {}, OnComplete: func(any, error) {},
+			}, json.RawMessage(`{"reason":"late"}`))
+		}, time.Hour) // while the last certificate is waited out
+		env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+		if err := env.GetWorkflowError(); err != nil || o.record.Rotation != nil || o.record.Generations.Intermediate != 2 {
+			t.Errorf("back %q: %v, recorded %+v", back, err, o.record)
+		}
+		if refused == nil || !strings.Contains(refused.Error(), "its key is not in Vault any more") {
+			t.Errorf("back %q: a rollback in the midst of it: %v", back, refused)
+		}
+	}
+}
+
+// What a rollback cuts off may still happen in Vault, after all was looked at: it
+// is looked at again when it no longer can.
+func TestRollBackOutlastsWhatItCutsOff(t *testing.T) {
+	for call, lands := range map[string]func(scriptedPKI){
+		"UseIssuer issuer-1 signs:false": func(p scriptedPKI) { p.signs[1] = false },
+		"MoveRole cluster2 issuer-2":     func(p scriptedPKI) { p.roles["cluster2"] = 2 },
+		"MoveRole issuer-2":              func(p scriptedPKI) { p.roles[""] = 2 },
+	} {
+		t.Run(call, func(t *testing.T) {
+			o := rotated()
+			env := newRun(t, o)
+			var late func()
+			o.calling = func(o *outside, activity, about string) {
+				if activity+" "+about != call || late != nil {
+					return
+				}
+				o.fails[call] = failure.Transient(failure.Unavailable, "the connection was cut")
+				late = sync.OnceFunc(func() {
+					noting.Lock()
+					defer noting.Unlock()
+					lands(o.pki)
+				})
+				env.RegisterDelayedCallback(func() { update(t, env, procedure.RollbackUpdate, `{"reason":"it is not liked"}`) }, 0)
+				env.RegisterDelayedCallback(late, 89*time.Second)
+			}
+			env.ExecuteWorkflow(procedure.RotateIntermediateCA, json.RawMessage(`{"mesh":"demo"}`))
+			if err := env.GetWorkflowError(); failure.KindOf(err) != failure.RolledBack {
+				t.Fatalf("it ended with %v", err)
+			}
+			late() // at the latest
+			if err := o.pki.everywhere(1); err != nil {
 				t.Error(err)
 			}
 		})
@@ -911,6 +1072,26 @@ func TestSnapshotBeforeTheFirstChange(t *testing.T) {
 func everyMinute(env *testsuite.TestWorkflowEnvironment, do func()) {
 	for i := range 300 {
 		env.RegisterDelayedCallback(do, time.Duration(i+1)*time.Minute)
+	}
+}
+
+// everyHour calls something again and again for as long as a leaf lives at most.
+func everyHour(env *testsuite.TestWorkflowEnvironment, do func()) {
+	for i := range 31 * 24 {
+		env.RegisterDelayedCallback(do, time.Duration(i+1)*time.Hour)
+	}
+}
+
+// whenAsked sends an update when the run asks for the approval of a phase, which
+// may be after the longest leaf.
+func whenAsked(t *testing.T, env *testsuite.TestWorkflowEnvironment, phase, name, input string) {
+	t.Helper()
+	for day := range 39 {
+		env.RegisterDelayedCallback(func() {
+			if query(t, env).Asked == phase {
+				update(t, env, name, input)
+			}
+		}, time.Duration(day+1)*24*time.Hour+time.Minute)
 	}
 }
 

@@ -81,6 +81,8 @@ type MeshRecord struct {
 	Generations procedure.Generations `json:"generations"`
 	// Rotation is the rotation of a CA that is under way; nil if there is none.
 	Rotation *procedure.Rotation `json:"rotation,omitempty"`
+	// Deletions are keys of previous intermediates that are still to be deleted.
+	Deletions []procedure.Deletion `json:"deletions,omitempty"`
 	// Quarantined are members that a rotation has left out because somebody said
 	// so, by name, with the reason; their certificates may be of an earlier CA.
 	Quarantined map[string]string `json:"quarantined,omitempty"`
@@ -116,8 +118,9 @@ type RecordRotationInput struct {
 	Namespace  string `json:"namespace,omitempty"`
 	// Rotation is nil once it has ended.
 	Rotation *procedure.Rotation `json:"rotation,omitempty"`
-	// Generations and Quarantined are left as they are if they are nil.
+	// Generations, Deletions and Quarantined are left as they are if they are nil.
 	Generations *procedure.Generations `json:"generations,omitempty"`
+	Deletions   []procedure.Deletion   `json:"deletions"`
 	Quarantined map[string]string      `json:"quarantined"`
 	Mode        procedure.Mode         `json:"mode"`
 }

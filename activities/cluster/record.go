@@ -61,10 +61,12 @@ type record struct {
 // cas is what a record says of a mesh's CAs.
 type cas struct {
 	procedure.Generations
-	// Rotation is the one that is under way, Quarantined are members that somebody
-	// has left out of one, by name, with the reason.
-	Rotation    *procedure.Rotation `json:"rotation,omitempty"`
-	Quarantined map[string]string   `json:"quarantined,omitempty"`
+	// Rotation is the one that is under way, Deletions are what earlier ones have left
+	// to be deleted, Quarantined are members that somebody has left out of one, by
+	// name, with the reason.
+	Rotation    *procedure.Rotation  `json:"rotation,omitempty"`
+	Deletions   []procedure.Deletion `json:"deletions,omitempty"`
+	Quarantined map[string]string    `json:"quarantined,omitempty"`
 }
 
 // settled says that nobody is being added or removed.
@@ -79,7 +81,7 @@ func (r record) settled() bool {
 
 func (r record) public() MeshRecord {
 	return MeshRecord{Found: r.found, Spec: r.spec, Complete: r.complete && r.settled(), Joining: r.joining, Leaving: r.leaving,
-		Generations: r.cas.generations(), Rotation: r.cas.Rotation, Quarantined: r.cas.Quarantined}
+		Generations: r.cas.generations(), Rotation: r.cas.Rotation, Deletions: r.cas.Deletions, Quarantined: r.cas.Quarantined}
 }
 
 // generations are 1 where nothing has ever been rotated.
@@ -101,6 +103,9 @@ func (r record) rotate(in RecordRotationInput) (record, error) {
 			r.spec.PKI.Intermediate = *was.Intermediate
 		}
 		r.cas.Generations = *in.Generations
+	}
+	if in.Deletions != nil {
+		r.cas.Deletions = in.Deletions
 	}
 	if in.Quarantined != nil {
 		r.cas.Quarantined = in.Quarantined

@@ -116,6 +116,11 @@ func TestRecord(t *testing.T) {
 	if rotated(2).spec.PKI.Intermediate != ca || rotated(1).spec.PKI.Intermediate != done.spec.PKI.Intermediate {
 		t.Error("a rotation that is over, or taken back, is not described by its intermediate")
 	}
+	asked := must(done.rotate(RecordRotationInput{Mesh: "demo", Deletions: []procedure.Deletion{{Generation: 1}}}))
+	during := must(asked.rotate(RecordRotationInput{Mesh: "demo", Rotation: &procedure.Rotation{From: 2, To: 3}}))
+	if gone := must(during.rotate(RecordRotationInput{Mesh: "demo", Deletions: []procedure.Deletion{}})); len(during.public().Deletions) != 1 || len(gone.public().Deletions) != 0 {
+		t.Errorf("to be deleted is %+v, and then %+v", during.public().Deletions, gone.public().Deletions)
+	}
 	// None of it changes the record that it came from.
 	want("the first", done, "a b", true)
 	want("the second", joining, "a b c", false)

@@ -146,6 +146,9 @@ func (s session) setUsage(ctx context.Context, in UseIssuerInput, relay relayMou
 	if in.Signs && i.KeyID == "" {
 		return failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s cannot issue again: its key is not in this mount any more", s.vault, relay.mount, i)
 	}
+	if i.KeyID == "" {
+		return nil // it is there to be read, and issues nothing
+	}
 	want := i.usage(in.Signs)
 	if slices.Equal(set(want), set(i.usages())) {
 		return nil

@@ -696,8 +696,14 @@ func TestDeleteKey(t *testing.T) {
 		t.Errorf("cluster1 cannot sign any more: %v", err)
 	}
 	w.operating()
-	if _, err := w.UseIssuer(ctx, vault.UseIssuerInput{Spec: w.spec, IssuerID: w.data(t, "pki_relay/issuer/relay-intermediate-g1")["issuer_id"].(string), Signs: true, Mode: procedure.Apply}); failure.KindOf(err) != failure.Conflict {
+	keyless := vault.UseIssuerInput{Spec: w.spec, IssuerID: w.data(t, "pki_relay/issuer/relay-intermediate-g1")["issuer_id"].(string), Signs: true, Mode: procedure.Apply}
+	if _, err := w.UseIssuer(ctx, keyless); failure.KindOf(err) != failure.Conflict {
 		t.Errorf("one without its key is to issue again: %v", err)
+	}
+	// A rotation that goes on after its key was deleted by hand.
+	keyless.Signs, keyless.Default = false, second
+	if out, err := w.UseIssuer(ctx, keyless); err != nil || len(out.Changes) > 0 {
+		t.Errorf("one without its key is taken out of use: %v, %v", out.Changes, err)
 	}
 
 	for n := 1; n <= total; n++ {

@@ -73,8 +73,9 @@ type RotateIntermediateInput struct {
 	// Intermediate is what the new intermediate is to be like where it is not to be
 	// like the one at work. The mesh's spec says so once the rotation is over.
 	Intermediate mesh.CA `json:"intermediate,omitzero"`
-	// DeleteOldKey has the previous intermediate's key deleted at the end, which
-	// has to be approved then.
+	// DeleteOldKey has the previous intermediate's key deleted once the rotation is
+	// over, which has to be approved then. Where the mesh is in no rotation, and one
+	// before has left a key to be deleted, that is done, and no rotation is begun.
 	DeleteOldKey bool `json:"deleteOldKey,omitempty"`
 }
 
@@ -106,7 +107,9 @@ type RotateResult struct {
 	Matrix []PhaseView `json:"matrix,omitempty"`
 	Steps  []Step      `json:"steps,omitempty"`
 	// RetiredUntil is when the last certificate of the previous intermediate ends.
-	RetiredUntil time.Time     `json:"retiredUntil,omitzero"`
+	RetiredUntil time.Time `json:"retiredUntil,omitzero"`
+	// Deleted are the intermediates whose keys were deleted.
+	Deleted      []string      `json:"deleted,omitempty"`
 	Verification *VerifyResult `json:"verification,omitempty"`
 }
 
@@ -138,6 +141,16 @@ type Rotation struct {
 	// Converged is when the last certificate of the previous intermediate was
 	// replaced; zero before.
 	Converged time.Time `json:"converged,omitzero"`
+}
+
+// Deletion is a previous intermediate whose key is still to be deleted, as was
+// asked for with the rotation that replaced it. The record has it from the end of
+// that rotation until it is done: in the midst of it Vault has no certificate that
+// could be brought back.
+type Deletion struct {
+	Generation     int    `json:"generation"`
+	IssuerID       string `json:"issuerId"`
+	CertificatePEM string `json:"certificatePEM"`
 }
 
 // Generations are those that a mesh's CAs are of, as its record says. Of a

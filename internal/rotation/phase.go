@@ -33,7 +33,7 @@ var phases = []struct {
 	{PhaseFleet, "all other certificates are issued by it"},
 	{PhaseConverge, "nothing is left of the previous intermediate, as is proven"},
 	{PhaseRetire, "the previous intermediate may no longer issue, and its last certificate is waited out"},
-	{PhaseDeleteKey, "the previous intermediate's key is deleted, for good"},
+	{PhaseDeleteKey, "the rotation is over; the previous intermediate's key is deleted, for good"},
 }
 
 func index(p Phase) int {
@@ -73,7 +73,7 @@ func MayRollBack(p Phase) error {
 	case index(p) < 0:
 		return fmt.Errorf("%q is no phase of a rotation", p)
 	case p == PhaseDeleteKey:
-		return errors.New("the previous intermediate's key is being deleted: from there it only goes forward")
+		return errors.New("the rotation is over: from there it only goes forward")
 	}
 	return nil
 }
