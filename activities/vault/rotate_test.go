@@ -572,11 +572,11 @@ func TestMoveRole(t *testing.T) {
 	// Nor does whoever has looked before the rotation point a role back at it.
 	w.settingUp()
 	_, err = w.ConfigureRoles(ctx, vault.ConfigureRolesInput{Spec: w.spec, IssuerID: d.relay.Authority.IssuerID, Mode: procedure.Apply})
-	wantFailure(t, err, failure.Conflict, "a rotation has replaced it meanwhile", "Start the procedure again")
+	wantFailure(t, err, failure.Conflict, "a rotation has replaced it", "relaypki rotate intermediate MESH", "start the procedure again")
 	in := w.accessInput("cluster1")
 	in.IssuerID = d.relay.Authority.IssuerID
 	_, err = w.EnableClusterAccess(ctx, in)
-	wantFailure(t, err, failure.Conflict, "relay-client-cluster1", "a rotation has replaced it meanwhile")
+	wantFailure(t, err, failure.Conflict, "relay-client-cluster1", "a rotation has replaced it")
 	if found := w.survey(t); found.Active.Generation != 2 || found.Roles["relay-client-cluster1"] != id {
 		t.Errorf("found %+v", found)
 	}

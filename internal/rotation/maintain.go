@@ -124,6 +124,8 @@ func decideLeaves(s State, percent int) Decision {
 		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: %s is at work on the mesh's certificates", some(d.Members), s.Busy)
 	case d.Due && s.Begun != "": // of which people are told with the intermediate
 		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: %s and nobody is at work on it; its end brings everybody a new one", some(d.Members), s.Begun)
+	case d.Due && s.outlived(d.Members):
+		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: the intermediate %s ends on %s, before new ones would, and issues none; it has to be rotated", some(d.Members), s.Intermediate.Name, day(s.Intermediate.NotAfter))
 	case d.Due:
 		d.Start = true
 		d.Why = fmt.Sprintf("the certificates of %s have no more than %d%% of their life left and were not renewed", some(d.Members), percent)
@@ -142,6 +144,14 @@ func decideLeaves(s State, percent int) Decision {
 		d.About = overdue
 	}
 	return d
+}
+
+// outlived says that the intermediate would end before certificates of those
+// members that are issued now: Vault then refuses to issue them.
+func (s State) outlived(members []string) bool {
+	return slices.ContainsFunc(s.Leaves, func(l Life) bool {
+		return slices.Contains(members, l.Name) && s.Intermediate.NotAfter.Before(s.Now.Add(l.NotAfter.Sub(l.NotBefore)))
+	})
 }
 
 func decideIntermediate(s State, percent int, leaves bool) Decision {

@@ -32,6 +32,13 @@ func (l *Life) endsIn(d time.Duration) {
 	l.NotAfter, l.LatestStart = noon.Add(d), noon.Add(d-10*oneDay)
 }
 
+// dying is an intermediate with less to live than a leaf, and one of those that is
+// about to end.
+func dying(s *State) {
+	s.Intermediate.endsIn(23 * time.Hour)
+	s.Leaves[1].NotBefore, s.Leaves[1].NotAfter, s.Leaves[1].LatestStart = noon.Add(-23*time.Hour-55*time.Minute), noon.Add(5*time.Minute), noon.Add(-time.Minute)
+}
+
 func TestDecide(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -51,6 +58,10 @@ func TestDecide(t *testing.T) {
 			change: func(s *State, p *Policy) { s.Intermediate.endsIn(100 * oneDay); p.Intermediate = 0 }},
 		{name: "never by itself, and too late", kind: KindIntermediate, late: true, why: "rotation.due.intermediate is 0", warning: "the rotation of the intermediate I1 had to begin by",
 			change: func(s *State, p *Policy) { s.Intermediate.endsIn(5 * oneDay); p.Intermediate = 0 }},
+		{name: "leaves that the intermediate cannot issue any more", kind: KindLeaf, due: true, late: true, why: "the intermediate I1 ends on 2026-03-02 11:00Z, before new ones would",
+			change: func(s *State, _ *Policy) { dying(s) }},
+		{name: "and so it goes first", kind: KindIntermediate, due: true, start: true, late: true, why: "I1 has 0% of its life left", warning: "had to begin by",
+			change: func(s *State, _ *Policy) { dying(s) }},
 		{name: "somebody is at work", kind: KindIntermediate, due: true, why: "setup-demo is at work on the mesh's CAs",
 			change: func(s *State, _ *Policy) { s.Intermediate.endsIn(200 * oneDay); s.Busy = "setup-demo" }},
 		{name: "a rotation is at work", kind: KindIntermediate, due: true, why: "rotate-intermediate-demo is at work on it",
