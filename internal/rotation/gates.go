@@ -110,7 +110,7 @@ const (
 
 // anchor is what the step adds or drops.
 func (k StepKind) anchor() Roots {
-	return map[StepKind]Roots{AddNew: NewRoot, DropNew: NewRoot, AddOld: OldRoot, DropOld: OldRoot, AddItself: Itself, DropItself: Itself}[k]
+	return [Rejoin + 1]Roots{AddNew: NewRoot, DropNew: NewRoot, AddOld: OldRoot, DropOld: OldRoot, AddItself: Itself, DropItself: Itself}[k]
 }
 
 func (s Step) String() string {
