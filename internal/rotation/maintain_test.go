@@ -60,7 +60,7 @@ func TestDecide(t *testing.T) {
 			change: func(s *State, p *Policy) { s.Intermediate.endsIn(5 * oneDay); p.Intermediate = 0 }},
 		{name: "leaves that the intermediate cannot issue any more", kind: KindLeaf, due: true, late: true, why: "the intermediate I1 ends on 2026-03-02 11:00Z, before new ones would",
 			change: func(s *State, _ *Policy) { dying(s) }},
-		{name: "and so it goes first", kind: KindIntermediate, due: true, start: true, late: true, why: "I1 has 0% of its life left", warning: "had to begin by",
+		{name: "and so it goes first", kind: KindIntermediate, due: true, start: true, late: true, why: "of its life left, until 2026-03-02 11:00Z; due", warning: "had to begin by",
 			change: func(s *State, _ *Policy) { dying(s) }},
 		{name: "somebody is at work", kind: KindIntermediate, due: true, why: "setup-demo is at work on the mesh's CAs",
 			change: func(s *State, _ *Policy) { s.Intermediate.endsIn(200 * oneDay); s.Busy = "setup-demo" }},
