@@ -110,7 +110,7 @@ func (w *world) finished(t *testing.T, to string) {
 		t.Errorf("the plan after it says:\n%s", out)
 	}
 	r := rotating{w, w.temporal(t)}
-	w.command(t, 0, "rotate", "intermediate", "demo", "--detach")
+	r.begin(t)
 	if result := r.finish(t); result.To.Name != to {
 		t.Errorf("it went to %s, not to %s", result.To.Name, to)
 	}
