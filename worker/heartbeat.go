@@ -58,11 +58,14 @@ type pulse struct {
 	details []any
 }
 
+// RecordHeartbeat gives the SDK a context that is never canceled: it keeps that of
+// one heartbeat for those that it holds back, and with a canceled one it would send
+// none any more.
 func (p *pulse) RecordHeartbeat(ctx context.Context, details ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.details = withoutSecrets(details)
-	p.Next.RecordHeartbeat(ctx, p.details...)
+	p.Next.RecordHeartbeat(context.WithoutCancel(ctx), p.details...)
 }
 
 // withoutSecrets goes over the texts among the details: what is waited for, in

@@ -84,6 +84,26 @@ func TestHeartbeatsGoOn(t *testing.T) {
 	}
 }
 
+// kept is an SDK that keeps a heartbeat's context for later ones.
+type kept struct {
+	interceptor.ActivityOutboundInterceptorBase
+	ctx context.Context
+}
+
+func (k *kept) RecordHeartbeat(ctx context.Context, _ ...any) { k.ctx = ctx }
+
+// What is held back can be sent also once the activity is canceled.
+func TestHeartbeatsAreNotCanceled(t *testing.T) {
+	sdk := &kept{}
+	p := &pulse{ActivityOutboundInterceptorBase: interceptor.ActivityOutboundInterceptorBase{Next: sdk}}
+	ctx, cancel := context.WithCancel(t.Context())
+	p.RecordHeartbeat(ctx, "at work")
+	cancel()
+	if sdk.ctx == nil || sdk.ctx.Err() != nil {
+		t.Error("the SDK cannot send what it has held back")
+	}
+}
+
 // A canceled activity that is still at work is heard until it ends, without the
 // secrets of whoever it quotes.
 func TestHeartbeatsGoOnAfterCancellation(t *testing.T) {
