@@ -212,13 +212,21 @@ func TestPlanWithAnOfflineRoot(t *testing.T) {
 	t.Errorf("the plan does not say that a CSR is published and waited for: %+v", result.Steps)
 }
 
+// rotatedUnder is a mesh under a root that is kept outside Vault, and the CSR of its
+// next intermediate.
+func rotatedUnder(t *testing.T, root pkitest.Pair) (*outside, *x509.CertificateRequest) {
+	t.Helper()
+	csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
+	o := rotated()
+	o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+	return o, csr
+}
+
 // A rotation under a root outside Vault waits in the same way.
 func TestRotationWithAnOfflineRoot(t *testing.T) {
 	root := pkitest.Root(t, "Example Root")
-	csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
+	o, csr := rotatedUnder(t, root)
 	good := root.SignCSR(t, csr)
-	o := rotated()
-	o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
 	env := newRun(t, o)
 	env.SetStartTime(pkitest.Now)
 	told := listening(env)
@@ -251,9 +259,7 @@ func TestRotationWithAnOfflineRoot(t *testing.T) {
 // any more: an answer that comes all the same is refused, and not taken in vain.
 func TestRollBackWhileASignatureIsAwaited(t *testing.T) {
 	root := pkitest.Root(t, "Example Root")
-	csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
-	o := rotated()
-	o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+	o, csr := rotatedUnder(t, root)
 	env := newRun(t, o)
 	env.SetStartTime(pkitest.Now)
 	listening(env)
@@ -290,9 +296,7 @@ func TestMemberLeavesWhileASignatureIsAwaited(t *testing.T) {
 	for _, name := range []string{"cluster1", "cluster2"} {
 		t.Run(name, func(t *testing.T) {
 			root := pkitest.Root(t, "Example Root")
-			csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
-			o := rotated()
-			o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+			o, csr := rotatedUnder(t, root)
 			env := newRun(t, o)
 			env.SetStartTime(pkitest.Now)
 			listening(env)
@@ -348,9 +352,7 @@ func TestUnfitOfflineRoot(t *testing.T) {
 func TestRotationUnderAnOfflineRootThatEnds(t *testing.T) {
 	for left, refused := range map[time.Duration]bool{8*24*time.Hour - time.Minute: true, 9 * 24 * time.Hour: false} {
 		root := pkitest.Root(t, "Example Root", pkitest.Valid(-99999*time.Hour, left))
-		csr, csrPEM := pkitest.CSR(t, pkitest.Key(t), relaySubject)
-		o := rotated()
-		o.record.Spec.PKI.Root, o.csr = offlineMesh(root).PKI.Root, csrPEM
+		o, csr := rotatedUnder(t, root)
 		env := newRun(t, o)
 		env.SetStartTime(pkitest.Now)
 		listening(env)

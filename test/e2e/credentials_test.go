@@ -59,6 +59,20 @@ func (h *webhook) told() []string {
 	return append([]string(nil), h.texts...)
 }
 
+// startTellingWorker starts the worker of the lab's site, which tells a webhook.
+func (w *world) startTellingWorker(t *testing.T) (*worker, *webhook) {
+	t.Helper()
+	hook := &webhook{}
+	server := httptest.NewServer(hook)
+	t.Cleanup(server.Close)
+	config, err := site.Load(filepath.Join(w.dir, "worker", "site.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Notify = []site.Webhook{{Name: "ops", URL: server.URL}}
+	return w.startWorkerAt(t, filepath.Join(repository, "bin", "relaypki-worker"), config), hook
+}
+
 // A mesh goes through every method of credential, one after the other, and what
 // expires of each is spoilt and put right by the schedule's RefreshCredentials,
 // which is proven by a renewal of the leaf.

@@ -3,7 +3,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,7 +13,6 @@ import (
 	"go.temporal.io/api/serviceerror"
 
 	"github.com/relaypki/relaypki/internal/procedure"
-	"github.com/relaypki/relaypki/internal/site"
 )
 
 // An intermediate of a short life is due by the mesh's policy: the schedule's
@@ -22,15 +20,7 @@ import (
 // rotation fails of the same, however often it is started, they are told so once.
 func TestIntermediateIsRotatedWhenItIsDue(t *testing.T) {
 	w := labWorld(t, "cluster1")
-	hook := &webhook{}
-	server := httptest.NewServer(hook)
-	t.Cleanup(server.Close)
-	config, err := site.Load(filepath.Join(w.dir, "worker", "site.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.Notify = []site.Webhook{{Name: "ops", URL: server.URL}}
-	w.startWorkerAt(t, filepath.Join(repository, "bin", "relaypki-worker"), config)
+	_, hook := w.startTellingWorker(t)
 	input := filepath.Join(t.TempDir(), "mesh.yaml")
 	// Of 4 h, 98 % are left after 4 minutes; Vault dates what it issues back by half
 	// a minute.

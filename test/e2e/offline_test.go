@@ -7,7 +7,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +21,6 @@ import (
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/pki/pkitest"
 	"github.com/relaypki/relaypki/internal/procedure"
-	"github.com/relaypki/relaypki/internal/site"
 )
 
 // lives is a lifetime by the clock.
@@ -56,15 +54,7 @@ func (f files) certificates(t *testing.T, name string, list ...*x509.Certificate
 // rotated, in the same way.
 func TestOfflineRoot(t *testing.T) {
 	w := labWorld(t, "cluster1", "cluster2")
-	hook := &webhook{}
-	server := httptest.NewServer(hook)
-	t.Cleanup(server.Close)
-	config, err := site.Load(filepath.Join(w.dir, "worker", "site.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.Notify = []site.Webhook{{Name: "ops", URL: server.URL}}
-	worker := w.startWorkerAt(t, filepath.Join(repository, "bin", "relaypki-worker"), config)
+	worker, hook := w.startTellingWorker(t)
 	f := files{t.TempDir()}
 	write := func(name, text string) string { t.Helper(); return f.write(t, name, text) }
 	certificates := func(name string, list ...*x509.Certificate) string {
