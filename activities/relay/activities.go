@@ -58,8 +58,8 @@ func (a *Activities) VerifyManagement(ctx context.Context, in VerifyManagementIn
 	return VerifyManagementResult{Findings: findings}, err
 }
 
-// lookUntil looks until every server answers, or until the end: what is then
-// still away is what was found.
+// lookUntil looks until nothing fails that may pass by itself, or until the end:
+// what then still fails is what was found.
 func lookUntil(ctx context.Context, end time.Time, look func() ([]check.Finding, error)) ([]check.Finding, error) {
 	for {
 		findings, err := look()
@@ -69,7 +69,7 @@ func lookUntil(ctx context.Context, end time.Time, look func() ([]check.Finding,
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if !check.Away(findings) || !time.Now().Before(end) {
+		if !check.Transient(findings) || !time.Now().Before(end) {
 			return findings, nil
 		}
 		select {

@@ -555,9 +555,9 @@ func TestRefusedUnreached(t *testing.T) {
 	fails(t, err, failure.Unavailable, "no connection to its relay port: connection refused")
 }
 
-// A server that does not answer is waited for, and nothing else that fails.
+// What may pass by itself is waited for, and nothing else that fails.
 func TestLookUntil(t *testing.T) {
-	away, bad, good := check.Finding{Status: check.Fail, Away: true}, check.Finding{Status: check.Fail}, check.Finding{Status: check.Pass}
+	away, bad, good := check.Finding{Status: check.Fail, Transient: true}, check.Finding{Status: check.Fail}, check.Finding{Status: check.Pass}
 	for _, test := range []struct {
 		name  string
 		seen  []check.Finding // by look

@@ -343,6 +343,33 @@ func TestSettled(t *testing.T) {
 	}
 }
 
+// What waiting may put right is told from what it cannot.
+func TestTransient(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		harm func(t *testing.T, w *world)
+		want bool
+	}{
+		{"in order", func(*testing.T, *world) {}, false},
+		{"API server down", func(_ *testing.T, w *world) { w.Management.Unreachable = "connection refused" }, true},
+		{"renewed a moment ago", func(t *testing.T, w *world) {
+			w.Secret.Chain[0] = w.relay.Leaf(t, w.spec.Certificates.Server.DNSNames).Cert
+		}, true},
+		{"ca.crt changed a moment ago", func(t *testing.T, w *world) {
+			w.Replicas[0].Loaded.AcceptableCAs = [][]byte{pkitest.Root(t, "another root").Cert.RawSubject}
+		}, true},
+		{"not registered", func(_ *testing.T, w *world) { w.Registered = nil }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := healthy(t)
+			test.harm(t, w)
+			if got := check.Transient(w.Management.Findings(w.now)); got != test.want {
+				t.Errorf("transient: %t, want %t", got, test.want)
+			}
+		})
+	}
+}
+
 func TestWorkload(t *testing.T) {
 	other := pkitest.Root(t, "another root")
 	for _, test := range []struct {

@@ -30,8 +30,9 @@ type Finding struct {
 	Message string `json:"message"`
 	// Remedy says what to do, for warn and fail.
 	Remedy string `json:"remedy,omitempty"`
-	// Away: a server did not answer, so nothing was seen. It may be about to.
-	Away bool `json:"away,omitempty"`
+	// Transient: it may pass by itself in a moment. A server did not answer, so that
+	// nothing was seen, or has not loaded yet what has just been stored.
+	Transient bool `json:"transient,omitempty"`
 }
 
 // Healthy is true when nothing failed.
@@ -44,9 +45,9 @@ func Healthy(findings []Finding) bool {
 	return true
 }
 
-// Away says that something failed because a server did not answer.
-func Away(findings []Finding) bool {
-	return slices.ContainsFunc(findings, func(f Finding) bool { return f.Status == Fail && f.Away })
+// Transient says that something failed that may pass by itself in a moment.
+func Transient(findings []Finding) bool {
+	return slices.ContainsFunc(findings, func(f Finding) bool { return f.Status == Fail && f.Transient })
 }
 
 // report collects the findings of one cluster.
@@ -67,10 +68,10 @@ func (r *report) fail(check, object, message, remedy string) {
 	r.add(check, object, Fail, message, remedy)
 }
 
-// away is a failure to look.
-func (r *report) away(check, object, message, remedy string) {
+// transient is a failure that may pass by itself in a moment.
+func (r *report) transient(check, object, message, remedy string) {
 	r.fail(check, object, message, remedy)
-	r.findings[len(r.findings)-1].Away = true
+	r.findings[len(r.findings)-1].Transient = true
 }
 
 func (r *report) add(check, object string, status Status, message, remedy string) {

@@ -39,7 +39,7 @@ func (m Management) Findings(now time.Time) []Finding {
 	spec := m.Spec
 	r := &report{cluster: spec.Management.Context}
 	if m.Unreachable != "" {
-		r.away(ClusterReachable, "", "the API server of "+r.cluster+" does not answer: "+m.Unreachable, "see that the worker's kubeconfig is right and the API server up, then verify again")
+		r.transient(ClusterReachable, "", "the API server of "+r.cluster+" does not answer: "+m.Unreachable, "see that the worker's kubeconfig is right and the API server up, then verify again")
 		r.vault(spec, m.Vault, now)
 		return r.findings
 	}
@@ -86,7 +86,8 @@ func (r *report) loaded(spec mesh.Spec, seen SeenReplica, stored []*x509.Certifi
 	served := seen.Loaded.Chain
 	switch err := servable(served, root, spec.Gloo.Authority, now); {
 	case len(stored) > 0 && !served[0].Equal(stored[0]):
-		r.fail(ServedCertificate, object, fmt.Sprintf("serves serial %s, and the Secret holds %s: the server has not loaded it", pki.Serial(served[0]), pki.Serial(stored[0])), restart)
+		// A renewal may have come a moment ago.
+		r.transient(ServedCertificate, object, fmt.Sprintf("serves serial %s, and the Secret holds %s: the server has not loaded it", pki.Serial(served[0]), pki.Serial(stored[0])), restart)
 	case err != nil:
 		r.fail(ServedCertificate, object, "agents refuse what it serves: "+err.Error(), renewServer)
 	default:
@@ -101,7 +102,7 @@ func (r *report) loaded(spec mesh.Spec, seen SeenReplica, stored []*x509.Certifi
 	case root == nil:
 		r.warn(AcceptableCAs, object, "there is no root to compare with", "see certificate-root")
 	case !contains(seen.Loaded.AcceptableCAs, root.RawSubject):
-		r.fail(AcceptableCAs, object, fmt.Sprintf("it accepts clients of other CAs than %s: its ca.crt is an older one", pki.Name(root)), restart)
+		r.transient(AcceptableCAs, object, fmt.Sprintf("it accepts clients of other CAs than %s: its ca.crt is an older one", pki.Name(root)), restart)
 	default:
 		r.pass(AcceptableCAs, object, "accepts clients under %s", pki.Name(root))
 	}

@@ -33,7 +33,7 @@ func (r *report) vault(spec mesh.Spec, v SeenVault, now time.Time) {
 		r.fail(VaultAvailable, object, fmt.Sprintf("%s at %s is not initialised", object, v.Address), "`vault operator init` there (keep the unseal keys), then run SetupMesh again")
 		return
 	case v.Sealed:
-		r.away(VaultAvailable, object, fmt.Sprintf("%s at %s is sealed: nothing can be issued or renewed", object, v.Address), "`vault operator unseal` there")
+		r.transient(VaultAvailable, object, fmt.Sprintf("%s at %s is sealed: nothing can be issued or renewed", object, v.Address), "`vault operator unseal` there")
 		return
 	case v.LoginError != "":
 		r.fail(VaultAvailable, object, fmt.Sprintf("%s at %s refuses the worker's operate identity: %s", object, v.Address, v.LoginError), "see the identity's login in the site file and deploy/vault/policies/operate.hcl")

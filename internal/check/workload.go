@@ -60,7 +60,7 @@ func (w Workload) HandshakeFindings() []Finding {
 func (w Workload) Findings(now time.Time) []Finding {
 	r := &report{cluster: w.Cluster.Name}
 	if w.Unreachable != "" {
-		r.away(ClusterReachable, "", "the API server of "+w.Cluster.Context+" does not answer: "+w.Unreachable,
+		r.transient(ClusterReachable, "", "the API server of "+w.Cluster.Context+" does not answer: "+w.Unreachable,
 			"see that the worker's kubeconfig is right and the API server up, then verify again; its cert-manager may go on renewing by itself meanwhile")
 		return r.findings
 	}
