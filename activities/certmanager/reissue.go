@@ -32,6 +32,10 @@ type ReissueInput struct {
 	// RootPEM and IntermediatePEM are the CAs that it is to be under.
 	RootPEM         string `json:"rootPEM"`
 	IntermediatePEM string `json:"intermediatePEM"`
+	// BridgePEM is, in a rotation of the root, what is to be above the intermediate
+	// in the chain; empty for none. RootPEM is then what ca.crt is to be: a root, or
+	// the bridge itself.
+	BridgePEM string `json:"bridgePEM,omitempty"`
 	// Since is, in a rotation of leaves, when it began: a certificate that was
 	// requested before is issued anew also if it is of the right CA. Zero: one
 	// of the right CA is left alone.

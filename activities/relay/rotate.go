@@ -26,6 +26,17 @@ type ServerInput struct {
 	Spec mesh.Spec `json:"spec"` // without workloads
 	// Loaded waits until every replica serves what is in the Secret.
 	Loaded bool `json:"loaded,omitempty"`
+	// Lineage is given in a rotation of the root.
+	Lineage *Lineage `json:"lineage,omitempty"`
+}
+
+// Lineage are the CAs of a rotation of the root, in PEM, as rotation.Lineage has
+// them.
+type Lineage struct {
+	OldRootPEM         string `json:"oldRootPEM"`
+	NewRootPEM         string `json:"newRootPEM"`
+	OldIntermediatePEM string `json:"oldIntermediatePEM"`
+	NewIntermediatePEM string `json:"newIntermediatePEM"`
 }
 
 // ServerResult is what the management server presents and trusts: stored in its
@@ -43,6 +54,11 @@ type ServerResult struct {
 	// Ended says that a certificate which it presents has ended, so that no fresh
 	// handshake succeeds until it presents another.
 	Ended bool `json:"ended,omitempty"`
+	// Stored, Loaded and LoadedAnchor are, with a Lineage, what is in the Secret and
+	// what any replica may have loaded, as rotation.Member has it.
+	Stored       rotation.Modes  `json:"stored,omitempty"`
+	Loaded       rotation.Modes  `json:"loaded,omitempty"`
+	LoadedAnchor rotation.Stores `json:"loadedAnchor,omitempty"`
 	// Presents and Trusted are as in CheckPairResult.
 	Presents string   `json:"presents"`
 	Trusted  []string `json:"trusted"`
@@ -268,6 +284,11 @@ type CheckPairInput struct {
 	// InFlight are chains, throwaway leaf first, that Vault may return to either
 	// from now on.
 	InFlight []string `json:"inFlight,omitempty"`
+	// InFlightCAs are what Vault may return as ca.crt with those, in PEM: the
+	// server may trust any of them from now on, and an agent with a trust of its own.
+	InFlightCAs []string `json:"inFlightCAs,omitempty"`
+	// Lineage is given in a rotation of the root.
+	Lineage *Lineage `json:"lineage,omitempty"`
 	// RootsOnly refuses a trust store that holds anything but self-signed roots,
 	// the server's included: without it an intermediate is no trust anchor.
 	RootsOnly bool `json:"rootsOnly,omitempty"`
@@ -282,6 +303,10 @@ type CheckPairResult struct {
 	// the agent's leaf, and of the anchors that it checks the server against.
 	Presents string   `json:"presents"`
 	Trusts   []string `json:"trusts"`
+	// Stored is, with a Lineage, the mode of what is in the agent's Secret, and
+	// Bundle the trust store that is stored for it where it has one of its own.
+	Stored rotation.Modes  `json:"stored,omitempty"`
+	Bundle rotation.Stores `json:"bundle,omitempty"`
 }
 
 // CheckPair reads the public certificates of a cluster's agent and computes

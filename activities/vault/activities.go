@@ -42,6 +42,31 @@ type GenerateRootInput struct {
 	Generation int            `json:"generation"`
 	CA         mesh.CA        `json:"ca"`
 	Mode       procedure.Mode `json:"mode"`
+	// Rotation: it is made beside one that is at work, with the identity operate,
+	// and does not become the mount's default.
+	Rotation bool `json:"rotation,omitempty"`
+}
+
+// BridgeInput asks for the certificate by which the old root vouches for the new
+// one's key, and for all three CAs in the relay mount, without their keys.
+type BridgeInput struct {
+	Spec mesh.Spec `json:"spec"` // without workloads
+	// Generation is the new root's.
+	Generation int `json:"generation"`
+	// OldRoot and NewRoot are as Survey and GenerateRoot gave them, with the ids of
+	// their issuers in the root mount.
+	OldRoot CAResult       `json:"oldRoot"`
+	NewRoot CAResult       `json:"newRoot"`
+	Mode    procedure.Mode `json:"mode"`
+}
+
+// SetChainInput says which CAs Vault returns above an intermediate from now on.
+type SetChainInput struct {
+	Spec     mesh.Spec `json:"spec"` // without workloads
+	IssuerID string    `json:"issuerId"`
+	// AbovePEM are the certificates above it, from below: each is in the relay mount.
+	AbovePEM []string       `json:"abovePEM"`
+	Mode     procedure.Mode `json:"mode"`
 }
 
 // CAResult is a CA in Vault.
@@ -68,6 +93,9 @@ type IntermediateInput struct {
 	// Rotation: it is made beside one that is at work, with the identity operate,
 	// and does not become the mount's default.
 	Rotation bool `json:"rotation,omitempty"`
+	// AbovePEM is, in a rotation of the root, the chain above the new intermediate
+	// from below, where it has none yet: each is in the relay mount.
+	AbovePEM []string `json:"abovePEM,omitempty"`
 	// CSRPEM is the answer of GenerateIntermediateCSR, given to SignIntermediate.
 	CSRPEM string `json:"csrPEM,omitempty"`
 	// ChainPEM is the answer of SignIntermediate, given to SetSignedIntermediate;

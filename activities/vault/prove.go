@@ -23,10 +23,14 @@ import (
 
 // ProveIssuerInput names a new intermediate that nothing uses yet.
 type ProveIssuerInput struct {
-	Spec     mesh.Spec      `json:"spec"` // without workloads
-	IssuerID string         `json:"issuerId"`
-	RootPEM  string         `json:"rootPEM"`
-	Mode     procedure.Mode `json:"mode"`
+	Spec     mesh.Spec `json:"spec"` // without workloads
+	IssuerID string    `json:"issuerId"`
+	// RootPEM is what ca.crt is to be. BridgePEM is, in a rotation of the root, the
+	// certificate that is to be above the intermediate in what members present;
+	// empty for none.
+	RootPEM   string         `json:"rootPEM"`
+	BridgePEM string         `json:"bridgePEM,omitempty"`
+	Mode      procedure.Mode `json:"mode"`
 }
 
 // ProveIssuerResult has the chain that the issuer would have cert-manager store.

@@ -94,8 +94,10 @@ func (s session) moveRole(ctx context.Context, in MoveRoleInput, path, id string
 
 // UseIssuerInput says whether an intermediate may issue.
 type UseIssuerInput struct {
-	Spec     mesh.Spec `json:"spec"` // without workloads
-	IssuerID string    `json:"issuerId"`
+	Spec mesh.Spec `json:"spec"` // without workloads
+	// Root says that the issuer is a root, in the root mount.
+	Root     bool   `json:"root,omitempty"`
+	IssuerID string `json:"issuerId"`
 	// Signs false leaves it what is needed to be read, and for its CRL.
 	Signs bool `json:"signs"`
 	// Default is the issuer that becomes the mount's default, if given. In a look
@@ -183,8 +185,10 @@ func (s session) setDefault(ctx context.Context, in UseIssuerInput, relay *relay
 
 // DeleteKeyInput names an intermediate whose key is to be deleted for good.
 type DeleteKeyInput struct {
-	Spec     mesh.Spec `json:"spec"` // without workloads
-	IssuerID string    `json:"issuerId"`
+	Spec mesh.Spec `json:"spec"` // without workloads
+	// Root says that it is a root, in the root mount.
+	Root     bool   `json:"root,omitempty"`
+	IssuerID string `json:"issuerId"`
 	// Name and CertificatePEM are what stays of it: a call that was interrupted
 	// cannot read them in Vault any more.
 	Name           string         `json:"name"`

@@ -35,9 +35,27 @@ type SurveyResult struct {
 	Roles map[string]string `json:"roles"`
 	// Highest is the highest generation of any intermediate's issuer or key.
 	Highest int `json:"highest"`
+	// Roots are all roots with a name of ours in the root mount, by generation, and
+	// HighestRoot the highest generation of any issuer or key there.
+	Roots       []RootState `json:"roots,omitempty"`
+	HighestRoot int         `json:"highestRoot,omitempty"`
+	// Bridges are certificates in the relay mount of a root's key that another root
+	// has signed.
+	Bridges []CAResult `json:"bridges,omitempty"`
 	// FollowsLatest says that whatever is imported next becomes the default at
 	// once, and with it what roles without an issuer of their own sign with.
 	FollowsLatest bool `json:"followsLatest,omitempty"`
+}
+
+// RootState is a root as it is in the root mount.
+type RootState struct {
+	Authority      procedure.Authority `json:"authority"`
+	CertificatePEM string              `json:"certificatePEM"`
+	Generation     int                 `json:"generation"`
+	// HasKey, Signs and Default are as with an intermediate.
+	HasKey  bool `json:"hasKey"`
+	Signs   bool `json:"signs"`
+	Default bool `json:"default"`
 }
 
 // IntermediateState is an intermediate as it is in Vault.
@@ -51,6 +69,9 @@ type IntermediateState struct {
 	HasKey  bool `json:"hasKey"`
 	Signs   bool `json:"signs"`
 	Default bool `json:"default"`
+	// AbovePEM is the chain above it, from below, that Vault returns by its
+	// manual_chain; nil if it has none of its own.
+	AbovePEM []string `json:"abovePEM,omitempty"`
 }
 
 // Survey reads the CAs of a mesh and the roles that sign with them. A mesh whose

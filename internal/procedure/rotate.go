@@ -15,6 +15,7 @@ import (
 const (
 	RotateLeafCertificates = "RotateLeafCertificates"
 	RotateIntermediateCA   = "RotateIntermediateCA"
+	RotateRootCA           = "RotateRootCA"
 	// RotateCluster is the part of a rotation that is done in one cluster.
 	RotateCluster = "RotateCluster"
 )
@@ -79,6 +80,31 @@ type RotateIntermediateInput struct {
 	DeleteOldKey bool `json:"deleteOldKey,omitempty"`
 }
 
+// RotateRootInput is what RotateRootCA takes. What it does not say is in the
+// mesh's spec, under rotation and rollout.
+type RotateRootInput struct {
+	MeshInput
+	// Plan, Rollback, Reason and Snapshot are as in RotateIntermediateInput.
+	Plan     bool   `json:"plan,omitempty"`
+	Rollback bool   `json:"rollback,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+	Snapshot string `json:"snapshot,omitempty"`
+	// Approval is, if given, taken in place of "eachPhase", which the rotation of a
+	// root asks for whatever the spec says.
+	Approval string `json:"approval,omitempty"`
+	// Root and Intermediate are what the new CAs are to be like where they are not
+	// to be like those at work. The mesh's spec says so once the rotation is over.
+	Root         mesh.CA `json:"root,omitzero"`
+	Intermediate mesh.CA `json:"intermediate,omitzero"`
+	// Consumers is the operator's word that whatever else holds the old root, as the
+	// rotation lists it before it is dropped, may lose it. It is asked for then, if
+	// there is anything that is not ours.
+	Consumers bool `json:"consumers,omitempty"`
+	// DeleteOldKeys has the keys of the previous root and intermediate deleted once
+	// the rotation is over, which has to be approved then.
+	DeleteOldKeys bool `json:"deleteOldKeys,omitempty"`
+}
+
 // RotateLeafInput is what RotateLeafCertificates takes.
 type RotateLeafInput struct {
 	MeshInput
@@ -128,6 +154,18 @@ type Rotation struct {
 	// From and To are generations of the intermediate.
 	From int `json:"from"`
 	To   int `json:"to"`
+	// FromRoot and ToRoot are generations of the root, in a rotation of it.
+	FromRoot int `json:"fromRoot,omitempty"`
+	ToRoot   int `json:"toRoot,omitempty"`
+	// Mode is, in a rotation of the root, the chain that Vault gives by what was done
+	// last, and Next the one that it is about to give; empty before there is any.
+	// Neither is ever applied again: that Vault gives another is how it is noticed
+	// that it has gone back in time.
+	Mode string `json:"mode,omitempty"`
+	Next string `json:"next,omitempty"`
+	// Root is what the new root is like, if that is not what the mesh's spec says of
+	// the one at work.
+	Root *mesh.CA `json:"root,omitempty"`
 	// Intermediate is what the new intermediate is like, if that is not what the
 	// mesh's spec says of the one at work.
 	Intermediate *mesh.CA `json:"intermediate,omitempty"`
@@ -143,11 +181,13 @@ type Rotation struct {
 	Converged time.Time `json:"converged,omitzero"`
 }
 
-// Deletion is a previous intermediate whose key is still to be deleted, as was
+// Deletion is a previous CA whose key is still to be deleted, as was
 // asked for with the rotation that replaced it. The record has it from the end of
 // that rotation until it is done: in the midst of it Vault has no certificate that
 // could be brought back.
 type Deletion struct {
+	// Root says that it is a root.
+	Root           bool   `json:"root,omitempty"`
 	Generation     int    `json:"generation"`
 	IssuerID       string `json:"issuerId"`
 	CertificatePEM string `json:"certificatePEM"`
@@ -169,19 +209,34 @@ func (in MeshInput) Validate() []strict.Problem {
 }
 
 // Validate returns every problem of the input.
+func (in RotateRootInput) Validate() []strict.Problem {
+	problems := rotationProblems(in.MeshInput, in.Approval, in.Rollback, in.Plan, in.Reason)
+	if in.Rollback && (in.Root != (mesh.CA{}) || in.Intermediate != (mesh.CA{})) {
+		problems = append(problems, strict.Problem{Path: "root", Message: "a rollback makes no CA"})
+	}
+	return problems
+}
+
+// Validate returns every problem of the input.
 func (in RotateIntermediateInput) Validate() []strict.Problem {
-	problems := in.MeshInput.Validate()
-	known := []string{"", mesh.ApprovalNone, mesh.ApprovalAfterCanary, mesh.ApprovalEachPhase}
-	if !slices.Contains(known, in.Approval) {
-		problems = append(problems, strict.Problem{Path: "approval", Message: fmt.Sprintf("%q is none of %s", in.Approval, strings.Join(known[1:], ", "))})
-	}
-	if in.Rollback && strings.TrimSpace(in.Reason) == "" {
-		problems = append(problems, strict.Problem{Path: "reason", Message: "is missing; say why the rotation is taken back, for whoever looks at it later"})
-	}
+	problems := rotationProblems(in.MeshInput, in.Approval, in.Rollback, in.Plan, in.Reason)
 	if in.Rollback && in.Intermediate != (mesh.CA{}) {
 		problems = append(problems, strict.Problem{Path: "intermediate", Message: "a rollback makes no intermediate"})
 	}
-	if in.Rollback && in.Plan {
+	return problems
+}
+
+// rotationProblems are those of what the rotations of CAs have in common.
+func rotationProblems(of MeshInput, approval string, rollback, plan bool, reason string) []strict.Problem {
+	problems := of.Validate()
+	known := []string{"", mesh.ApprovalNone, mesh.ApprovalAfterCanary, mesh.ApprovalEachPhase}
+	if !slices.Contains(known, approval) {
+		problems = append(problems, strict.Problem{Path: "approval", Message: fmt.Sprintf("%q is none of %s", approval, strings.Join(known[1:], ", "))})
+	}
+	if rollback && strings.TrimSpace(reason) == "" {
+		problems = append(problems, strict.Problem{Path: "reason", Message: "is missing; say why the rotation is taken back, for whoever looks at it later"})
+	}
+	if rollback && plan {
 		problems = append(problems, strict.Problem{Path: "plan", Message: "there is no plan of a rollback: it goes back the way the rotation came"})
 	}
 	return problems
