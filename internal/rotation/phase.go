@@ -101,6 +101,9 @@ func (c Course) Next(p Phase) (Phase, bool) {
 	return "", false
 }
 
+// Last is the phase that begins when the rotation is over.
+func (c Course) Last() Phase { return c[len(c)-1].phase }
+
 // Before says that one phase comes before another.
 func (c Course) Before(a, b Phase) bool { return c.index(a) < c.index(b) }
 
