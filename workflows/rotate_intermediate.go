@@ -190,7 +190,7 @@ func (r *intermediateRotation) forward(ctx workflow.Context) error {
 		{rotation.PhaseRetire, r.retire},
 		{rotation.PhaseDeleteKey, r.deleteKey},
 	} {
-		if rotation.Before(p.phase, r.Phase) {
+		if rotation.OfIntermediate.Before(p.phase, r.Phase) {
 			continue // a run before this one has been through it
 		}
 		if p.phase == rotation.PhaseDeleteKey && !r.input.DeleteOldKey {
@@ -945,7 +945,7 @@ func (r *intermediateRotation) matrix(agents []rotation.PlanMember) {
 		agents[i] = named(agents[i])
 	}
 	for _, p := range rotation.IntermediatePlan(server, agents, canaries(r.spec), r.Root.Authority.Name, r.From.Authority.Name, vault.IntermediateName(r.Record.To)) {
-		r.result.Matrix = append(r.result.Matrix, procedure.PhaseView{PlanPhase: p, Does: rotation.Does(p.Phase)})
+		r.result.Matrix = append(r.result.Matrix, procedure.PhaseView{PlanPhase: p, Does: rotation.OfIntermediate.Does(p.Phase)})
 	}
 }
 
@@ -977,10 +977,10 @@ func (r *intermediateRotation) approval(ctx workflow.Context, phase rotation.Pha
 	if r.input.Approval != "" {
 		how = r.input.Approval
 	}
-	if !r.mode.Writes() || !rotation.Asks(how, phase) {
+	if !r.mode.Writes() || !rotation.OfIntermediate.Asks(how, phase) {
 		return nil
 	}
-	what := fmt.Sprintf("approval of %q: %s", phase, rotation.Does(phase))
+	what := fmt.Sprintf("approval of %q: %s", phase, rotation.OfIntermediate.Does(phase))
 	if phase == rotation.PhaseDeleteKey {
 		what += fmt.Sprintf(" (%s)", r.doomed())
 	}
@@ -1061,7 +1061,7 @@ func (r *intermediateRotation) mayRollBack(ctx workflow.Context, in procedure.Ty
 	if r.Record.Back == "" {
 		if r.turn == nil {
 			problems = append(problems, problem("", "nothing has been changed yet; to end the run: relaypki abort %s --reason WHY", r.in.Mesh))
-		} else if err := rotation.MayRollBack(r.Phase); err != nil {
+		} else if err := rotation.OfIntermediate.MayRollBack(r.Phase); err != nil {
 			problems = append(problems, problem("", "%v. To be rid of the intermediate at work, rotate to a new one: relaypki rotate intermediate %s", err, r.in.Mesh))
 		} else if err := r.noWayBack(ctx); err != nil {
 			problems = append(problems, problem("", "%s", failure.Message(err)))
