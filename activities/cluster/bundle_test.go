@@ -36,6 +36,7 @@ func TestChangedTrust(t *testing.T) {
 		"dropped already":                               {list(r2), nil, list(r1), list(r2), ""},
 		"one of that key takes the place of another":    {list(r1, bridge), list(r2), list(bridge), list(r1, r2), "adds " + pki.Name(r2) + ", drops " + pki.Name(bridge)},
 		"that again":                                    {list(r1, r2), list(r2), list(bridge), list(r1, r2), ""},
+		"that again, wherever it is":                    {list(r2, x), list(r2), list(bridge), list(r2, x), ""},
 		"one for another":                               {list(r1), list(r2), list(r1), list(r2), "adds " + pki.Name(r2) + ", drops " + pki.Name(r1)},
 		"a root of the same name and another key stays": {list(r1, r2), nil, list(pkitest.Root(t, "root").Cert), list(r1, r2), ""},
 		"nothing is left":                               {list(r1), nil, list(r1), nil, "drops " + pki.Name(r1)},
