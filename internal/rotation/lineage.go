@@ -150,6 +150,22 @@ func NamedStores(subjects [][]byte, of Lineage) Stores {
 	return stores
 }
 
+// Bridges says whether a certificate is a bridge from the new root to the old one.
+func (l Lineage) Bridges(c *x509.Certificate) bool {
+	return isKey(c, l.NewRoot) && !pki.SelfSigned(c) && l.OldRoot != nil && pki.SignedBy(c, l.OldRoot) == nil
+}
+
+// Named are the roots of that name, as it is written in messages.
+func (l Lineage) Named(subject string) []*x509.Certificate {
+	var roots []*x509.Certificate
+	for _, root := range []*x509.Certificate{l.OldRoot, l.NewRoot} {
+		if root != nil && root.Subject.String() == subject {
+			roots = append(roots, root)
+		}
+	}
+	return roots
+}
+
 // anchors are those of a rotation, of which any may be nil.
 func (l Lineage) anchors() map[Roots]*x509.Certificate {
 	return map[Roots]*x509.Certificate{OldRoot: l.OldRoot, NewRoot: l.NewRoot, Itself: l.NewIntermediate}
