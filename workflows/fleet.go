@@ -33,6 +33,9 @@ type fleet struct {
 	// opens is from when on work on a member may begin: now, for the zero time. It
 	// is nil where that is always so.
 	opens func(workflow.Context) (time.Time, error)
+	// passing: clusters that are parked, and those that wait for them, are left to a
+	// later turn.
+	passing bool
 	// closed: the clusters have had their turn.
 	closed bool
 	// aborted is why somebody aborted the run; abort cancels it.
@@ -119,6 +122,9 @@ func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
 		if next.Over {
 			f.closed = f.everybody()
 			f.await(ctx, "", false)
+			return f.heard(ctx)
+		}
+		if f.passing && f.running == 0 && len(next.Begin) == 0 {
 			return f.heard(ctx)
 		}
 		long := workflow.GetInfo(ctx).GetContinueAsNewSuggested()

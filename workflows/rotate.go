@@ -42,6 +42,10 @@ type rotatingState struct {
 	Server  relay.ServerResult        `json:"server"`
 	Results []procedure.ClusterResult `json:"results,omitempty"`
 	Changed bool                      `json:"changed"`
+	// Lineage and Trust are of a rotation of the root: its CAs, and what agents are
+	// to trust.
+	Lineage *relay.Lineage `json:"lineage,omitempty"`
+	Trust   trustChange    `json:"trust,omitzero"`
 }
 
 // target is what a member's certificate is to be issued by.
@@ -52,6 +56,11 @@ type target struct {
 	Generation      int    `json:"generation,omitempty"`
 	RootPEM         string `json:"rootPEM"`
 	IntermediatePEM string `json:"intermediatePEM"`
+	// BridgePEM is what is above the intermediate in a chain, in a rotation of the
+	// root; RootPEM is then what becomes ca.crt, and InFlightCAs is that and what
+	// may become it.
+	BridgePEM   string   `json:"bridgePEM,omitempty"`
+	InFlightCAs []string `json:"inFlightCAs,omitempty"`
 	// InFlight is a chain as the intermediate gives it.
 	InFlight []string `json:"inFlight,omitempty"`
 	// Since is when a rotation of leaves began.
@@ -106,7 +115,7 @@ func canaries(spec mesh.Spec) []string {
 // it waits until every replica has loaded what is in the Secret.
 func (r *rotating) readServer(ctx workflow.Context, loaded bool) (procedure.Outcome, error) {
 	var err error
-	r.Server, err = call[relay.ServerResult](ctx, waiting, relays.ReadServer, relay.ServerInput{Spec: r.spec.Only(""), Loaded: loaded})
+	r.Server, err = call[relay.ServerResult](ctx, waiting, relays.ReadServer, relay.ServerInput{Spec: r.spec.Only(""), Loaded: loaded, Lineage: r.Lineage})
 	r.result.Server = r.Server.Leaf
 	return r.Server.Outcome, err
 }
@@ -134,7 +143,7 @@ func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, s
 			}
 			defer places.Release(1)
 			pair, err := call[relay.CheckPairResult](ctx, summarized(on(r.Queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
-				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, RootsOnly: rootsOnly})
+				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, InFlightCAs: r.Target.InFlightCAs, Lineage: r.Lineage, RootsOnly: rootsOnly})
 			if err != nil {
 				if ctx.Err() == nil && !r.left(ctx, w.Name) {
 					r.unseen(ctx, w.Name, failure.Message(err))
@@ -248,7 +257,7 @@ func (r *rotating) cluster(ctx workflow.Context, name string) (procedure.Cluster
 		WaitForCancellation: true,
 	}), RotateCluster, RotateClusterInput{
 		Spec: r.spec.Only(name), Cluster: name, TaskQueue: r.Queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
-		Target: r.Target, Server: r.Server,
+		Target: r.Target, Server: r.Server, Lineage: r.Lineage, Trust: r.Trust,
 	}).Get(ctx, &out)
 	return out, err
 }
@@ -269,7 +278,7 @@ func (r *rotating) server(ctx workflow.Context) error {
 		issued, err := call[certmanager.CertificateResult](ctx, waiting, certManagers.Reissue, certmanager.ReissueInput{
 			Mesh: r.spec.Mesh, Context: r.spec.Management.Context, Namespace: r.spec.Management.Namespace, Certificate: r.spec.Certificates.Server,
 			Server: true, Shared: r.spec.PKI.Isolation == mesh.IsolationShared,
-			RootPEM: r.Target.RootPEM, IntermediatePEM: r.Target.IntermediatePEM, Since: r.Target.Since, Mode: r.mode,
+			RootPEM: r.Target.RootPEM, IntermediatePEM: r.Target.IntermediatePEM, BridgePEM: r.Target.BridgePEM, Since: r.Target.Since, Mode: r.mode,
 		})
 		rewritten = len(issued.Changes) > 0
 		return issued.Outcome, err

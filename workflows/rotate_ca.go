@@ -64,6 +64,9 @@ type caProcedure interface {
 	backward(ctx workflow.Context) error
 	// noWayBack says why the mesh cannot go back to the previous CAs.
 	noWayBack(ctx workflow.Context) error
+	// over says that a phase was gone through by a run before this one, and needs no
+	// approval again.
+	over(phase rotation.Phase) bool
 }
 
 // start runs a rotation of a CA, or goes on with one that was continued as new.
@@ -161,6 +164,8 @@ type longRotation struct {
 	// nothing else, stored and loaded.
 	At      rotation.Mode   `json:"at,omitempty"`
 	Reached map[string]bool `json:"reached,omitempty"`
+	// Passed is the part in which everybody has a turn, while it is under way.
+	Passed string `json:"passed,omitempty"`
 }
 
 // thereOrBack goes through the phases; told to roll back, it ends what it is at
@@ -314,6 +319,42 @@ func (r *caRotation) soak(ctx workflow.Context, names []string) error {
 		return procedure.Outcome{Detail: "accepted: " + strings.Join(names, ", ")}, nil
 	})
 	return err
+}
+
+// settle has everybody gone over again whose role does not sign with the target,
+// and moves the roles of those who were left out: their cert-managers renew by
+// themselves, and are then given what everybody accepts.
+func (r *caRotation) settle(ctx workflow.Context) error {
+	for {
+		if err := r.readSpec(ctx); err != nil {
+			return err
+		}
+		r.leavers(ctx)
+		r.newcomers(ctx)
+		if err := r.clusters(ctx, r.names()); err != nil {
+			return err
+		}
+		for _, c := range r.fleet.in(procedure.Skipped) {
+			if _, member := r.spec.Workload(c.Cluster); !member {
+				continue
+			}
+			if err := r.moveRole(ctx, c.Cluster); err != nil {
+				return err
+			}
+		}
+		var lagging []string
+		if _, err := r.step(ctx, "roles", "Read which intermediate the roles sign with", func(ctx workflow.Context) (procedure.Outcome, error) {
+			var err error
+			lagging, err = r.lagging(ctx)
+			return procedure.Outcome{Detail: fmt.Sprintf("%d left to move", len(lagging))}, err
+		}); err != nil || len(lagging) == 0 {
+			return err
+		}
+		for _, name := range lagging {
+			r.fleet.status[name] = rollout.Waiting
+			r.report.cluster(ctx, name, procedure.Pending, "its role has come back to the previous intermediate")
+		}
+	}
 }
 
 // lagging are the members whose roles do not sign with the target. A role that is
@@ -482,7 +523,7 @@ func (r *caRotation) approval(ctx workflow.Context, phase rotation.Phase) error 
 	if r.asked.approval != "" {
 		how = r.asked.approval
 	}
-	if !r.mode.Writes() || !r.course.Asks(how, phase) {
+	if !r.mode.Writes() || !r.course.Asks(how, phase) || r.of.over(phase) {
 		return nil
 	}
 	what := fmt.Sprintf("approval of %q: %s", phase, r.course.Does(phase))

@@ -29,6 +29,9 @@ type RotateClusterInput struct {
 	Target     target         `json:"target"`
 	// Server is what the management server presents and trusts.
 	Server relay.ServerResult `json:"server"`
+	// Lineage and Trust are of a rotation of the root.
+	Lineage *relay.Lineage `json:"lineage,omitempty"`
+	Trust   trustChange    `json:"trust,omitzero"`
 }
 
 // RotateCluster has one cluster's certificate issued anew and its agent use it:
@@ -73,7 +76,7 @@ func (c *clusterRotation) run(ctx workflow.Context) error {
 }
 
 func (c *clusterRotation) rotate(ctx workflow.Context) error {
-	if c.Target.IssuerID != "" {
+	if c.Target.IssuerID != "" && !c.Trust.Only {
 		// First, and also where the cluster does not answer: its cert-manager may
 		// renew by itself at any time, and is then given what everybody accepts.
 		if _, err := c.step(ctx, "role", "Have the cluster's role sign with the intermediate "+vault.IntermediateName(c.Target.Generation), func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -87,24 +90,20 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 			return err
 		}
 	}
-	rewritten := false
-	if _, err := c.step(ctx, "certificate", "Have the certificate issued anew", func(ctx workflow.Context) (procedure.Outcome, error) {
-		issued, err := call[certmanager.CertificateResult](ctx, on(c.TaskQueue, waiting), certManagers.Reissue, certmanager.ReissueInput{
-			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, Certificate: c.Spec.ClientCertificate(c.workload),
-			Shared:  c.Spec.PKI.Isolation == mesh.IsolationShared,
-			RootPEM: c.Target.RootPEM, IntermediatePEM: c.Target.IntermediatePEM, Since: c.Target.Since, Mode: c.Mode,
-		})
-		c.result.Leaf = issued.Leaf
-		rewritten = len(issued.Changes) > 0
-		return issued.Outcome, err
-	}); err != nil {
+	rewritten, err := c.trust(ctx)
+	if err != nil {
 		return err
 	}
+	anew, err := c.certificate(ctx)
+	if err != nil {
+		return err
+	}
+	rewritten = rewritten || anew
 	if c.workload.Agent.Reload == mesh.ReloadRestart {
 		if _, err := c.step(ctx, "agent", "Restart the agent, which reads its Secrets at its start alone", func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, on(c.TaskQueue, waiting), kubernetes.RestartDeployment, cluster.RestartInput{
 				Context: c.workload.Context, Namespace: c.Spec.Namespace, Deployment: mesh.AgentDeployment,
-				Secrets: []string{c.Spec.Certificates.Client.SecretName}, Rewritten: rewritten && !c.Mode.Writes(), Mode: c.Mode,
+				Secrets: c.secrets(), Rewritten: rewritten && !c.Mode.Writes(), Mode: c.Mode,
 			})
 		}); err != nil {
 			return err
@@ -121,12 +120,51 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 	return c.handshakes(ctx, "handshakes after")
 }
 
+// trust changes what the agent trusts, in a rotation of the root.
+func (c *clusterRotation) trust(ctx workflow.Context) (changed bool, err error) {
+	if c.Trust.nothing() {
+		return false, nil
+	}
+	out, err := c.step(ctx, "agent's trust", "Change the anchors that the agent trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.ChangeTrust, cluster.ChangeTrustInput{
+			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: c.Trust.AddPEM, DropPEM: c.Trust.DropPEM, Mode: c.Mode,
+		})
+	})
+	return len(out.Changes) > 0, err
+}
+
+// certificate has the certificate issued anew.
+func (c *clusterRotation) certificate(ctx workflow.Context) (changed bool, err error) {
+	if c.Trust.Only {
+		return false, nil
+	}
+	out, err := c.step(ctx, "certificate", "Have the certificate issued anew", func(ctx workflow.Context) (procedure.Outcome, error) {
+		issued, err := call[certmanager.CertificateResult](ctx, on(c.TaskQueue, waiting), certManagers.Reissue, certmanager.ReissueInput{
+			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, Certificate: c.Spec.ClientCertificate(c.workload),
+			Shared:  c.Spec.PKI.Isolation == mesh.IsolationShared,
+			RootPEM: c.Target.RootPEM, IntermediatePEM: c.Target.IntermediatePEM, BridgePEM: c.Target.BridgePEM, Since: c.Target.Since, Mode: c.Mode,
+		})
+		c.result.Leaf = issued.Leaf
+		return issued.Outcome, err
+	})
+	return len(out.Changes) > 0, err
+}
+
+// secrets are those that the agent has to have loaded.
+func (c *clusterRotation) secrets() []string {
+	secrets := []string{c.Spec.Certificates.Client.SecretName}
+	if !c.Trust.nothing() && c.workload.Agent.Trust != mesh.TrustOwn {
+		secrets = append(secrets, mesh.RootSecretName)
+	}
+	return secrets
+}
+
 // handshakes computes whether agent and server accept each other, whatever
 // either has stored, loaded or in flight.
 func (c *clusterRotation) handshakes(ctx workflow.Context, name string) error {
 	_, err := c.step(ctx, name, "Compute the handshakes of the agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
 		pair, err := call[relay.CheckPairResult](ctx, on(c.TaskQueue, acting), relays.CheckPair,
-			relay.CheckPairInput{Spec: c.Spec, Cluster: c.Cluster, Server: c.Server, InFlight: c.Target.InFlight})
+			relay.CheckPairInput{Spec: c.Spec, Cluster: c.Cluster, Server: c.Server, InFlight: c.Target.InFlight, InFlightCAs: c.Target.InFlightCAs, Lineage: c.Lineage})
 		if err == nil && len(pair.Problems) > 0 {
 			err = failure.Permanent(failure.Mismatch, "handshakes between this cluster's agent and the server would fail: %s. Nothing more is changed here; take the rotation back (relaypki rollback %s --reason WHY) or put this right and retry",
 				strings.Join(pair.Problems, "; "), c.Spec.Mesh)

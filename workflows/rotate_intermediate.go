@@ -15,7 +15,6 @@ import (
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
-	"github.com/relaypki/relaypki/internal/rollout"
 	"github.com/relaypki/relaypki/internal/rotation"
 	"github.com/relaypki/relaypki/internal/strict"
 )
@@ -65,6 +64,9 @@ func (r *intermediateRotation) forward(ctx workflow.Context) error {
 		leg{rotation.PhaseDeleteKey, r.deleteKeys},
 	)
 }
+
+// over: what is done is passed over quickly, and asked for again.
+func (r *intermediateRotation) over(rotation.Phase) bool { return false }
 
 // preflight looks at all that the rotation relies on; nothing has been changed
 // by its end.
@@ -388,42 +390,6 @@ func (r *intermediateRotation) converge(ctx workflow.Context) error {
 		return err
 	}
 	return r.verify(ctx)
-}
-
-// settle has everybody gone over again whose role does not sign with the target,
-// and moves the roles of those who were left out: their cert-managers renew by
-// themselves, and are then given what everybody accepts.
-func (r *intermediateRotation) settle(ctx workflow.Context) error {
-	for {
-		if err := r.readSpec(ctx); err != nil {
-			return err
-		}
-		r.leavers(ctx)
-		r.newcomers(ctx)
-		if err := r.clusters(ctx, r.names()); err != nil {
-			return err
-		}
-		for _, c := range r.fleet.in(procedure.Skipped) {
-			if _, member := r.spec.Workload(c.Cluster); !member {
-				continue
-			}
-			if err := r.moveRole(ctx, c.Cluster); err != nil {
-				return err
-			}
-		}
-		var lagging []string
-		if _, err := r.step(ctx, "roles", "Read which intermediate the roles sign with", func(ctx workflow.Context) (procedure.Outcome, error) {
-			var err error
-			lagging, err = r.lagging(ctx)
-			return procedure.Outcome{Detail: fmt.Sprintf("%d left to move", len(lagging))}, err
-		}); err != nil || len(lagging) == 0 {
-			return err
-		}
-		for _, name := range lagging {
-			r.fleet.status[name] = rollout.Waiting
-			r.report.cluster(ctx, name, procedure.Pending, "its role has come back to the previous intermediate")
-		}
-	}
 }
 
 // retire takes the previous intermediate's right to issue, and waits until the

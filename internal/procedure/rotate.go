@@ -171,6 +171,11 @@ type Rotation struct {
 	// that it has gone back in time.
 	Mode string `json:"mode,omitempty"`
 	Next string `json:"next,omitempty"`
+	// Furthest is the last of the modes that Vault has ever given, or was about to:
+	// what a process may still hold is one of those up to it.
+	Furthest rotation.Mode `json:"furthest,omitempty"`
+	// Dropped is which root agents' trust is, or may be, without; empty for none.
+	Dropped string `json:"dropped,omitempty"`
 	// Root is what the new root is like, if that is not what the mesh's spec says of
 	// the one at work.
 	Root *mesh.CA `json:"root,omitempty"`
@@ -188,6 +193,12 @@ type Rotation struct {
 	// replaced; zero before.
 	Converged time.Time `json:"converged,omitzero"`
 }
+
+// Values of Rotation.Dropped.
+const (
+	DroppedOld = "the old root"
+	DroppedNew = "the new root"
+)
 
 // Deletion is a previous CA whose key is still to be deleted, as was
 // asked for with the rotation that replaced it. The record has it from the end of

@@ -47,6 +47,20 @@ func (m Mode) String() string {
 	return [...]string{"old", "bridged", "pivot", "final", "pinned", "linked"}[m]
 }
 
+// MarshalText makes what people read say "bridged".
+func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (m *Mode) UnmarshalText(text []byte) error {
+	for mode := range Mode(modes) {
+		if mode.String() == string(text) {
+			*m = mode
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no mode", text)
+}
+
 // Roots are the anchors of a rotation: those that a chain leads to, or that a
 // trust store holds. The bridge as an anchor counts as the new root: it has
 // its name and key.

@@ -1,0 +1,481 @@
+package workflows
+
+import (
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/relaypki/relaypki/activities/relay"
+	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rollout"
+	"github.com/relaypki/relaypki/internal/rotation"
+)
+
+// How the mesh of a root's rotation is brought from chain to chain, and what is
+// known of it.
+
+// trustChange says which anchors go into an agent's trust and which out of it.
+type trustChange struct {
+	AddPEM  []string `json:"addPEM,omitempty"`
+	DropPEM []string `json:"dropPEM,omitempty"`
+	// Only leaves the certificates as they are.
+	Only bool `json:"only,omitempty"`
+}
+
+func (t trustChange) nothing() bool { return len(t.AddPEM)+len(t.DropPEM) == 0 }
+
+// give has Vault give the new intermediate's next chain, if it does not yet, under
+// its gate. From then on any member may be issued it, whenever it renews.
+func (r *rootRotation) give(ctx workflow.Context, mode rotation.Mode) error {
+	if r.Record.Mode == mode.String() && r.mode.Writes() {
+		return nil
+	}
+	kind := map[rotation.Mode]rotation.StepKind{rotation.Bridged: rotation.ToBridged, rotation.Pivot: rotation.ToPivot, rotation.Final: rotation.ToFinal}[mode]
+	if err := r.gate(ctx, kind); err != nil {
+		return err
+	}
+	if err := r.foresee(ctx, mode); err != nil {
+		return err
+	}
+	if err := r.landed(ctx); err != nil {
+		return err
+	}
+	if r.mode.Writes() {
+		seen, err := r.surveyed(ctx)
+		if err != nil {
+			return err
+		}
+		if err := r.inTime(seen); err != nil {
+			return err
+		}
+		r.Record.Next = mode.String()
+		r.reach(mode)
+		if err := r.note(ctx, "record the chain", "Record that members are about to be issued what is "+mode.String()); err != nil {
+			return err
+		}
+	}
+	if mode == rotation.Bridged && !r.mode.Writes() { // it was made with that chain
+		return nil
+	}
+	if _, err := r.step(ctx, "chain "+mode.String(), "Have Vault give the chain "+mode.String()+" from now on", func(ctx workflow.Context) (procedure.Outcome, error) {
+		out, err := call[vault.SetChainResult](ctx, acting, vaults.SetChain, vault.SetChainInput{
+			Spec: r.spec.Only(""), IssuerID: r.issuer(r.To), AbovePEM: r.above(mode), Mode: r.mode,
+		})
+		if out.Tries > 1 { // one that was cut off may still happen
+			r.Lands = workflow.Now(ctx).Add(landing)
+		}
+		return out.Outcome, err
+	}); err != nil || !r.mode.Writes() {
+		return err
+	}
+	r.Record.Mode, r.Record.Next = mode.String(), ""
+	return r.note(ctx, "record the chain", "Record that members are issued what is "+mode.String())
+}
+
+// issue has everybody have what Vault gives in a mode, and nothing else: stored,
+// loaded, and in flight.
+func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust trustChange) error {
+	if err := r.aim(ctx, mode); err != nil {
+		return err
+	}
+	if r.pass("chain "+mode.String(), trust) {
+		r.At, r.Reached = mode, map[string]bool{}
+		r.fleet.again(ctx)
+	}
+	if r.spec.PKI.Isolation == mesh.IsolationShared {
+		// One role signs for everybody.
+		if err := r.moveRole(ctx, ""); err != nil {
+			return err
+		}
+	}
+	if names := canaries(r.spec); len(names) > 0 && !r.Server.Ended {
+		if err := r.clusters(ctx, names); err != nil {
+			return err
+		}
+		if r.mode.Writes() {
+			if err := r.soak(ctx, names); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.server(ctx); err != nil {
+		return err
+	}
+	if err := r.clusters(ctx, r.names()); err != nil {
+		return err
+	}
+	if r.mode.Writes() {
+		if err := r.settle(ctx); err != nil {
+			return err
+		}
+	}
+	if err := r.load(ctx); err != nil || !r.mode.Writes() {
+		return err
+	}
+	r.Passed = ""
+	r.Reached[serverReached] = true
+	for _, name := range r.names() {
+		r.Reached[name] = r.fleet.status[name] == rollout.Done
+	}
+	return nil
+}
+
+// change has every agent's trust changed, and loaded. With all, who does not answer
+// is waited for.
+func (r *rootRotation) change(ctx workflow.Context, name string, trust trustChange, all bool) error {
+	if r.pass(name, trust) {
+		r.fleet.again(ctx)
+	}
+	if r.Target.RootPEM == "" { // nothing was aimed at yet
+		if err := r.aim(ctx, r.At); err != nil {
+			return err
+		}
+	}
+	for {
+		if r.mode.Writes() {
+			if err := r.readSpec(ctx); err != nil {
+				return err
+			}
+			r.leavers(ctx)
+			r.newcomers(ctx)
+		}
+		r.fleet.passing = !all
+		err := r.clusters(ctx, r.names())
+		r.fleet.passing = false
+		if err != nil {
+			return err
+		}
+		if err := r.load(ctx); err != nil || !r.mode.Writes() {
+			return err
+		}
+		if err := r.readSpec(ctx); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(r.names(), r.isNew) {
+			r.Passed = ""
+			return nil
+		}
+	}
+}
+
+// isNew says that the cluster has joined since the members were last gone over.
+func (r *rootRotation) isNew(name string) bool {
+	return !slices.ContainsFunc(r.report.Clusters, func(c procedure.ClusterProgress) bool { return c.Cluster == name })
+}
+
+// pass says whether another part of the rotation begins, in which everybody has
+// a turn again; a run that is continued as new goes on with the one it was at.
+func (r *rootRotation) pass(name string, trust trustChange) bool {
+	r.Trust = trust
+	if r.Passed == name {
+		return false
+	}
+	r.Passed = name
+	return true
+}
+
+// load waits as long as those take who read their changed Secrets by themselves. That
+// an agent has loaded something cannot be seen.
+func (r *rootRotation) load(ctx workflow.Context) error {
+	long := r.spec.Rotation.ReloadWithin.Duration
+	hot := slices.ContainsFunc(r.spec.Workloads, func(w mesh.Workload) bool {
+		return w.Agent.Reload == mesh.ReloadHot && r.fleet.status[w.Name] != rollout.Skipped
+	})
+	if !hot || long == 0 {
+		return nil
+	}
+	if !r.mode.Writes() {
+		_, err := r.step(ctx, "time to load", "Wait until agents have loaded what was stored", func(workflow.Context) (procedure.Outcome, error) {
+			var out procedure.Outcome
+			out.Detail = "those that read their Secrets by themselves have " + mesh.Duration{Duration: long}.String() + " to do so"
+			out.By(r.mode, fmt.Sprintf("sleep %d # until agents that read their Secrets by themselves have loaded them", int(long.Seconds())))
+			return out, nil
+		})
+		return err
+	}
+	until := workflow.Now(ctx).Add(long)
+	r.fleet.await(ctx, "agents that read their Secrets by themselves to have loaded them, until "+pki.Date(until), false)
+	err := workflow.Sleep(ctx, long)
+	r.fleet.await(ctx, "", false)
+	return err
+}
+
+// aim makes what Vault gives in a mode the target of what follows, and proves by a
+// throwaway signature that it gives that.
+func (r *rootRotation) aim(ctx workflow.Context, mode rotation.Mode) error {
+	ca, generation := r.To, r.Record.To
+	if mode == rotation.Old {
+		ca, generation = r.From, r.Record.From
+	}
+	r.Target = target{IssuerID: r.issuer(ca), Generation: generation, RootPEM: r.anchor(mode), IntermediatePEM: ca.CertificatePEM, BridgePEM: r.presented(mode)}
+	r.Lineage = r.lineagePEM()
+	if _, err := r.step(ctx, "throwaway signature", "Have the intermediate sign a throwaway certificate", func(ctx workflow.Context) (procedure.Outcome, error) {
+		out, err := call[vault.ProveIssuerResult](ctx, acting, vaults.ProveIssuer, vault.ProveIssuerInput{
+			Spec: r.spec.Only(""), IssuerID: r.Target.IssuerID, RootPEM: r.Target.RootPEM, BridgePEM: r.Target.BridgePEM, Mode: r.mode,
+		})
+		if out.ChainPEM != "" {
+			r.Target.InFlight, r.Target.InFlightCAs = []string{out.ChainPEM}, []string{r.Target.RootPEM}
+		}
+		return out.Outcome, err
+	}); err != nil || !r.mode.Writes() {
+		return err
+	}
+	return r.handshakes(ctx, "in what is "+mode.String())
+}
+
+// foresee computes every handshake with what Vault gives now and what it is about
+// to give, whoever is issued which.
+func (r *rootRotation) foresee(ctx workflow.Context, mode rotation.Mode) error {
+	if !r.mode.Writes() || len(r.Target.InFlight) == 0 {
+		return nil
+	}
+	leaf := firstPEM(r.Target.InFlight[0])
+	was := r.Target
+	r.Target.InFlight = append(slices.Clone(was.InFlight), leaf+r.To.CertificatePEM+r.presented(mode))
+	r.Target.InFlightCAs = append(slices.Clone(was.InFlightCAs), r.anchor(mode))
+	err := r.handshakes(ctx, "before what is "+mode.String())
+	r.Target = was
+	return err
+}
+
+func (r *rootRotation) handshakes(ctx workflow.Context, when string) error {
+	if _, err := r.step(ctx, "server", "Read what the management server presents and trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.readServer(ctx, false)
+	}); err != nil {
+		return err
+	}
+	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server, "+when, func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.pairs(ctx, r.names(), false, nil)
+	})
+	return err
+}
+
+// gate waits until a step is safe for everybody who counts. Who is in its way is
+// gone over again; people are asked if that does not help.
+func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error {
+	if !r.mode.Writes() {
+		return nil
+	}
+	var reasons []rotation.Reason
+	for range gateTries {
+		pairs, err := r.observe(ctx)
+		if err != nil {
+			return err
+		}
+		parked := namesOf(r.fleet.in(procedure.Parked))
+		if reasons = waits(r.fleetOf(pairs), kind); len(reasons) == 0 && len(parked) == 0 {
+			return nil
+		}
+		for _, reason := range reasons {
+			if _, member := r.spec.Workload(reason.Member); member && r.fleet.status[reason.Member] == rollout.Done {
+				r.fleet.status[reason.Member] = rollout.Waiting
+				r.report.cluster(ctx, reason.Member, procedure.Pending, reason.String())
+			}
+		}
+		if err := r.issue(ctx, r.At, r.Trust); err != nil {
+			return err
+		}
+	}
+	lines := make([]string, len(reasons))
+	for i, reason := range reasons {
+		lines[i] = reason.String()
+	}
+	return failure.Permanent(failure.Conflict, "%s is not safe, and it has not become so:\n- %s\nNothing more is changed. See who changes it meanwhile, then start the rotation again, or take it back: relaypki rollback %s --reason WHY",
+		rotation.Step{Kind: kind, Member: "any member"}, strings.Join(lines, "\n- "), r.spec.Mesh)
+}
+
+// gateTries are how often members are gone over again before a gate is given up.
+const gateTries = 3
+
+// waits are the gate's reasons; of a step on members one by one, those for any.
+func waits(f rotation.Fleet, kind rotation.StepKind) []rotation.Reason {
+	switch kind {
+	case rotation.ToBridged, rotation.ToPivot, rotation.ToFinal:
+		return rotation.Standard.Waits(f, rotation.Step{Kind: kind})
+	}
+	var all []rotation.Reason
+	for _, m := range append([]rotation.Member{f.Server}, f.Agents...) {
+		if m.Quarantined {
+			continue
+		}
+		for _, reason := range rotation.Standard.Waits(f, rotation.Step{Kind: kind, Member: m.Name}) {
+			if !slices.Contains(all, reason) {
+				all = append(all, reason)
+			}
+		}
+	}
+	return all
+}
+
+// observe reads what everybody has stored, and what the server has loaded.
+func (r *rootRotation) observe(ctx workflow.Context) (map[string]relay.CheckPairResult, error) {
+	r.Lineage = r.lineagePEM()
+	if _, err := r.step(ctx, "server", "Read what the management server presents and trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.readServer(ctx, false)
+	}); err != nil {
+		return nil, err
+	}
+	if problem := r.Server.StoredProblem; problem != "" {
+		return nil, failure.Permanent(failure.Conflict, "what the management server has is of none of the CAs of this rotation: %s. Have it issued anew by the intermediate at work (relaypki rotate leaf %s), then start again", problem, r.spec.Mesh)
+	}
+	pairs := map[string]relay.CheckPairResult{}
+	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return r.pairs(ctx, r.names(), false, func(name string, pair relay.CheckPairResult) { pairs[name] = pair })
+	})
+	return pairs, err
+}
+
+// fleetOf is the mesh as the gates see it. What cannot be seen, because a process
+// has loaded it or Vault has signed it a while ago, is whatever it may be by how
+// far the mesh has ever come; for who has been gone over since Vault gives its
+// present chain, it is that.
+func (r *rootRotation) fleetOf(pairs map[string]relay.CheckPairResult) rotation.Fleet {
+	ever := upTo(r.Record.Furthest)
+	f := rotation.Fleet{Previous: rotation.Old, Mode: rotation.Bridged}
+	for mode := range r.Record.Furthest + 1 {
+		if r.Record.Mode == mode.String() {
+			f.Mode = mode
+		}
+	}
+	f.Server = rotation.Member{Name: r.spec.Management.Context, OwnTrust: true,
+		Chain:        rotation.Copies[rotation.Modes]{InFlight: ever, Stored: r.Server.Stored & ever, Loaded: r.Server.Loaded & ever},
+		LoadedAnchor: r.Server.LoadedAnchor}
+	if r.Reached[serverReached] && r.Server.Stored == rotation.In(r.At) && r.Server.Loaded.Has(r.At) {
+		f.Server.Chain = rotation.Copies[rotation.Modes]{InFlight: rotation.In(r.At), Stored: r.Server.Stored, Loaded: rotation.In(r.At)}
+	}
+	for _, w := range r.spec.Workloads {
+		pair, seen := pairs[w.Name]
+		m := rotation.Member{Name: w.Name, OwnTrust: w.Agent.Trust == mesh.TrustOwn, Quarantined: r.fleet.status[w.Name] == rollout.Skipped,
+			Chain:        rotation.Copies[rotation.Modes]{InFlight: ever, Stored: ever, Loaded: ever},
+			Bundle:       rotation.Copies[rotation.Stores]{Stored: rotation.AnyStore, Loaded: r.bundles()},
+			LoadedAnchor: anchors(ever)}
+		if seen {
+			m.Chain.Stored, m.Bundle.Stored = pair.Stored, pair.Bundle
+		}
+		if seen && r.Reached[w.Name] && pair.Stored == rotation.In(r.At) {
+			m.Chain = rotation.Copies[rotation.Modes]{InFlight: pair.Stored, Stored: pair.Stored, Loaded: pair.Stored}
+			m.LoadedAnchor = rotation.Trusting(r.At.Anchor())
+			m.Bundle.Loaded = pair.Bundle // with the certificate, the trust was loaded
+		}
+		f.Agents = append(f.Agents, m)
+	}
+	return f
+}
+
+// serverReached is the server among those that are Reached.
+const serverReached = ""
+
+// bundles are those that an agent may have loaded of which it is not known.
+func (r *rootRotation) bundles() rotation.Stores {
+	stores := rotation.Trusting(rotation.OldRoot, rotation.OldRoot|rotation.NewRoot)
+	if r.Record.Dropped == procedure.DroppedOld {
+		stores |= rotation.Trusting(rotation.NewRoot)
+	}
+	return stores
+}
+
+// upTo are the modes up to one, the old one included.
+func upTo(mode rotation.Mode) rotation.Modes {
+	modes := rotation.In(rotation.Old)
+	for m := range mode + 1 {
+		modes |= rotation.In(m)
+	}
+	return modes
+}
+
+// anchors are the trust stores of members that trust their ca.crt.
+func anchors(of rotation.Modes) rotation.Stores {
+	var stores rotation.Stores
+	for m := range rotation.Final + 1 {
+		if of.Has(m) {
+			stores |= rotation.Trusting(m.Anchor())
+		}
+	}
+	return stores
+}
+
+// What Vault gives in each mode: the chain above the intermediate, what of it is
+// presented, and what becomes ca.crt. In a plan what is still to be made is missing.
+
+func (r *rootRotation) above(mode rotation.Mode) []string {
+	above := map[rotation.Mode][]string{
+		rotation.Bridged: {r.Bridge.CertificatePEM, r.Root.CertificatePEM},
+		rotation.Pivot:   {r.Bridge.CertificatePEM},
+		rotation.Final:   {r.NewRoot.CertificatePEM},
+	}[mode]
+	return slices.DeleteFunc(above, func(text string) bool { return text == "" })
+}
+
+func (r *rootRotation) presented(mode rotation.Mode) string {
+	if mode == rotation.Bridged || mode == rotation.Pivot {
+		return r.Bridge.CertificatePEM
+	}
+	return ""
+}
+
+func (r *rootRotation) anchor(mode rotation.Mode) string {
+	return map[rotation.Mode]string{
+		rotation.Old: r.Root.CertificatePEM, rotation.Bridged: r.Root.CertificatePEM, rotation.Pivot: r.Bridge.CertificatePEM, rotation.Final: r.NewRoot.CertificatePEM,
+	}[mode]
+}
+
+// issuer is an intermediate's id, or in a plan its name.
+func (r *rootRotation) issuer(ca vault.CAResult) string {
+	if ca.Authority.IssuerID == "" {
+		return vault.IntermediateName(r.Record.To)
+	}
+	return ca.Authority.IssuerID
+}
+
+func (r *rootRotation) lineagePEM() *relay.Lineage {
+	return &relay.Lineage{OldRootPEM: r.Root.CertificatePEM, NewRootPEM: r.NewRoot.CertificatePEM, OldIntermediatePEM: r.From.CertificatePEM, NewIntermediatePEM: r.To.CertificatePEM}
+}
+
+// lineage are the certificates of the rotation; what is not there yet is nil.
+func (r *rootRotation) lineage() (of rotation.Lineage, err error) {
+	for _, ca := range []struct {
+		text string
+		into **x509.Certificate
+	}{{r.Root.CertificatePEM, &of.OldRoot}, {r.NewRoot.CertificatePEM, &of.NewRoot}, {r.From.CertificatePEM, &of.OldIntermediate}, {r.To.CertificatePEM, &of.NewIntermediate}} {
+		if ca.text == "" {
+			continue
+		}
+		if *ca.into, err = certificateOf(ca.text); err != nil {
+			return of, err
+		}
+	}
+	return of, nil
+}
+
+// matrix is who presents and who trusts what in each phase.
+func (r *rootRotation) matrix(pairs map[string]relay.CheckPairResult) {
+	names := rotation.PlanNames{
+		OldRoot: r.Root.Authority.Name, OldIntermediate: r.From.Authority.Name,
+		NewRoot: vault.RootName(r.Record.ToRoot), NewIntermediate: vault.IntermediateName(r.Record.To), Bridge: vault.BridgeName(r.Record.ToRoot),
+	}
+	server := rotation.PlanMember{Name: "server", Presents: r.Server.Presents, Trusts: r.Server.Trusted, Chain: r.Server.Stored, OwnTrust: true}
+	var agents []rotation.PlanMember
+	for _, w := range r.spec.Workloads {
+		if pair, seen := pairs[w.Name]; seen {
+			agents = append(agents, rotation.PlanMember{Name: w.Name, Presents: pair.Presents, Trusts: pair.Trusts, Chain: pair.Stored, OwnTrust: w.Agent.Trust == mesh.TrustOwn})
+		}
+	}
+	called := map[string]string{pemName(r.Root.CertificatePEM): names.OldRoot, pemName(r.NewRoot.CertificatePEM): names.NewRoot}
+	for _, m := range append([]rotation.PlanMember{server}, agents...) {
+		for i, ca := range m.Trusts { // by the issuers' names
+			if name := called[ca]; name != "" {
+				m.Trusts[i] = name
+			}
+		}
+	}
+	for _, p := range rotation.RootPlan(server, agents, names) {
+		r.result.Matrix = append(r.result.Matrix, procedure.PhaseView{PlanPhase: p, Does: r.course.Does(p.Phase)})
+	}
+}
