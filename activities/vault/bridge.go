@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"go.temporal.io/sdk/activity"
+
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
@@ -254,11 +256,21 @@ func (s session) importCA(ctx context.Context, mode procedure.Mode, out *procedu
 	return i, nil
 }
 
+// SetChainResult says how often it was tried: what a try that was cut off has asked
+// of Vault may still happen.
+type SetChainResult struct {
+	procedure.Outcome
+	Tries int32 `json:"tries"`
+}
+
 // SetChain has Vault return another chain above an intermediate from now on: all of
 // it in one write, in that order. A certificate that is not in the relay mount is a
 // Preflight error, and one that has not signed the one below it is a Conflict.
-func (a *Activities) SetChain(ctx context.Context, in SetChainInput) (procedure.Outcome, error) {
-	var out procedure.Outcome
+func (a *Activities) SetChain(ctx context.Context, in SetChainInput) (SetChainResult, error) {
+	out := SetChainResult{Tries: 1}
+	if activity.IsActivity(ctx) {
+		out.Tries = activity.GetInfo(ctx).Attempt
+	}
 	s, err := a.sessionFor(ctx, in.Mode, in.Spec.Vault.Name, site.Operate)
 	if err != nil {
 		return out, err

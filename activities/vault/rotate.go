@@ -243,10 +243,6 @@ func (a *Activities) DeleteKey(ctx context.Context, in DeleteKeyInput) (procedur
 	if keyID == "" && i != nil {
 		return out, s.settleIssuer(ctx, in.Mode, &out, relay.mount, *i, map[string]any{"issuer_name": in.Name, "usage": "read-only"})
 	}
-	// Else what is imported again at the end would become the default.
-	if err := s.holdDefault(ctx, in.Mode, &out, relay.mount); err != nil {
-		return out, err
-	}
 	return out, s.deleteKey(ctx, in, &out, relay.mount, i, keyID, chain[0])
 }
 

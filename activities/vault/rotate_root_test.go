@@ -146,6 +146,9 @@ func TestRootRotation(t *testing.T) {
 			if id := w.data(t, "pki_relay/issuer/relay-bridge-g2")["issuer_id"]; l.bridge.Authority.IssuerID != id || l.bridge.Authority.Name != "relay-bridge-g2" {
 				t.Errorf("the bridge is %+v, in the relay mount it is %v", l.bridge.Authority, id)
 			}
+			if len(l.bridge.Changes) != 4 || l.bridge.Changes[1].Object != "vault config pki_relay/config/issuers" {
+				t.Errorf("the default is not held before what is imported: %v", l.bridge.Changes)
+			}
 			w.proxy.begin(0)
 			for _, mode := range []procedure.Mode{procedure.Apply, procedure.Plan, procedure.Observe} {
 				if again, err := w.prepare(ctx, d, 2, mode); err != nil || len(again.changes) > 0 || again.bridge.Authority != l.bridge.Authority {
