@@ -50,11 +50,13 @@ type GenerateRootInput struct {
 // BridgeInput asks for the certificate by which the old root vouches for the new
 // one's key, and for all three CAs in the relay mount, without their keys.
 type BridgeInput struct {
-	Spec mesh.Spec `json:"spec"` // without workloads
+	// Spec is without workloads. Its root is what the new one was asked to be.
+	Spec mesh.Spec `json:"spec"`
 	// Generation is the new root's.
 	Generation int `json:"generation"`
 	// OldRoot and NewRoot are as Survey and GenerateRoot gave them, with the ids of
-	// their issuers in the root mount.
+	// their issuers in the root mount. In a look ahead at a new root that is still to
+	// be made, NewRoot has its name alone.
 	OldRoot CAResult       `json:"oldRoot"`
 	NewRoot CAResult       `json:"newRoot"`
 	Mode    procedure.Mode `json:"mode"`
@@ -65,6 +67,8 @@ type SetChainInput struct {
 	Spec     mesh.Spec `json:"spec"` // without workloads
 	IssuerID string    `json:"issuerId"`
 	// AbovePEM are the certificates above it, from below: each is in the relay mount.
+	// In a look ahead, one that is still to be made is given by its name there, and so
+	// is the intermediate.
 	AbovePEM []string       `json:"abovePEM"`
 	Mode     procedure.Mode `json:"mode"`
 }
@@ -84,7 +88,8 @@ type IntermediateInput struct {
 	Vault      string `json:"vault"`
 	RootMount  string `json:"rootMount"`
 	RelayMount string `json:"relayMount"`
-	// RootIssuerID is the issuer in RootMount that signs.
+	// RootIssuerID is the issuer in RootMount that signs. In a look ahead at a rotation
+	// whose root is still to be made, it is that one's name, and RootPEM is empty.
 	RootIssuerID string         `json:"rootIssuerId"`
 	RootPEM      string         `json:"rootPEM"`
 	Generation   int            `json:"generation"`
@@ -94,7 +99,7 @@ type IntermediateInput struct {
 	// and does not become the mount's default.
 	Rotation bool `json:"rotation,omitempty"`
 	// AbovePEM is, in a rotation of the root, the chain above the new intermediate
-	// from below, where it has none yet: each is in the relay mount.
+	// from below, where it has none yet; as in SetChainInput.
 	AbovePEM []string `json:"abovePEM,omitempty"`
 	// CSRPEM is the answer of GenerateIntermediateCSR, given to SignIntermediate.
 	CSRPEM string `json:"csrPEM,omitempty"`

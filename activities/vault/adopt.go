@@ -36,7 +36,7 @@ func (a *Activities) AdoptAuthorities(ctx context.Context, in AdoptAuthoritiesIn
 	}
 	var root adoption // none, if it is kept outside Vault
 	if !in.Spec.PKI.Root.Offline() {
-		if root, err = s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RootMount, rootName(1), rootPrefix); err != nil {
+		if root, err = s.adoptable(ctx, in.Spec.Mesh, in.Spec.Vault.RootMount, RootName(1), rootPrefix); err != nil {
 			return out, err
 		}
 	}

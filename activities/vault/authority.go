@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/relaypki/relaypki/internal/failure"
@@ -17,13 +18,30 @@ import (
 const (
 	rootPrefix         = "relay-root-g"
 	intermediatePrefix = "relay-intermediate-g"
+	bridgePrefix       = "relay-bridge-g"
 )
 
-func rootName(generation int) string { return fmt.Sprintf("%s%d", rootPrefix, generation) }
+// RootName is the name of a root's issuer and key in Vault.
+func RootName(generation int) string { return fmt.Sprintf("%s%d", rootPrefix, generation) }
+
+// BridgeName is the name, in the relay mount, of the bridge to the root of that
+// generation.
+func BridgeName(generation int) string { return fmt.Sprintf("%s%d", bridgePrefix, generation) }
 
 // IntermediateName is the name of an intermediate's issuer and key in Vault.
 func IntermediateName(generation int) string {
 	return fmt.Sprintf("%s%d", intermediatePrefix, generation)
+}
+
+// generationOf is what a name with that prefix says of its CA, or 0 if that is no
+// name of ours.
+func generationOf(prefix, name string) int {
+	number, ours := strings.CutPrefix(name, prefix)
+	g, err := strconv.Atoi(number)
+	if !ours || err != nil || g < 1 || fmt.Sprintf("%s%d", prefix, g) != name {
+		return 0
+	}
+	return g
 }
 
 // issuer is a CA certificate in a PKI mount, with or without its key.

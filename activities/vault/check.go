@@ -181,6 +181,9 @@ func (c *vaultCheck) authority(ctx context.Context, s session, mount, prefix str
 	if err != nil {
 		return err
 	}
+	if prefix == rootPrefix {
+		asked = rootOf(asked, generationOf(prefix, name))
+	}
 	found, err := s.authority(ctx, mount, name, prefix, asked)
 	if err == nil && mount == c.spec.Vault.RelayMount && found.issuer == nil {
 		err = c.foreignRoles(ctx, s)
@@ -220,10 +223,14 @@ func operateNeeds(spec mesh.Spec) []needed {
 		{relay + "/intermediate/generate/internal", "update"},
 		{relay + "/intermediate/generate/existing", "update"},
 		{relay + "/intermediate/set-signed", "update"},
+		{relay + "/issuers/import/cert", "update"},
 		{relay + "/issuer/any/sign/" + spec.ProbeRole(), "update"},
 	}
 	if !spec.PKI.Root.Offline() {
 		needs = append(needs, needed{root + "/issuer/any/sign-intermediate", "update"},
+			needed{root + "/root/rotate/internal", "update"}, needed{root + "/root/rotate/existing", "update"},
+			needed{root + "/intermediate/cross-sign", "update"},
+			needed{root + "/issuer/any", "patch"}, needed{root + "/keys", "list"}, needed{root + "/config/issuers", "update"},
 			needed{root + "/certs", "list"}, needed{root + "/cert/any", "read"},
 			needed{"sys/mounts/" + root + "/tune", "read"})
 	}

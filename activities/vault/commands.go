@@ -84,7 +84,7 @@ func (s session) imported(mount, path, argument string, settings map[string]any)
 // rootCommands bring the root's certificate into the relay mount, and into the
 // chain of the intermediate.
 func (s session) rootCommands(in IntermediateInput) []string {
-	root, intermediate := rootName(in.Generation), IntermediateName(in.Generation)
+	root, intermediate := RootName(in.Generation), IntermediateName(in.Generation)
 	certificate := `"$(` + s.command("read", "-field=certificate", in.RootMount+"/issuer/"+in.rootRef()) + `)"`
 	if in.RootMount == "" {
 		certificate = shell.Quote(in.RootPEM)
@@ -100,5 +100,5 @@ func (in IntermediateInput) rootRef() string {
 	if in.RootIssuerID != "" {
 		return in.RootIssuerID
 	}
-	return rootName(in.Generation)
+	return RootName(in.Generation)
 }

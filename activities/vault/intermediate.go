@@ -24,6 +24,10 @@ func (in IntermediateInput) identity() site.Identity {
 	return site.Onboard
 }
 
+// rootAhead says that this is a look ahead at a rotation whose root is still to be
+// made.
+func (in IntermediateInput) rootAhead() bool { return !in.Mode.Writes() && in.RootPEM == "" }
+
 // GenerateIntermediateCSR finds or makes the intermediate's key and makes its
 // CSR. A key that an interrupted run has left is used again, so that there is
 // never a second one. In a rotation the root is looked at first: a key that it
@@ -41,7 +45,7 @@ func (a *Activities) GenerateIntermediateCSR(ctx context.Context, in Intermediat
 	if found.issuer != nil {
 		return CSRResult{Present: true}, nil
 	}
-	if in.Rotation {
+	if in.Rotation && !in.rootAhead() {
 		if err := s.rootMayIssue(ctx, in, found); err != nil {
 			return CSRResult{}, err
 		}
@@ -93,8 +97,9 @@ func (s session) rootMayIssue(ctx context.Context, in IntermediateInput, found a
 	if err := pki.MayIssue(root, life, time.Now()); err != nil {
 		return failure.Permanent(failure.Preflight, "Vault %q: the root cannot sign a new intermediate: %v. Rotate the root first; or, if its life alone is too short, ask for a shorter one (relaypki rotate intermediate MESH --ttl DURATION)", in.Vault, err)
 	}
-	if withCertificate(found.all, root) == nil {
-		return s.rootMissing(in, root)
+	// In a look ahead the new root may still have to be brought there.
+	if withCertificate(found.all, root) == nil && (in.Mode.Writes() || len(in.AbovePEM) == 0) {
+		return s.rootMissing(in.RelayMount, root)
 	}
 	if in.RootIssuerID == "" {
 		return nil
@@ -104,9 +109,9 @@ func (s session) rootMayIssue(ctx context.Context, in IntermediateInput, found a
 
 // rootMissing is for a relay mount without the root: what was issued there so far
 // leads to the intermediate alone, so that a new one would not be trusted.
-func (s session) rootMissing(in IntermediateInput, root *x509.Certificate) error {
+func (s session) rootMissing(mount string, root *x509.Certificate) error {
 	return failure.Permanent(failure.Preflight, "Vault %q: the root %s is not in the mount %s, so ca.crt is not the root, and members that trust it would refuse another intermediate. Run the setup (relaypki setup -f mesh.yaml), which imports it, have every certificate issued anew, and then start this procedure",
-		in.Vault, pki.Name(root), in.RelayMount)
+		s.vault, pki.Name(root), mount)
 }
 
 // SignIntermediate has the root sign the CSR, once: a certificate that it has
@@ -138,7 +143,11 @@ func (a *Activities) SignIntermediate(ctx context.Context, in IntermediateInput)
 	if err != nil {
 		return SignedResult{}, err
 	}
-	signed, err := s.signedBefore(ctx, in, csr, root)
+	// Of this root, for this key, as asked for, and not expired.
+	signed, err := s.signedBefore(ctx, in.RootMount, func(c *x509.Certificate) bool {
+		return bytes.Equal(c.RawSubjectPublicKeyInfo, csr.RawSubjectPublicKeyInfo) && pki.SignedBy(c, root) == nil &&
+			time.Now().Before(c.NotAfter) && len(identityOf(c, in.CA)) == 0 && len(lifetimeOf(c, in.CA.TTL)) == 0
+	})
 	if err != nil {
 		return SignedResult{}, err
 	}
@@ -191,6 +200,10 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 	if err != nil {
 		return CAResult{}, err
 	}
+	above, err := s.above(ctx, in.RootMount, in.RelayMount, found.all, in.AbovePEM, in.Mode)
+	if err != nil {
+		return CAResult{}, err
+	}
 	var out procedure.Outcome
 	if in.Rotation {
 		if err := s.holdDefault(ctx, in.Mode, &out, in.RelayMount); err != nil {
@@ -203,9 +216,9 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 			out.By(in.Mode, s.imported(in.RelayMount, "/intermediate/set-signed", `certificate="$certificate"`,
 				map[string]any{"issuer_name": name, "leaf_not_after_behavior": "err"})...)
 			if in.Rotation {
-				return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, s.chainByHand(ctx, in, &out, found)
+				return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, s.chainByHand(ctx, in, &out, found, above)
 			}
-			out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+rootName(in.Generation), "the root's certificate, without its key")
+			out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+RootName(in.Generation), "the root's certificate, without its key")
 			out.By(in.Mode, s.rootCommands(in)...)
 			return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
 		}
@@ -241,16 +254,22 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 	settings := map[string]any{"issuer_name": name, "leaf_not_after_behavior": "err"}
 	if imported != nil {
 		settings["manual_chain"] = []string{found.issuer.ID, imported.ID}
+		if len(above) > 0 {
+			if err := s.inLine(in.RelayMount, *found.issuer, found.all, above); err != nil {
+				return CAResult{}, err
+			}
+			settings["manual_chain"] = append([]string{found.issuer.ID}, above...)
+		}
 		// A rotation leaves the root the name that it has.
 		if imported.Name == "" && !in.Rotation {
-			if err := s.settleIssuer(ctx, in.Mode, &out, in.RelayMount, *imported, map[string]any{"issuer_name": rootName(in.Generation)}); err != nil {
+			if err := s.settleIssuer(ctx, in.Mode, &out, in.RelayMount, *imported, map[string]any{"issuer_name": RootName(in.Generation)}); err != nil {
 				return CAResult{}, err
 			}
 		}
 	}
-	if len(found.issuer.ManualChain) > 0 && found.issuer.Name == name && !in.Rotation {
-		// A rotation steers the chain on purpose; a setup that is run again
-		// does not undo that.
+	if len(found.issuer.ManualChain) > 0 && found.issuer.Name == name && (!in.Rotation || len(above) > 0) {
+		// A rotation steers the chain on purpose; neither a setup that is run again
+		// undoes that, nor a rotation that goes on from where it was.
 		delete(settings, "manual_chain")
 	}
 	// All in one write, so that there is no moment with a name and no chain.
@@ -268,18 +287,25 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 }
 
 // chainByHand says how the intermediate that is still to be made gets its chain.
-func (s session) chainByHand(ctx context.Context, in IntermediateInput, out *procedure.Outcome, found authority) error {
+func (s session) chainByHand(ctx context.Context, in IntermediateInput, out *procedure.Outcome, found authority, above []string) error {
+	name := IntermediateName(in.Generation)
+	chained := func(of string, above ...string) {
+		out.Changed(procedure.Update, "vault issuer "+in.RelayMount+"/"+name, "manual_chain of "+of)
+		out.By(in.Mode, s.command("patch", in.RelayMount+"/issuer/"+name, "manual_chain="+strings.Join(append([]string{name}, above...), ",")))
+	}
+	if len(above) > 0 {
+		chained("itself and what is above it", above...)
+		return nil
+	}
 	root, err := s.rootCertificate(ctx, in)
 	if err != nil {
 		return err
 	}
 	imported := withCertificate(found.all, root)
 	if imported == nil {
-		return s.rootMissing(in, root)
+		return s.rootMissing(in.RelayMount, root)
 	}
-	name := IntermediateName(in.Generation)
-	out.Changed(procedure.Update, "vault issuer "+in.RelayMount+"/"+name, "manual_chain of itself and the root")
-	out.By(in.Mode, s.command("patch", in.RelayMount+"/issuer/"+name, "manual_chain="+name+","+imported.ID))
+	chained("itself and the root", imported.ID)
 	return nil
 }
 
@@ -290,9 +316,9 @@ func (s session) importedRoot(ctx context.Context, in IntermediateInput, out *pr
 		return i, nil
 	}
 	if in.Rotation {
-		return nil, s.rootMissing(in, root)
+		return nil, s.rootMissing(in.RelayMount, root)
 	}
-	out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+rootName(in.Generation), "the root's certificate, without its key")
+	out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+RootName(in.Generation), "the root's certificate, without its key")
 	if !in.Mode.Writes() {
 		out.By(in.Mode, s.rootCommands(in)...)
 		return nil, nil
@@ -343,10 +369,10 @@ func (s session) rootCertificate(ctx context.Context, in IntermediateInput) (*x5
 	return i.certificate, nil
 }
 
-// signedBefore finds a certificate that an interrupted run has had signed: of
-// this root, for this key, as asked for, and neither expired nor revoked.
-func (s session) signedBefore(ctx context.Context, in IntermediateInput, csr *x509.CertificateRequest, root *x509.Certificate) (*x509.Certificate, error) {
-	serials, err := s.list(ctx, in.RootMount+"/certs", nil)
+// signedBefore finds a certificate of a mount that an interrupted run has had
+// signed: one that fits, and was not revoked.
+func (s session) signedBefore(ctx context.Context, mount string, fits func(*x509.Certificate) bool) (*x509.Certificate, error) {
+	serials, err := s.list(ctx, mount+"/certs", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +381,7 @@ func (s session) signedBefore(ctx context.Context, in IntermediateInput, csr *x5
 			PEM     string `json:"certificate"`
 			Revoked int64  `json:"revocation_time"`
 		}
-		found, err := s.read(ctx, in.RootMount+"/cert/"+serial, &stored)
+		found, err := s.read(ctx, mount+"/cert/"+serial, &stored)
 		if err != nil {
 			return nil, err
 		}
@@ -363,10 +389,8 @@ func (s session) signedBefore(ctx context.Context, in IntermediateInput, csr *x5
 		if !found || err != nil || stored.Revoked != 0 {
 			continue
 		}
-		c := chain[0]
-		if bytes.Equal(c.RawSubjectPublicKeyInfo, csr.RawSubjectPublicKeyInfo) && pki.SignedBy(c, root) == nil &&
-			time.Now().Before(c.NotAfter) && len(identityOf(c, in.CA)) == 0 && len(lifetimeOf(c, in.CA.TTL)) == 0 {
-			return c, nil
+		if fits(chain[0]) {
+			return chain[0], nil
 		}
 	}
 	return nil, nil

@@ -26,7 +26,7 @@ import (
 // may not so much as look at the root mount.
 func offlineWorld(t *testing.T) (*world, pkitest.Pair) {
 	t.Helper()
-	rules := regexp.MustCompile(`(?m)^path "(sys/mounts/)?pki(/[^"]*)?" \{\n.*\n\}\n`)
+	rules := regexp.MustCompile(`(?m)^path "(sys/mounts/)?pki(/[^"]*)?" \{\n(  .*\n)+\}\n`)
 	w := worldUnder(t, vaulttest.Start(t), func(policy string) string { return rules.ReplaceAllString(policy, "") })
 	root := pkitest.Root(t, "Example Root", lives(-time.Hour, 20*365*24*time.Hour))
 	w.spec.PKI.Root = mesh.Root{Kept: mesh.KeptOffline, CertificatePEM: string(pki.EncodeChain(root.Cert))}

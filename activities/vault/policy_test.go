@@ -55,7 +55,17 @@ func TestPoliciesRefuse(t *testing.T) {
 		{site.Operate, "pki_relay/key/any", map[string]any{"key_name": "x"}},
 		{site.Operate, "pki_relay/config/urls", map[string]any{"crl_distribution_points": "http://x"}},
 		{site.Operate, "pki/root/generate/internal", map[string]any{"common_name": "x"}},
-		{site.Operate, "pki/config/issuers", map[string]any{"default": "relay-root-g1"}},
+		{site.Operate, "pki/config/issuers", map[string]any{"default": "relay-root-g1", "default_follows_latest_issuer": true}},
+		{site.Operate, "pki/root/generate/existing", map[string]any{"common_name": "x"}},
+		{site.Operate, "pki/root/rotate/exported", map[string]any{"common_name": "x"}},
+		{site.Operate, "pki/root/rotate/internal", map[string]any{"common_name": "x", "max_path_length": 0}},
+		{site.Operate, "pki/root/rotate/existing", map[string]any{"common_name": "x", "key_ref": "default", "permitted_dns_domains": "x"}},
+		{site.Operate, "pki/intermediate/cross-sign", map[string]any{"common_name": "x", "key_ref": "default", "alt_names": "x"}},
+		{site.Operate, "pki/intermediate/generate/internal", map[string]any{"common_name": "x"}},
+		{site.Operate, "pki/intermediate/set-signed", map[string]any{"certificate": "x"}},
+		{site.Operate, "pki/issuers/import/bundle", map[string]any{"pem_bundle": "x"}},
+		{site.Operate, "pki/key/any", map[string]any{"key_name": "x"}},
+		{site.Operate, "pki/issuer/default", map[string]any{"issuer_name": "x"}},
 		{site.Operate, "pki/root/sign-self-issued", map[string]any{}},
 		{site.Operate, "sys/mounts/pki/tune", map[string]any{"max_lease_ttl": "1h"}},
 		{site.Operate, "sys/storage/raft/snapshot", map[string]any{}},
@@ -87,6 +97,7 @@ func TestPoliciesRefuse(t *testing.T) {
 	for path, allowed := range map[string]map[string]any{
 		"pki_relay/roles/relay-client-cluster1":  {"issuer_ref": "relay-intermediate-g1"},
 		"pki_relay/issuer/relay-intermediate-g1": {"leaf_not_after_behavior": "err", "usage": "read-only,issuing-certificates,crl-signing,ocsp-signing"},
+		"pki/issuer/relay-root-g1":               {"usage": "read-only,issuing-certificates,crl-signing,ocsp-signing"},
 	} {
 		if _, err := operate.Logical().JSONMergePatch(context.Background(), path, allowed); err != nil {
 			t.Errorf("operate may not patch %s: %v", path, err)
@@ -101,7 +112,7 @@ func TestPoliciesRefuse(t *testing.T) {
 			}
 		}
 	}
-	for _, path := range []string{"pki_relay/roles/relay-client-cluster1", "pki/issuer/relay-root-g1", "pki/key/relay-root-g1"} {
+	for _, path := range []string{"pki_relay/roles/relay-client-cluster1", "pki/root", "pki_relay/root", "sys/mounts/pki"} {
 		if _, err := operate.Logical().Delete(path); err == nil || !strings.Contains(err.Error(), "permission denied") {
 			t.Errorf("operate may delete %s: %v", path, err)
 		}

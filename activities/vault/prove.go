@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,7 +44,8 @@ type ProveIssuerResult struct {
 }
 
 // ProveIssuer has the issuer sign a throwaway certificate and proves that
-// cert-manager would take it: one linear chain, that leads to the root. The
+// cert-manager would take it: one linear chain, that leads to the root, with nothing
+// in it but the intermediate and the bridge. The
 // certificate is good for nothing and Vault does not keep it; its key never
 // leaves this call. If the issuer is not what it has to be, that is a Mismatch.
 func (a *Activities) ProveIssuer(ctx context.Context, in ProveIssuerInput) (ProveIssuerResult, error) {
@@ -58,12 +60,18 @@ func (a *Activities) ProveIssuer(ctx context.Context, in ProveIssuerInput) (Prov
 	if err != nil {
 		return ProveIssuerResult{}, failure.Permanent(failure.InvalidInput, "Vault %q: the root that the issuer is to lead to cannot be read: %v. Start the procedure again", s.vault, err)
 	}
+	var bridge []*x509.Certificate
+	if in.BridgePEM != "" {
+		if bridge, err = pki.ParseChain([]byte(in.BridgePEM)); err != nil {
+			return ProveIssuerResult{}, failure.Permanent(failure.InvalidInput, "Vault %q: the bridge that is to be above the issuer cannot be read: %v. Start the procedure again", s.vault, err)
+		}
+	}
 	i, err := s.issuerAt(ctx, in.Spec.Vault.RelayMount, in.IssuerID)
 	if err != nil {
 		return ProveIssuerResult{}, err
 	}
 	wrong := func(format string, args ...any) error {
-		return failure.Permanent(failure.Mismatch, "Vault %q, mount %s: the issuer %s would break relay, and nothing was pointed at it: %s. Compare its manual_chain and the mount's issuers (vault read %s/issuer/%s), then start again",
+		return failure.Permanent(failure.Mismatch, "Vault %q, mount %s: the issuer %s would break relay: %s. Point nothing at it, and compare its manual_chain and the mount's issuers (vault read %s/issuer/%s), then start again",
 			s.vault, in.Spec.Vault.RelayMount, i, fmt.Sprintf(format, args...), in.Spec.Vault.RelayMount, i.ID)
 	}
 	// Vault's own choice fits today; it changes with whatever is imported next.
@@ -78,15 +86,15 @@ func (a *Activities) ProveIssuer(ctx context.Context, in ProveIssuerInput) (Prov
 	if err != nil {
 		return ProveIssuerResult{}, wrong("cert-manager would refuse what it signs: %v", err)
 	}
-	if err := proven(bundle, signed, i, roots[0]); err != nil {
+	if err := proven(bundle, signed, append([]*x509.Certificate{i.certificate}, bridge...), roots[0]); err != nil {
 		return ProveIssuerResult{}, wrong("%v", err)
 	}
 	return ProveIssuerResult{Outcome: procedure.Outcome{Detail: "leads to " + pki.Name(roots[0])}, ChainPEM: string(bundle.ChainPEM), CAPEM: string(bundle.CAPEM)}, nil
 }
 
 // proven says in what the chain that cert-manager would store is not the one
-// wanted.
-func proven(bundle certmanager.PEMBundle, signed signature, i issuer, root *x509.Certificate) error {
+// wanted: a leaf, then exactly these, and the root as ca.crt.
+func proven(bundle certmanager.PEMBundle, signed signature, above []*x509.Certificate, root *x509.Certificate) error {
 	chain, err := pki.ParseChain(bundle.ChainPEM)
 	if err != nil {
 		return fmt.Errorf("tls.crt would not be readable: %w", err)
@@ -98,20 +106,35 @@ func proven(bundle certmanager.PEMBundle, signed signature, i issuer, root *x509
 	switch {
 	case !top[0].Equal(root):
 		return fmt.Errorf("ca.crt would be %s, and members trust %s", pki.Name(top[0]), pki.Name(root))
-	case len(chain) < 2 || !chain[1].Equal(i.certificate):
+	case len(chain) < 2 || !chain[1].Equal(above[0]):
 		return fmt.Errorf("what it signs is not of its own certificate")
+	case !slices.EqualFunc(chain[1:], above, (*x509.Certificate).Equal):
+		return fmt.Errorf("tls.crt would have %s above the leaf, and not %s", names(chain[1:]), names(above))
 	}
 	// As Vault answers: others than cert-manager do not put it in order.
 	answered, err := pki.ParseChain([]byte(strings.Join(append([]string{signed.Certificate}, signed.Chain...), "\n")))
 	if err != nil {
 		return fmt.Errorf("Vault's chain is not readable: %w", err)
 	}
-	for _, line := range [][]*x509.Certificate{answered, append(chain, root)} {
+	whole := chain
+	if !chain[len(chain)-1].Equal(root) { // else what is trusted is presented, too
+		whole = append(slices.Clip(chain), root)
+	}
+	for _, line := range [][]*x509.Certificate{answered, whole} {
 		if err := pki.Linear(line); err != nil {
 			return err
 		}
 	}
 	return pki.Peer{Trust: []*x509.Certificate{root}, Name: probeDomain, Usage: x509.ExtKeyUsageAny, At: time.Now()}.Verify(chain)
+}
+
+// names are those of certificates, in their order.
+func names(chain []*x509.Certificate) string {
+	var out []string
+	for _, c := range chain {
+		out = append(out, pki.Name(c))
+	}
+	return strings.Join(out, ", ")
 }
 
 // signature is Vault's answer to a CSR.

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/site"
@@ -76,20 +77,57 @@ func (m mount) unfit(vault, path, mesh string) error {
 	return nil
 }
 
+// RootCommonName is the common name of a root of that generation, where the first
+// one was asked for by that name. Each has one of its own: a server says whom it
+// trusts by names alone, and whoever asks it must be able to tell the roots apart.
+func RootCommonName(asked string, generation int) string {
+	if asked == "" || generation < 2 {
+		return asked
+	}
+	return fmt.Sprintf("%s G%d", asked, generation)
+}
+
+// rootOf is the CA that was asked for, as the root of that generation.
+func rootOf(asked mesh.CA, generation int) mesh.CA {
+	asked.CommonName = RootCommonName(asked.CommonName, generation)
+	return asked
+}
+
+// identity is the worker's in Vault, as for an intermediate.
+func (in GenerateRootInput) identity() site.Identity {
+	if in.Rotation {
+		return site.Operate
+	}
+	return site.Onboard
+}
+
 // GenerateRoot finds or makes the root (issuer and key name relay-root-g<generation>).
 // Generating is not idempotent in Vault, but names are unique there: a second
-// call with the same names, even one that runs at the same time, is refused.
+// call with the same names, even one that runs at the same time, is refused. In a
+// rotation the default stays what it is, and what speaks against another root is
+// said before there is a key of it.
 func (a *Activities) GenerateRoot(ctx context.Context, in GenerateRootInput) (CAResult, error) {
-	s, err := a.sessionFor(ctx, in.Mode, in.Vault, site.Onboard)
+	s, err := a.sessionFor(ctx, in.Mode, in.Vault, in.identity())
 	if err != nil {
 		return CAResult{}, err
 	}
-	name := rootName(in.Generation)
+	name := RootName(in.Generation)
+	in.CA = rootOf(in.CA, in.Generation)
 	root, err := s.authority(ctx, in.Mount, name, rootPrefix, in.CA)
 	if err != nil {
 		return CAResult{}, err
 	}
 	var out procedure.Outcome
+	if root.issuer == nil && in.Rotation {
+		if err := s.roomForRoot(ctx, in, root); err != nil {
+			return CAResult{}, err
+		}
+	}
+	if in.Rotation {
+		if err := s.holdDefault(ctx, in.Mode, &out, in.Mount); err != nil {
+			return CAResult{}, err
+		}
+	}
 	if root.issuer == nil {
 		out.Changed(procedure.Create, "vault issuer "+in.Mount+"/"+name, fmt.Sprintf("CN=%s for %s", in.CA.CommonName, in.CA.TTL))
 		if !in.Mode.Writes() {
@@ -126,29 +164,55 @@ func (a *Activities) GenerateRoot(ctx context.Context, in GenerateRootInput) (CA
 		return CAResult{}, err
 	}
 	root.issuer.Name = name
+	if in.Rotation {
+		return caResult(out, *root.issuer), nil
+	}
 	if err := s.settleDefault(ctx, in.Mode, &out, in.Mount, rootPrefix, *root.issuer, root.all); err != nil {
 		return CAResult{}, err
 	}
 	return caResult(out, *root.issuer), nil
 }
 
+// maxCommonName is how long a common name may be in a certificate (RFC 5280, A.1).
+const maxCommonName = 64
+
+// roomForRoot is an error if there is no place for another root.
+func (s session) roomForRoot(ctx context.Context, in GenerateRootInput, found authority) error {
+	if n := len(in.CA.CommonName); n > maxCommonName {
+		return failure.Permanent(failure.Preflight, "Vault %q: the new root's common name %q is %d characters long; at most %d fit in a certificate, and each generation has a name of its own. Ask for a shorter one (relaypki rotate root MESH --common-name)",
+			in.Vault, in.CA.CommonName, n, maxCommonName)
+	}
+	for _, i := range found.all {
+		if i.certificate.Subject.CommonName == in.CA.CommonName {
+			return failure.Permanent(failure.Preflight, "Vault %q, mount %s: the CA %s has the new root's common name already, and by its name alone a server says which root it trusts. Ask for another one (relaypki rotate root MESH --common-name)",
+				in.Vault, in.Mount, i)
+		}
+	}
+	return s.roomFor(ctx, in.Mount, in.CA.TTL)
+}
+
 // generateRoot is the request that makes the root with a new key, or with the one
-// of that name if Vault was interrupted between writing the key and the issuer.
+// of that name if Vault was interrupted between writing the key and the issuer. One
+// that is made beside another has a path of its own, which a policy can allow.
 func generateRoot(in GenerateRootInput, keyID string) (path string, data map[string]any) {
 	data = map[string]any{
 		"common_name": in.CA.CommonName,
 		"ttl":         fmt.Sprintf("%ds", seconds(in.CA.TTL)),
-		"issuer_name": rootName(in.Generation),
+		"issuer_name": RootName(in.Generation),
+	}
+	path = in.Mount + "/root/generate/"
+	if in.Rotation {
+		path = in.Mount + "/root/rotate/"
 	}
 	if in.CA.Organization != "" {
 		data["organization"] = in.CA.Organization
 	}
 	if keyID != "" {
 		data["key_ref"] = keyID
-		return in.Mount + "/root/generate/existing", data
+		return path + "existing", data
 	}
-	data["key_name"] = rootName(in.Generation)
+	data["key_name"] = RootName(in.Generation)
 	data["key_type"] = in.CA.KeyType
 	data["key_bits"] = in.CA.KeyBits
-	return in.Mount + "/root/generate/internal", data
+	return path + "internal", data
 }

@@ -92,7 +92,7 @@ func (s session) moveRole(ctx context.Context, in MoveRoleInput, path, id string
 	return s.patch(ctx, path, map[string]any{"issuer_ref": id})
 }
 
-// UseIssuerInput says whether an intermediate may issue.
+// UseIssuerInput says whether an intermediate, or a root, may issue.
 type UseIssuerInput struct {
 	Spec mesh.Spec `json:"spec"` // without workloads
 	// Root says that the issuer is a root, in the root mount.
@@ -106,8 +106,8 @@ type UseIssuerInput struct {
 	Mode    procedure.Mode `json:"mode"`
 }
 
-// UseIssuer sets an intermediate's usage, and the mount's default issuer before
-// that. One that a role signs with is not taken its usage from, which is a
+// UseIssuer sets an intermediate's or a root's usage, and the mount's default issuer
+// before that. One that a role signs with is not taken its usage from, which is a
 // Conflict: that would stop renewals.
 func (a *Activities) UseIssuer(ctx context.Context, in UseIssuerInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
@@ -115,7 +115,7 @@ func (a *Activities) UseIssuer(ctx context.Context, in UseIssuerInput) (procedur
 	if err != nil {
 		return out, err
 	}
-	relay, err := s.relayMount(ctx, in.Spec.Vault.RelayMount)
+	relay, err := s.mountWith(ctx, in.Spec, in.Root)
 	if err != nil {
 		return out, err
 	}
@@ -138,8 +138,19 @@ func (a *Activities) UseIssuer(ctx context.Context, in UseIssuerInput) (procedur
 	return out, s.setUsage(ctx, in, relay, i, &out)
 }
 
+// mountWith is the mount that an intermediate, or a root, is in.
+func (s session) mountWith(ctx context.Context, spec mesh.Spec, root bool) (caMount, error) {
+	switch {
+	case !root:
+		return s.relayMount(ctx, spec.Vault.RelayMount)
+	case spec.RootMount() == "":
+		return caMount{}, failure.Permanent(failure.InvalidInput, "Vault %q: the root is kept outside Vault (pki.root.kept: %s), so there is nothing of it to change here", s.vault, mesh.KeptOffline)
+	}
+	return s.caMount(ctx, spec.RootMount())
+}
+
 // setUsage sets an issuer's usage, also in what was read of the mount.
-func (s session) setUsage(ctx context.Context, in UseIssuerInput, relay relayMount, i *issuer, out *procedure.Outcome) error {
+func (s session) setUsage(ctx context.Context, in UseIssuerInput, relay caMount, i *issuer, out *procedure.Outcome) error {
 	// In a plan the steps before have moved the roles.
 	if users := relay.users(i.ID); !in.Signs && len(users) > 0 && in.Mode != procedure.Plan {
 		return failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is not taken out of use: roles sign with it, %s, and nothing of theirs could be renewed. Point them at another issuer first",
@@ -167,7 +178,7 @@ func (s session) setUsage(ctx context.Context, in UseIssuerInput, relay relayMou
 
 // setDefault makes an issuer that can issue the mount's default, also in what
 // was read of the mount.
-func (s session) setDefault(ctx context.Context, in UseIssuerInput, relay *relayMount, out *procedure.Outcome) error {
+func (s session) setDefault(ctx context.Context, in UseIssuerInput, relay *caMount, out *procedure.Outcome) error {
 	id := in.Default
 	i := relay.issuer(id)
 	switch {
@@ -183,7 +194,7 @@ func (s session) setDefault(ctx context.Context, in UseIssuerInput, relay *relay
 	return s.ensure(ctx, in.Mode, out, "vault config "+path, path, map[string]any{"default": id, "default_follows_latest_issuer": false})
 }
 
-// DeleteKeyInput names an intermediate whose key is to be deleted for good.
+// DeleteKeyInput names an intermediate, or a root, whose key is to be deleted for good.
 type DeleteKeyInput struct {
 	Spec mesh.Spec `json:"spec"` // without workloads
 	// Root says that it is a root, in the root mount.
@@ -196,11 +207,11 @@ type DeleteKeyInput struct {
 	Mode           procedure.Mode `json:"mode"`
 }
 
-// DeleteKey deletes an intermediate's key; its certificate stays, to be read,
-// under its name and another id. Vault deletes no key that an issuer has, so the
+// DeleteKey deletes an intermediate's or a root's key; its certificate stays, to be
+// read, under its name and another id. Of a root it is another one than that in the
+// relay mount, where no chain changes. Vault deletes no key that an issuer has, so the
 // issuer goes first, then the key, and then the certificate is imported again.
-// An intermediate that may still issue, or that anything relies on, is a
-// Conflict.
+// One that may still issue, or that anything relies on, is a Conflict.
 func (a *Activities) DeleteKey(ctx context.Context, in DeleteKeyInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
 	s, err := a.sessionFor(ctx, in.Mode, in.Spec.Vault.Name, site.Operate)
@@ -208,10 +219,14 @@ func (a *Activities) DeleteKey(ctx context.Context, in DeleteKeyInput) (procedur
 		return out, err
 	}
 	chain, err := pki.ParseChain([]byte(in.CertificatePEM))
-	if err != nil || generation(in.Name) == 0 {
-		return out, failure.Permanent(failure.InvalidInput, "Vault %q: to delete the key of the issuer %s its name (%s<generation>) and its certificate must be given, because they stay. Start the procedure again", s.vault, in.IssuerID, intermediatePrefix)
+	prefix := intermediatePrefix
+	if in.Root {
+		prefix = rootPrefix
 	}
-	relay, err := s.relayMount(ctx, in.Spec.Vault.RelayMount)
+	if err != nil || generationOf(prefix, in.Name) == 0 {
+		return out, failure.Permanent(failure.InvalidInput, "Vault %q: to delete the key of the issuer %s its name (%s<generation>) and its certificate must be given, because they stay. Start the procedure again", s.vault, in.IssuerID, prefix)
+	}
+	relay, err := s.mountWith(ctx, in.Spec, in.Root)
 	if err != nil {
 		return out, err
 	}
@@ -231,9 +246,9 @@ func (a *Activities) DeleteKey(ctx context.Context, in DeleteKeyInput) (procedur
 	return out, s.deleteKey(ctx, in, &out, relay.mount, i, keyID, chain[0])
 }
 
-// dispensable is a Conflict if the intermediate is at work, or something would
+// dispensable is a Conflict if the CA is at work, or something would
 // miss it.
-func (s session) dispensable(relay relayMount, in DeleteKeyInput, i issuer) error {
+func (s session) dispensable(relay caMount, in DeleteKeyInput, i issuer) error {
 	var why []string
 	if i.ID != in.IssuerID {
 		why = append(why, fmt.Sprintf("the one to be deleted has the id %s", in.IssuerID))

@@ -297,8 +297,13 @@ func TestSurvey(t *testing.T) {
 		t.Errorf("the root is %+v", found.Root)
 	}
 	relay := certificate(t, d.relay.CertificatePEM)
-	want := vault.IntermediateState{Authority: d.relay.Authority, CertificatePEM: d.relay.CertificatePEM, Generation: 1, NotBefore: relay.NotBefore.UTC(), HasKey: true, Signs: true, Default: true}
-	if found.Active != want || !slices.Equal(found.Intermediates, []vault.IntermediateState{want}) || found.Highest != 1 || found.FollowsLatest {
+	want := vault.IntermediateState{Authority: d.relay.Authority, CertificatePEM: d.relay.CertificatePEM, Generation: 1, NotBefore: relay.NotBefore.UTC(), HasKey: true, Signs: true, Default: true,
+		AbovePEM: []string{d.root.CertificatePEM}}
+	roots := []vault.RootState{{Authority: d.root.Authority, CertificatePEM: d.root.CertificatePEM, Generation: 1, HasKey: true, Signs: true, Default: true}}
+	if !reflect.DeepEqual(found.Roots, roots) || found.HighestRoot != 1 || len(found.Bridges) > 0 {
+		t.Errorf("roots %+v, highest %d, bridges %v", found.Roots, found.HighestRoot, found.Bridges)
+	}
+	if !reflect.DeepEqual(found.Active, want) || !reflect.DeepEqual(found.Intermediates, []vault.IntermediateState{want}) || found.Highest != 1 || found.FollowsLatest {
 		t.Errorf("found %+v", found)
 	}
 	roles := map[string]string{"gloo-mesh-mgmt-server-ca": first, "relaypki-probe": first, "relay-client-cluster1": first, "relay-client-cluster2": first}
@@ -314,7 +319,7 @@ func TestSurvey(t *testing.T) {
 	w.rootPatch(t, "pki_relay/roles/relay-client-cluster1", map[string]any{"issuer_ref": "default"})
 	found = w.survey(t)
 	if found.Active.Authority.IssuerID != second || found.Active.Generation != 2 || found.Active.Default || found.Highest != 5 ||
-		len(found.Intermediates) != 2 || found.Intermediates[0] != want || found.Root.Authority != d.root.Authority {
+		len(found.Intermediates) != 2 || !reflect.DeepEqual(found.Intermediates[0], want) || found.Root.Authority != d.root.Authority {
 		t.Errorf("found %+v", found)
 	}
 	roles["gloo-mesh-mgmt-server-ca"] = second
@@ -327,7 +332,7 @@ func TestSurvey(t *testing.T) {
 		t.Fatal(err)
 	}
 	found = w.survey(t)
-	if found.Root.Authority.IssuerID != "" || found.Root.CertificatePEM != d.root.CertificatePEM || found.Root.Authority.SubjectKeyID != d.root.Authority.SubjectKeyID {
+	if len(found.Roots) > 0 || found.Root.Authority.IssuerID != "" || found.Root.CertificatePEM != d.root.CertificatePEM || found.Root.Authority.SubjectKeyID != d.root.Authority.SubjectKeyID {
 		t.Errorf("the root outside Vault is %+v", found.Root)
 	}
 	for _, test := range []struct {
@@ -468,19 +473,33 @@ vault patch pki_relay/issuer/$R issuer_name=relay-root-g2 >/dev/null
 		t.Fatal(err)
 	}
 	path := "pki_relay/issuer/" + staged.Authority.IssuerID
+	bridge := w.data(t, "pki_relay/issuer/bridge")["certificate"].(string)
 	for _, test := range []struct {
-		chain   []string
-		rootPEM string
-		words   string
+		chain              []string
+		rootPEM, bridgePEM string
+		words              string
 	}{
-		{[]string{"self", "bridge", "relay-root-g1"}, d.root.CertificatePEM, ""},
-		{[]string{"self", "relay-root-g1", "bridge"}, d.root.CertificatePEM, "names"},
-		{[]string{"self", "bridge", "relay-root-g1"}, in.RootPEM, "ca.crt would be"},
-		{[]string{"self", "relay-root-g2", "bridge", "relay-root-g1"}, in.RootPEM, "would break relay"},
-		{[]string{}, in.RootPEM, "no manual_chain"},
+		// The modes of a rotation of the root.
+		{[]string{"self", "bridge", "relay-root-g1"}, d.root.CertificatePEM, bridge, ""},
+		{[]string{"self", "bridge"}, bridge, bridge, ""},
+		{[]string{"self", "relay-root-g2"}, in.RootPEM, "", ""},
+		{[]string{"self"}, staged.CertificatePEM, "", ""},
+		// Each taken for another one.
+		{[]string{"self", "bridge", "relay-root-g1"}, d.root.CertificatePEM, "", "tls.crt would have"},
+		{[]string{"self", "bridge", "relay-root-g1"}, in.RootPEM, bridge, "ca.crt would be"},
+		{[]string{"self", "bridge", "relay-root-g1"}, bridge, bridge, "ca.crt would be"},
+		{[]string{"self", "bridge"}, d.root.CertificatePEM, bridge, "ca.crt would be"},
+		{[]string{"self", "bridge"}, bridge, "", "tls.crt would have"},
+		{[]string{"self", "relay-root-g2"}, in.RootPEM, bridge, "tls.crt would have"},
+		{[]string{"self", "relay-root-g2"}, bridge, bridge, "ca.crt would be"},
+		{[]string{"self"}, in.RootPEM, "", "ca.crt would be"},
+		// And what is none.
+		{[]string{"self", "relay-root-g1", "bridge"}, d.root.CertificatePEM, bridge, "names"},
+		{[]string{"self", "relay-root-g2", "bridge", "relay-root-g1"}, in.RootPEM, bridge, "would break relay"},
+		{[]string{}, in.RootPEM, bridge, "no manual_chain"},
 	} {
 		w.rootPatch(t, path, map[string]any{"manual_chain": test.chain})
-		prove.RootPEM = test.rootPEM
+		prove.RootPEM, prove.BridgePEM = test.rootPEM, test.bridgePEM
 		_, err := w.ProveIssuer(context.Background(), prove)
 		if test.words == "" {
 			if err != nil {

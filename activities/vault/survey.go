@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -35,8 +34,10 @@ type SurveyResult struct {
 	Roles map[string]string `json:"roles"`
 	// Highest is the highest generation of any intermediate's issuer or key.
 	Highest int `json:"highest"`
-	// Roots are all roots with a name of ours in the root mount, by generation, and
-	// HighestRoot the highest generation of any issuer or key there.
+	// Roots are all roots with a name of ours in the root mount, by generation; none
+	// if the root is kept outside Vault. HighestRoot is the highest generation of any
+	// issuer or key there, and of any root or bridge in the relay mount: none of those
+	// names is free.
 	Roots       []RootState `json:"roots,omitempty"`
 	HighestRoot int         `json:"highestRoot,omitempty"`
 	// Bridges are certificates in the relay mount of a root's key that another root
@@ -71,7 +72,7 @@ type IntermediateState struct {
 	Default bool `json:"default"`
 	// AbovePEM is the chain above it, from below, that Vault returns by its
 	// manual_chain; nil if it has none of its own.
-	AbovePEM []string `json:"abovePEM,omitempty"`
+	AbovePEM []string `json:"abovePEM,omitzero"`
 }
 
 // Survey reads the CAs of a mesh and the roles that sign with them. A mesh whose
@@ -104,10 +105,10 @@ func (a *Activities) Survey(ctx context.Context, in SurveyInput) (SurveyResult, 
 		}
 	}
 	for _, name := range keys {
-		result.Highest = max(result.Highest, generation(strings.TrimPrefix(name, adoptedPrefix)))
+		result.Highest = max(result.Highest, generationOf(intermediatePrefix, strings.TrimPrefix(name, adoptedPrefix)))
 	}
 	for _, i := range relay.all {
-		if g := generation(i.Name); g > 0 {
+		if g := generationOf(intermediatePrefix, i.Name); g > 0 {
 			result.Highest = max(result.Highest, g)
 			result.Intermediates = append(result.Intermediates, relay.state(i))
 		}
@@ -118,23 +119,67 @@ func (a *Activities) Survey(ctx context.Context, in SurveyInput) (SurveyResult, 
 		return SurveyResult{}, err
 	}
 	result.Active = relay.state(*active)
-	result.Root, err = s.rootAbove(ctx, in.Spec.RootMount(), relay, *active)
+	var roots caMount
+	if mount := in.Spec.RootMount(); mount != "" {
+		if roots, err = s.rootMount(ctx, mount, &result); err != nil {
+			return SurveyResult{}, err
+		}
+	}
+	for _, i := range relay.all {
+		result.HighestRoot = max(result.HighestRoot, generationOf(rootPrefix, i.Name), generationOf(bridgePrefix, i.Name))
+	}
+	result.Bridges = bridges(relay.all, roots.all)
+	result.Root, err = s.rootAbove(roots, relay, *active)
 	return result, err
 }
 
-// generation is what an intermediate's name says of it, or 0 if that is no name
-// of ours.
-func generation(name string) int {
-	number, ours := strings.CutPrefix(name, intermediatePrefix)
-	g, err := strconv.Atoi(number)
-	if !ours || err != nil || g < 1 || IntermediateName(g) != name {
-		return 0
+// rootMount reads the roots. That the mount is not there is for the root that is
+// looked for to say.
+func (s session) rootMount(ctx context.Context, mount string, result *SurveyResult) (caMount, error) {
+	roots, err := s.caMount(ctx, mount)
+	if failure.KindOf(err) == failure.Preflight {
+		return caMount{mount: mount}, nil
 	}
-	return g
+	if err != nil {
+		return roots, err
+	}
+	keys, err := s.keyNames(ctx, mount)
+	if err != nil {
+		return roots, err
+	}
+	for _, name := range keys {
+		result.HighestRoot = max(result.HighestRoot, generationOf(rootPrefix, strings.TrimPrefix(name, adoptedPrefix)))
+	}
+	for _, i := range roots.all {
+		if g := generationOf(rootPrefix, i.Name); g > 0 {
+			result.HighestRoot = max(result.HighestRoot, g)
+			ca := caResult(procedure.Outcome{}, i)
+			result.Roots = append(result.Roots, RootState{Authority: ca.Authority, CertificatePEM: ca.CertificatePEM, Generation: g,
+				HasKey: i.KeyID != "", Signs: i.cannotSign() == "", Default: i.ID == roots.defaultID})
+		}
+	}
+	slices.SortFunc(result.Roots, func(a, b RootState) int { return a.Generation - b.Generation })
+	return roots, nil
 }
 
-// relayMount is what decides who signs with what in a PKI mount.
-type relayMount struct {
+// bridges are the certificates of a root's key that another root has signed. Keys
+// and signatures say so, and no name.
+func bridges(relay, roots []issuer) []CAResult {
+	var out []CAResult
+	selfSigned := slices.DeleteFunc(slices.Concat(relay, roots), func(i issuer) bool { return !pki.SelfSigned(i.certificate) })
+	for _, i := range relay {
+		c := i.certificate
+		ofRoot := slices.ContainsFunc(selfSigned, func(root issuer) bool { return pki.SameKey(root.certificate, c) })
+		byRoot := slices.ContainsFunc(selfSigned, func(root issuer) bool { return pki.SignedBy(c, root.certificate) == nil })
+		if c.IsCA && !pki.SelfSigned(c) && ofRoot && byRoot {
+			out = append(out, caResult(procedure.Outcome{}, i))
+		}
+	}
+	return out
+}
+
+// caMount is what decides who signs with what in a PKI mount.
+type caMount struct {
 	mount         string
 	all           []issuer
 	defaultID     string
@@ -143,22 +188,13 @@ type relayMount struct {
 	roles map[string]string
 }
 
-// relayMount reads a PKI mount's issuers and roles. One that has none of ours
-// is a Preflight error.
-func (s session) relayMount(ctx context.Context, mount string) (relayMount, error) {
-	m := relayMount{mount: mount, roles: map[string]string{}}
-	var err error
-	if m.all, err = s.issuers(ctx, mount); err != nil {
-		return m, err
-	}
-	if len(m.all) == 0 {
-		return m, failure.Permanent(failure.Preflight, "Vault %q: the mount %s is not there, or has no CA. Run the setup (relaypki setup -f mesh.yaml), and then this procedure", s.vault, mount)
-	}
-	config, err := s.issuerConfig(ctx, mount)
+// relayMount reads a PKI mount's issuers and roles. One that has no CA is a
+// Preflight error.
+func (s session) relayMount(ctx context.Context, mount string) (caMount, error) {
+	m, err := s.caMount(ctx, mount)
 	if err != nil {
 		return m, err
 	}
-	m.defaultID, m.followsLatest = config.Default, config.FollowsLatest
 	names, err := s.list(ctx, mount+"/roles", nil)
 	if err != nil {
 		return m, err
@@ -178,6 +214,24 @@ func (s session) relayMount(ctx context.Context, mount string) (relayMount, erro
 	return m, nil
 }
 
+// caMount is relayMount without the roles: a root mount has none of ours.
+func (s session) caMount(ctx context.Context, mount string) (caMount, error) {
+	m := caMount{mount: mount, roles: map[string]string{}}
+	var err error
+	if m.all, err = s.issuers(ctx, mount); err != nil {
+		return m, err
+	}
+	if len(m.all) == 0 {
+		return m, failure.Permanent(failure.Preflight, "Vault %q: the mount %s is not there, or has no CA. Run the setup (relaypki setup -f mesh.yaml), and then this procedure", s.vault, mount)
+	}
+	config, err := s.issuerConfig(ctx, mount)
+	if err != nil {
+		return m, err
+	}
+	m.defaultID, m.followsLatest = config.Default, config.FollowsLatest
+	return m, nil
+}
+
 // issuerConfig is which of a mount's issuers is the default.
 type issuerConfig struct {
 	Default       string `json:"default"`
@@ -192,7 +246,7 @@ func (s session) issuerConfig(ctx context.Context, mount string) (issuerConfig, 
 
 // issuer is the one that a reference leads to, as Vault resolves it: an id, a
 // name, or the default; nil if there is none.
-func (m relayMount) issuer(ref string) *issuer {
+func (m caMount) issuer(ref string) *issuer {
 	if ref == "" || ref == "default" {
 		ref = m.defaultID
 	}
@@ -205,7 +259,7 @@ func (m relayMount) issuer(ref string) *issuer {
 }
 
 // users are the roles that sign with an issuer.
-func (m relayMount) users(id string) []string {
+func (m caMount) users(id string) []string {
 	var out []string
 	for name, ref := range m.roles {
 		if i := m.issuer(ref); i != nil && i.ID == id {
@@ -216,14 +270,29 @@ func (m relayMount) users(id string) []string {
 	return out
 }
 
-func (m relayMount) state(i issuer) IntermediateState {
+func (m caMount) state(i issuer) IntermediateState {
 	ca := caResult(procedure.Outcome{}, i)
-	return IntermediateState{Authority: ca.Authority, CertificatePEM: ca.CertificatePEM, Generation: generation(i.Name),
-		NotBefore: i.certificate.NotBefore.UTC(), HasKey: i.KeyID != "", Signs: i.cannotSign() == "", Default: i.ID == m.defaultID}
+	return IntermediateState{Authority: ca.Authority, CertificatePEM: ca.CertificatePEM, Generation: generationOf(intermediatePrefix, i.Name),
+		NotBefore: i.certificate.NotBefore.UTC(), HasKey: i.KeyID != "", Signs: i.cannotSign() == "", Default: i.ID == m.defaultID, AbovePEM: m.above(i)}
+}
+
+// above is the chain above an issuer by its manual_chain; nil if it has none, and
+// not nil if there is nothing but itself in it.
+func (m caMount) above(i issuer) []string {
+	if len(i.ManualChain) == 0 {
+		return nil
+	}
+	above := []string{}
+	for _, id := range i.ManualChain {
+		if other := m.issuer(id); other != nil && other.ID != i.ID {
+			above = append(above, string(pki.EncodeChain(other.certificate)))
+		}
+	}
+	return above
 }
 
 // active is the intermediate that a role signs with.
-func (s session) active(m relayMount, role string) (*issuer, error) {
+func (s session) active(m caMount, role string) (*issuer, error) {
 	i := m.issuer(m.roles[role])
 	switch {
 	case i == nil:
@@ -231,7 +300,7 @@ func (s session) active(m relayMount, role string) (*issuer, error) {
 			s.vault, m.mount, role, m.roles[role])
 	case pki.SelfSigned(i.certificate):
 		return nil, failure.Permanent(failure.Preflight, "Vault %q: the role %s/roles/%s signs with %s, which is self-signed: there is no intermediate to rotate", s.vault, m.mount, role, *i)
-	case generation(i.Name) == 0:
+	case generationOf(intermediatePrefix, i.Name) == 0:
 		return nil, failure.Permanent(failure.Preflight, "Vault %q: the role %s/roles/%s signs with %s, which has no name of ours. Take it over (relaypki adopt -f mesh.yaml), run the setup, and then this procedure",
 			s.vault, m.mount, role, *i)
 	}
@@ -242,14 +311,8 @@ func (s session) active(m relayMount, role string) (*issuer, error) {
 // that is, keys and signatures say and no name. The certificate that the
 // intermediate's own chain leads to comes first, because it is what members
 // trust: a root that was issued anew for the same key would fit as well.
-func (s session) rootAbove(ctx context.Context, rootMount string, relay relayMount, below issuer) (CAResult, error) {
-	var signing []issuer
-	if rootMount != "" {
-		var err error
-		if signing, err = s.issuers(ctx, rootMount); err != nil {
-			return CAResult{}, err
-		}
-	}
+func (s session) rootAbove(roots, relay caMount, below issuer) (CAResult, error) {
+	signing := roots.all
 	var candidates []issuer
 	for _, id := range slices.Backward(below.ManualChain) {
 		if i := relay.issuer(id); i != nil {
@@ -268,7 +331,7 @@ func (s session) rootAbove(ctx context.Context, rootMount string, relay relayMou
 		return caResult(procedure.Outcome{}, root), nil
 	}
 	return CAResult{}, failure.Permanent(failure.Preflight, "Vault %q: the root that signed %s is in neither of the mounts %s and %s, so nobody can tell whether it is what members trust. Import its certificate: vault write %s/issuers/import/cert pem_bundle=@root.pem",
-		s.vault, below, relay.mount, rootMount, relay.mount)
+		s.vault, below, relay.mount, roots.mount, relay.mount)
 }
 
 // withCertificate is the issuer that has exactly this certificate; nil if none has.

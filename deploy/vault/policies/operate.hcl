@@ -1,8 +1,8 @@
 # relaypki's identity "operate": verification, rotations, and whatever runs day
 # by day. It reads the state of the CAs and of the roles, makes the next
-# intermediate beside the one at work, and says which of them the roles sign
-# with. What a role issues, and to whom, it cannot change. No policies, no auth
-# mounts.
+# intermediate, or the next root, beside the one at work, and says which
+# intermediate the roles sign with and which chain goes with what they sign. What
+# a role issues, and to whom, it cannot change. No policies, no auth mounts.
 #
 # It can have the root sign an intermediate whose key is elsewhere: whoever may
 # rotate can do that, and Vault's audit log shows it.
@@ -14,13 +14,60 @@
 path "pki/issuers" {
   capabilities = ["list"]
 }
+# A root that has been replaced is taken out of use, and on the way back put into
+# use again. "delete" is for the deletion of a key alone: see below.
 path "pki/issuer/+" {
-  capabilities = ["read"]
+  capabilities       = ["read", "patch", "delete"]
+  allowed_parameters = {
+    "issuer_name" = []
+    "usage"       = []
+  }
 }
+path "pki/keys" {
+  capabilities = ["list"]
+}
+# The default may be another issuer, and never whatever is made next.
 path "pki/config/issuers" {
-  capabilities = ["read"]
+  capabilities       = ["read", "update"]
+  allowed_parameters = {
+    "default"                       = []
+    "default_follows_latest_issuer" = [false]
+  }
 }
-# Whether the mount would cut an intermediate's life short.
+# The next root, beside the one at work: its key stays in Vault. "existing" is for
+# the key that an interrupted run has left.
+path "pki/root/rotate/internal" {
+  capabilities       = ["update"]
+  allowed_parameters = {
+    "common_name"  = []
+    "organization" = []
+    "ttl"          = []
+    "issuer_name"  = []
+    "key_name"     = []
+    "key_type"     = []
+    "key_bits"     = []
+  }
+}
+path "pki/root/rotate/existing" {
+  capabilities       = ["update"]
+  allowed_parameters = {
+    "common_name"  = []
+    "organization" = []
+    "ttl"          = []
+    "issuer_name"  = []
+    "key_ref"      = []
+  }
+}
+# The new root's CSR, which the old root signs: the bridge.
+path "pki/intermediate/cross-sign" {
+  capabilities       = ["update"]
+  allowed_parameters = {
+    "common_name"  = []
+    "organization" = []
+    "key_ref"      = []
+  }
+}
+# Whether the mount would cut a life short.
 path "sys/mounts/pki/tune" {
   capabilities = ["read"]
 }
@@ -79,14 +126,22 @@ path "pki_relay/roles/+" {
   }
 }
 
-# The deletion of an intermediate's key, which people approve each time. The
-# certificate comes back without it. Where that is to be an operator's alone,
-# take these two out, and "delete" from pki_relay/issuer/+ above: nothing else
-# needs them.
+# The new root and the bridge go where chains are made, without their keys.
+path "pki_relay/issuers/import/cert" {
+  capabilities = ["update"]
+}
+
+# The deletion of an intermediate's or a root's key, which people approve each
+# time. The certificate comes back without it. Where that is to be an operator's
+# alone, take these three out, and "delete" from pki/issuer/+ and
+# pki_relay/issuer/+ above: nothing else needs them.
 path "pki_relay/key/+" {
   capabilities = ["read", "delete"]
 }
-path "pki_relay/issuers/import/cert" {
+path "pki/key/+" {
+  capabilities = ["read", "delete"]
+}
+path "pki/issuers/import/cert" {
   capabilities = ["update"]
 }
 

@@ -1,0 +1,60 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/x509"
+	"fmt"
+	"time"
+)
+
+// MayBridge says why a root cannot, from now on, vouch for another root's key by a
+// bridge of that life, with an intermediate and its leaves below the bridge; or nil.
+func MayBridge(root *x509.Certificate, life time.Duration, now time.Time) error {
+	switch {
+	case !root.IsCA || !root.BasicConstraintsValid:
+		return fmt.Errorf("%s is no CA certificate", Name(root))
+	// As for MayIssue.
+	case root.KeyUsage != 0 && root.KeyUsage&x509.KeyUsageCertSign == 0:
+		return fmt.Errorf("%s may not sign certificates: its key usage lacks it", Name(root))
+	case limited(root) && root.MaxPathLen < 2:
+		return fmt.Errorf("%s has path length %d, and a bridge with an intermediate below it needs 2", Name(root), root.MaxPathLen)
+	case now.Before(root.NotBefore):
+		return fmt.Errorf("%s is valid from %s on", Name(root), Date(root.NotBefore))
+	case now.After(root.NotAfter):
+		return fmt.Errorf("%s has ended, %s", Name(root), Date(root.NotAfter))
+	case now.Add(life).After(root.NotAfter):
+		return fmt.Errorf("%s ends %s, and a bridge, which ends with it, has to last for %s", Name(root), Date(root.NotAfter), life)
+	}
+	return nil
+}
+
+// CheckBridge says in what a certificate is not the bridge over which what the new
+// root has signed leads to the old one, or nil. A chain is built by name and key
+// identifier, so that both have to be the new root's, byte for byte.
+func CheckBridge(bridge, old, root *x509.Certificate) error {
+	switch {
+	case !bridge.IsCA || !bridge.BasicConstraintsValid:
+		return fmt.Errorf("%s is no CA certificate", Name(bridge))
+	case !SameKey(bridge, root):
+		return fmt.Errorf("%s is for another key than the new root %s", Name(bridge), Name(root))
+	case !bytes.Equal(bridge.RawSubject, root.RawSubject):
+		return fmt.Errorf("%s has the subject %q, and the new root %q, or the same in other bytes", Name(bridge), bridge.Subject, root.Subject)
+	case !bytes.Equal(bridge.SubjectKeyId, root.SubjectKeyId):
+		return fmt.Errorf("%s has the key identifier %s, and the new root %s", Name(bridge), Hex(bridge.SubjectKeyId), Hex(root.SubjectKeyId))
+	case bridge.KeyUsage != 0 && bridge.KeyUsage&x509.KeyUsageCertSign == 0:
+		return fmt.Errorf("%s may not sign certificates: its key usage lacks it", Name(bridge))
+	case limited(bridge) && bridge.MaxPathLen < 1:
+		return fmt.Errorf("%s allows no intermediate below it (path length 0)", Name(bridge))
+	case !anyUse(bridge) || constrained(bridge):
+		return fmt.Errorf("%s is limited to some names or uses", Name(bridge))
+	}
+	if err := SignedBy(bridge, old); err != nil {
+		return err
+	}
+	return Nested([]*x509.Certificate{bridge, old})
+}
+
+// limited says that there is a path length.
+func limited(c *x509.Certificate) bool {
+	return c.MaxPathLen > 0 || c.MaxPathLen == 0 && c.MaxPathLenZero
+}
