@@ -439,11 +439,11 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 			return result, err
 		}
 	}
-	server := rotation.Side{Name: "the management server", Chains: slices.Concat(shown, inFlight), Trusts: slices.Concat(trusts, trustsInFlight)}
+	server := rotation.Side{Name: "the management server", Chains: slices.Concat(shown, inFlight), Trusts: eachOnce(trusts, trustsInFlight)}
 	agent := rotation.Side{Name: fmt.Sprintf("the agent of cluster %q", in.Cluster),
 		Chains: append([][]*x509.Certificate{seen.Secret.Chain}, inFlight...), Trusts: [][]*x509.Certificate{trusted.CA}}
 	if own {
-		agent.Trusts = append(agent.Trusts, trustsInFlight...)
+		agent.Trusts = eachOnce(agent.Trusts, trustsInFlight)
 	}
 	// What a replica has loaded of the trust is a root of the rotation, by its name, or
 	// it is not known.
@@ -451,7 +451,7 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 	for _, ca := range in.Server.AcceptableCAs {
 		known := of.Named(ca)
 		for _, root := range known {
-			server.Trusts = append(server.Trusts, []*x509.Certificate{root})
+			server.Trusts = eachOnce(server.Trusts, [][]*x509.Certificate{{root}})
 		}
 		if len(known) == 0 {
 			unknown = append(unknown, ca)
@@ -491,6 +491,18 @@ func commonNames(cas []*x509.Certificate) []string {
 		names[i] = ca.Subject.CommonName
 	}
 	return names
+}
+
+// eachOnce are the trust stores, and the others that are not among them.
+func eachOnce(stores, others [][]*x509.Certificate) [][]*x509.Certificate {
+	all := slices.Clone(stores)
+	for _, other := range others {
+		same := func(store []*x509.Certificate) bool { return slices.EqualFunc(store, other, (*x509.Certificate).Equal) }
+		if !slices.ContainsFunc(all, same) {
+			all = append(all, other)
+		}
+	}
+	return all
 }
 
 // parsed are PEM texts of chains and trust stores.

@@ -125,10 +125,10 @@ func newPairing(t *testing.T, a authority) *pairing {
 	w.clients = w.site(api.URL, "mgmt", "cluster1")
 
 	server := a.server(t)
-	w.store(serverSecret, server, a.intermediate, a.root)
-	w.load(0, server, a.intermediate, a.root)
-	w.load(1, server, a.intermediate, a.root)
-	w.store(clientSecret, a.client(t), a.intermediate, a.root)
+	w.store(serverSecret, a.root, server, a.intermediate)
+	w.load(0, a.root, server, a.intermediate)
+	w.load(1, a.root, server, a.intermediate)
+	w.store(clientSecret, a.root, a.client(t), a.intermediate)
 	w.trust(a.root)
 
 	var suite testsuite.WorkflowTestSuite
@@ -168,32 +168,38 @@ func (w *pairing) secret(name string, data map[string][]byte) {
 }
 
 // store is what cert-manager does: chain, key and ca.crt.
-func (w *pairing) store(name string, leaf, intermediate, ca pkitest.Pair) {
+func (w *pairing) store(name string, ca, leaf pkitest.Pair, above ...pkitest.Pair) {
 	w.t.Helper()
 	key, err := x509.MarshalPKCS8PrivateKey(leaf.Key)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.secret(name, map[string][]byte{
-		"tls.crt": pki.EncodeChain(leaf.Cert, intermediate.Cert), "ca.crt": pki.EncodeChain(ca.Cert),
+		"tls.crt": pki.EncodeChain(certs(append([]pkitest.Pair{leaf}, above...)...)...), "ca.crt": pki.EncodeChain(ca.Cert),
 		"tls.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
 	})
 }
 
 func (w *pairing) trust(cas ...pkitest.Pair) {
-	var chain []*x509.Certificate
-	for _, ca := range cas {
-		chain = append(chain, ca.Cert)
-	}
-	w.secret(mesh.RootSecretName, map[string][]byte{"ca.crt": pki.EncodeChain(chain...)})
+	w.secret(mesh.RootSecretName, map[string][]byte{"ca.crt": pki.EncodeChain(certs(cas...)...)})
 }
 
+func certs(pairs ...pkitest.Pair) []*x509.Certificate {
+	var all []*x509.Certificate
+	for _, p := range pairs {
+		all = append(all, p.Cert)
+	}
+	return all
+}
+
+func text(pairs ...pkitest.Pair) string { return string(pki.EncodeChain(certs(pairs...)...)) }
+
 // load is what a replica does with its Secret.
-func (w *pairing) load(replica int, leaf, intermediate, ca pkitest.Pair) {
+func (w *pairing) load(replica int, ca, leaf pkitest.Pair, above ...pkitest.Pair) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.loaded[replica] = &tls.Config{
-		Certificates: []tls.Certificate{leaf.TLS(intermediate)}, NextProtos: []string{"h2"},
+		Certificates: []tls.Certificate{leaf.TLS(above...)}, NextProtos: []string{"h2"},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pki.Pool([]*x509.Certificate{ca.Cert}),
 	}
 }
@@ -268,12 +274,12 @@ func TestReadServer(t *testing.T) {
 		t.Error("a certificate that has not ended has")
 	}
 	over := a.intermediate.Leaf(t, []string{"*.gloo-mesh"}, ended)
-	w.load(1, over, a.intermediate, a.root)
+	w.load(1, a.root, over, a.intermediate)
 	if seen, err = w.read(false); err != nil || !seen.Ended {
 		t.Errorf("what a replica has loaded has ended: %+v, %v", seen, err)
 	}
-	w.load(1, a.server(t), a.intermediate, a.root)
-	w.store(serverSecret, over, a.intermediate, a.root)
+	w.load(1, a.root, a.server(t), a.intermediate)
+	w.store(serverSecret, a.root, over, a.intermediate)
 	if seen, err = w.read(false); err != nil || !seen.Ended {
 		t.Errorf("what is stored has ended: %+v, %v", seen, err)
 	}
@@ -282,8 +288,8 @@ func TestReadServer(t *testing.T) {
 	other := newAuthority(t, "of another mesh")
 	stored := a.next(t).server(t)
 	w.store(serverSecret, stored, a.next(t).intermediate, a.root)
-	w.load(0, stored, a.intermediate, a.root)
-	w.load(1, other.server(t), other.intermediate, other.root)
+	w.load(0, a.root, stored, a.intermediate)
+	w.load(1, other.root, other.server(t), other.intermediate)
 	if seen, err = w.read(false); err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +318,7 @@ func TestReadServerWaits(t *testing.T) {
 	a := newAuthority(t, "g1")
 	w := newPairing(t, a)
 	stored := a.server(t)
-	w.store(serverSecret, stored, a.intermediate, a.root)
+	w.store(serverSecret, a.root, stored, a.intermediate)
 	var mu sync.Mutex
 	looks := 0
 	w.onRead = func(path string) {
@@ -347,9 +353,9 @@ func TestNotLoaded(t *testing.T) {
 		words  []string
 	}{
 		{"all loaded", func(*pairing) {}, nil},
-		{"one serves another", func(w *pairing) { w.load(1, a.server(t), a.intermediate, a.root) },
+		{"one serves another", func(w *pairing) { w.load(1, a.root, a.server(t), a.intermediate) },
 			[]string{"Pod server-1", "serves serial", "holds " + pki.Serial(stored.Cert), "management.reload to \"restart\""}},
-		{"one has an older trust", func(w *pairing) { w.load(1, stored, a.intermediate, another.root) },
+		{"one has an older trust", func(w *pairing) { w.load(1, another.root, stored, a.intermediate) },
 			[]string{"Pod server-1", "accepts clients of CN=relay root g2", "relay root g1", "not its ca.crt"}},
 		{"one has a trust too many", func(w *pairing) {
 			w.loaded[1].ClientCAs = pki.Pool([]*x509.Certificate{a.root.Cert, another.root.Cert})
@@ -360,9 +366,9 @@ func TestNotLoaded(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newPairing(t, a)
-			w.store(serverSecret, stored, a.intermediate, a.root)
-			w.load(0, stored, a.intermediate, a.root)
-			w.load(1, stored, a.intermediate, a.root)
+			w.store(serverSecret, a.root, stored, a.intermediate)
+			w.load(0, a.root, stored, a.intermediate)
+			w.load(1, a.root, stored, a.intermediate)
 			c.change(w)
 			seen, err := observe.Server(t.Context(), w.clients, w.spec)
 			if err == nil {
@@ -387,13 +393,6 @@ func TestNotLoaded(t *testing.T) {
 func TestCheckPair(t *testing.T) {
 	a, other := newAuthority(t, "g1"), newAuthority(t, "of another mesh")
 	next := a.next(t)
-	pem := func(pairs ...pkitest.Pair) string {
-		var chain []*x509.Certificate
-		for _, p := range pairs {
-			chain = append(chain, p.Cert)
-		}
-		return string(pki.EncodeChain(chain...))
-	}
 	for _, c := range []struct {
 		name   string
 		change func(*pairing, *CheckPairInput)
@@ -401,24 +400,24 @@ func TestCheckPair(t *testing.T) {
 	}{
 		{"as set up", func(*pairing, *CheckPairInput) {}, nil},
 		{"a new intermediate is in flight, and the server has it already", func(w *pairing, in *CheckPairInput) {
-			in.InFlight = []string{pem(next.client(t), next.intermediate)}
-			in.Server.Chains = append(in.Server.Chains, pem(next.server(t), next.intermediate))
+			in.InFlight = []string{text(next.client(t), next.intermediate)}
+			in.Server.Chains = append(in.Server.Chains, text(next.server(t), next.intermediate))
 		}, nil},
 		{"the agent trusts another root", func(w *pairing, _ *CheckPairInput) { w.trust(other.root) },
 			[]string{"the agent of cluster \"cluster1\" would refuse the management server: it trusts \"relay root of another mesh\""}},
 		{"so does what a replica has loaded", func(_ *pairing, in *CheckPairInput) {
-			in.Server.Chains = append(in.Server.Chains, pem(other.server(t), other.intermediate))
+			in.Server.Chains = append(in.Server.Chains, text(other.server(t), other.intermediate))
 		}, []string{"would refuse the management server"}},
 		{"what is in flight is of another root", func(_ *pairing, in *CheckPairInput) {
-			in.InFlight = []string{pem(other.client(t), other.intermediate)}
+			in.InFlight = []string{text(other.client(t), other.intermediate)}
 		}, []string{"would refuse the management server", "the management server would refuse the agent"}},
-		{"the server trusts another root", func(_ *pairing, in *CheckPairInput) { in.Server.Trusts = []string{pem(other.root)} },
+		{"the server trusts another root", func(_ *pairing, in *CheckPairInput) { in.Server.Trusts = []string{text(other.root)} },
 			[]string{"the management server would refuse the agent of cluster \"cluster1\""}},
 		{"the agent's trust is an intermediate", func(w *pairing, _ *CheckPairInput) { w.trust(a.intermediate) },
 			[]string{"which is no self-signed root"}},
 		{"the intermediate beside the root", func(w *pairing, _ *CheckPairInput) { w.trust(a.root, a.intermediate) },
 			[]string{"which is no self-signed root"}},
-		{"the server's trust is an intermediate", func(_ *pairing, in *CheckPairInput) { in.Server.Trusts = []string{pem(a.intermediate)} },
+		{"the server's trust is an intermediate", func(_ *pairing, in *CheckPairInput) { in.Server.Trusts = []string{text(a.intermediate)} },
 			[]string{"the management server trusts \"relay intermediate g1\""}},
 		{"which is no matter in a rotation of leaves", func(w *pairing, in *CheckPairInput) {
 			w.trust(a.intermediate)
@@ -439,8 +438,8 @@ func TestCheckPair(t *testing.T) {
 			w.trust(other.root)
 		}, nil},
 		{"certificates that have ended", func(w *pairing, in *CheckPairInput) {
-			w.store(clientSecret, a.intermediate.Leaf(t, []string{"cluster1"}, ended), a.intermediate, a.root)
-			in.Server.Chains = []string{pem(a.intermediate.Leaf(t, []string{"*.gloo-mesh"}, ended), a.intermediate)}
+			w.store(clientSecret, a.root, a.intermediate.Leaf(t, []string{"cluster1"}, ended), a.intermediate)
+			in.Server.Chains = []string{text(a.intermediate.Leaf(t, []string{"*.gloo-mesh"}, ended), a.intermediate)}
 		}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -516,17 +515,17 @@ func TestShakeHands(t *testing.T) {
 	}
 	// Under another intermediate of the same root nothing else is to be seen.
 	next := a.next(t)
-	w.load(0, next.server(t), next.intermediate, a.root)
+	w.load(0, a.root, next.server(t), next.intermediate)
 	if _, err := shake(w); err != nil {
 		t.Error(err)
 	}
-	w.load(1, a.server(t), a.intermediate, other.root)
+	w.load(1, other.root, a.server(t), a.intermediate)
 	_, err := shake(w)
 	fails(t, err, failure.Unhealthy, "cluster \"cluster1\": Pod gloo-mesh/server-1 a fresh handshake fails", "That means: ")
 	if strings.Contains(err.Error(), "server-0") {
 		t.Errorf("the replica that accepts is blamed: %v", err)
 	}
-	w.load(1, other.server(t), other.intermediate, a.root)
+	w.load(1, a.root, other.server(t), other.intermediate)
 	_, err = shake(w)
 	fails(t, err, failure.Unhealthy, "server-1", "trust does not hold the root")
 	w.replicas(false, false)
