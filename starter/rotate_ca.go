@@ -180,8 +180,8 @@ until it is over: every certificate is of the previous CA again, and no handshak
 fails on the way. What was made for the rotation stays in Vault and may not issue.
 
 If its run is gone, another one is started that takes it back: of what was rotated
-last, as far as Temporal knows. With --of you say it yourself. One that is not what
-the mesh's record says changes nothing.`,
+last, as far as Temporal knows. With --of you say it yourself. Where the mesh's record
+says otherwise, that run changes nothing and says so.`,
 		Example: `  relaypki rollback demo --reason "wrong key type"
   # Its run is gone, and all that Temporal knew of it:
   relaypki rollback demo --of root --reason "wrong key type"`,
