@@ -211,6 +211,7 @@ func TestMeshOfID(t *testing.T) {
 		"tuesday":                             "",
 		"rotate-credentials-demo":             "demo",
 		"rotate-intermediate-a-b":             "a-b",
+		"rotate-root-demo":                    "demo",
 		"rotate-leaf-demo/cluster1":           "demo",
 		"schedules-demo":                      "demo",
 		"maintain-demo-2026-03-01T12:00:00Z":  "demo",

@@ -79,7 +79,7 @@ func (f *follower) planOf(e ending) (plan, bool) {
 	p := plan{mesh: result.Mesh, kept: result.Kept, parts: []planPart{{name: where, steps: result.Steps}}}
 	if rotated, ok := rotationResult(e); ok {
 		p.matrix = rotated.Matrix
-		p.parts = f.phased(rotated)
+		p.parts = f.phased(rotated, courses[e.Procedure])
 		return p, true
 	}
 	for _, cluster := range f.view.Progress.Clusters {
@@ -88,10 +88,19 @@ func (f *follower) planOf(e ending) (plan, bool) {
 	return p, true
 }
 
-// phased are the parts of a rotation's plan, in the order in which they are done.
-func (f *follower) phased(r procedure.RotateResult) []planPart {
+// courses are the phases of the rotations. One of leaves has some of those of an
+// intermediate.
+var courses = map[string]rotation.Course{
+	procedure.RotateLeafCertificates: rotation.OfIntermediate,
+	procedure.RotateIntermediateCA:   rotation.OfIntermediate,
+	procedure.RotateRootCA:           rotation.OfRoot,
+}
+
+// phased are the parts of a rotation's plan, in the order in which they are done:
+// of a root, each phase that goes over the clusters has steps of its own there.
+func (f *follower) phased(r procedure.RotateResult, course rotation.Course) []planPart {
 	var parts []planPart
-	for phase, more := rotation.PhasePreflight, true; more; phase, more = rotation.OfIntermediate.Next(phase) {
+	for phase, more := rotation.PhasePreflight, true; more; phase, more = course.Next(phase) {
 		part := planPart{name: string(phase)}
 		for _, step := range r.Steps {
 			if step.Phase == string(phase) {
@@ -103,12 +112,33 @@ func (f *follower) phased(r procedure.RotateResult) []planPart {
 		}
 		for _, cluster := range f.view.Progress.Clusters {
 			canary := slices.Contains(r.Canary, cluster.Cluster)
-			if canary && phase == rotation.PhaseCanary || !canary && phase == rotation.PhaseFleet {
+			switch {
+			case canary && phase == rotation.PhaseCanary, !canary && phase == rotation.PhaseFleet:
 				parts = append(parts, f.clusterPart(cluster))
+			case slices.Contains(overClusters, phase):
+				if part := f.clusterPart(cluster).of(phase); len(part.steps) > 0 || part.problem != "" && phase == overClusters[0] {
+					parts = append(parts, part)
+				}
 			}
 		}
 	}
 	return parts
+}
+
+// overClusters are the phases of the rotation of a root that have work in each
+// cluster.
+var overClusters = []rotation.Phase{rotation.PhaseTrust, rotation.PhaseBridge, rotation.PhasePivot, rotation.PhaseCommit, rotation.PhaseContract}
+
+// of is what would be done there in one phase. A step that names none is of the
+// first one in which certificates are issued.
+func (part planPart) of(phase rotation.Phase) planPart {
+	of := planPart{name: part.name + ", " + string(phase), problem: part.problem}
+	for _, step := range part.steps {
+		if step.Phase == string(phase) || step.Phase == "" && phase == rotation.PhaseBridge {
+			of.steps = append(of.steps, step)
+		}
+	}
+	return of
 }
 
 // clusterPart is what would be done in one cluster.

@@ -8,6 +8,7 @@ import (
 	"unicode"
 
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rotation"
 )
 
 // view is what is known of a procedure at one moment.
@@ -186,7 +187,11 @@ func (p paper) header(v view) string {
 	if !v.Ended.IsZero() {
 		end = v.Ended
 	}
-	return p.line(append(spans, span{"  " + elapsed(end.Sub(v.Started)), dim})...)
+	spans = append(spans, span{"  " + elapsed(end.Sub(v.Started)), dim})
+	if does := courses[v.Type].Does(rotation.Phase(v.Progress.Phase)); does != "" && !v.Progress.Ended {
+		spans = append(spans, span{"  " + does, dim})
+	}
+	return p.line(spans...)
 }
 
 func (p paper) steps(steps []procedure.Step) []string {

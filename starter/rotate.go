@@ -18,10 +18,11 @@ func (c *cli) rotateCommand() *cobra.Command {
 		Long: `Make something of a mesh anew before it ends, or because it has become known. What
 is due by the mesh's policy is begun by itself (see "relaypki schedule").`,
 		Example: `  relaypki rotate intermediate demo --plan
+  relaypki rotate root demo --plan
   relaypki rotate leaf demo
   relaypki rotate credentials demo`,
 	}
-	cmd.AddCommand(c.rotateIntermediateCommand(), c.rotateLeafCommand(), c.rotateCredentialsCommand())
+	cmd.AddCommand(c.rotateIntermediateCommand(), c.rotateRootCommand(), c.rotateLeafCommand(), c.rotateCredentialsCommand())
 	return cmd
 }
 

@@ -137,6 +137,7 @@ func (c *cli) approveCommand() *cobra.Command {
 		Long: `Let a rotation begin the phase that it waits to begin: "relaypki watch" shows which,
 and what it will do. Who approves is what you say; Temporal knows no more of it.`,
 		Example: `  relaypki approve demo server
+  relaypki approve demo pivot --by alice
   relaypki approve demo retire --by alice --note "change 4711"`,
 		Args: cobra.ExactArgs(2), ValidArgsFunction: c.completeMesh,
 	}
@@ -169,17 +170,22 @@ report, and the mesh's record has them until "relaypki rotate leaf" has done the
 // rollbackCommand tells the running rotation to go back or, if its run is gone,
 // starts one that does.
 func (c *cli) rollbackCommand() *cobra.Command {
-	var reason, taskQueue string
+	var reason, of, taskQueue string
 	var detach bool
 	cmd := &cobra.Command{
 		Use:   "rollback MESH --reason WHY",
-		Short: "Take a rotation of the intermediate back",
-		Long: `Take a rotation of the intermediate back, from whatever phase it is in: every
-certificate is of the previous intermediate again, and no handshake fails on the way.
-What was made for the rotation stays in Vault and may not issue. If its run is gone,
-another one is started that takes it back.`,
-		Example: `  relaypki rollback demo --reason "wrong key type"`,
-		Args:    cobra.ExactArgs(1), ValidArgsFunction: c.completeMesh,
+		Short: "Take a rotation of the root or the intermediate back",
+		Long: `Take a rotation of the root or the intermediate back, from whatever phase it is in
+until it is over: every certificate is of the previous CA again, and no handshake
+fails on the way. What was made for the rotation stays in Vault and may not issue.
+
+If its run is gone, another one is started that takes it back: of what was rotated
+last, as far as Temporal knows. With --of you say it yourself. Where the mesh's record
+says otherwise, that run changes nothing and says so.`,
+		Example: `  relaypki rollback demo --reason "wrong key type"
+  # Its run is gone, and all that Temporal knew of it:
+  relaypki rollback demo --of root --reason "wrong key type"`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: c.completeMesh,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !meshName.MatchString(args[0]) {
 				return badInput(c.again("status"), "%q is not the name of a mesh", args[0])
@@ -187,34 +193,81 @@ another one is started that takes it back.`,
 			if err := c.needReason(reason); err != nil {
 				return err
 			}
+			if of != "" && rotationOf[of] == "" {
+				return badInput(c.sameWith("--of", ofRoot), "%q is neither %q nor %q", of, ofRoot, ofIntermediate)
+			}
 			ctx := cmd.Context()
 			t, err := c.connect(ctx)
 			if err != nil {
 				return err
 			}
 			defer t.Close()
-			id := procedure.ID(procedure.RotateIntermediateCA, args[0])
-			runs, err := t.running(ctx, args[0])
+			runs, err := t.procedures(ctx, args[0], "")
 			if err != nil {
 				return t.failed(err, "find the rotation")
 			}
-			for _, run := range runs {
-				if run.Procedure == procedure.RotateIntermediateCA && !strings.HasPrefix(run.WorkflowID, planID("", true)) {
-					return c.steer(ctx, t, run, order{mesh: args[0], update: procedure.RollbackUpdate, verb: "rollback", in: procedure.RollbackInput{Reason: reason}})
+			last, known := lastRotation(runs)
+			if known && last.Ended == nil {
+				if of != "" && rotationOf[of] != last.Procedure {
+					return badInput(c.again("watch", last.WorkflowID), "it is %s that runs (workflow %s)", last.Procedure, last.WorkflowID)
 				}
+				return c.steer(ctx, t, last, order{mesh: args[0], update: procedure.RollbackUpdate, verb: "rollback", in: procedure.RollbackInput{Reason: reason}})
 			}
-			in := procedure.RotateIntermediateInput{MeshInput: procedure.MeshInput{Mesh: args[0]}, Rollback: true, Reason: reason}
-			return c.launchMember(cmd, in.Validate(), in, launch{
-				procedure: procedure.RotateIntermediateCA, id: id, taskQueue: taskQueue, detach: detach,
-				summary: "Take back the rotation of the intermediate CA of mesh " + args[0], again: c.sameWith(),
-			})
+			if of == "" && known && last.Procedure == procedure.RotateRootCA {
+				of = ofRoot
+			}
+			l, in := rollbackOf(of, procedure.MeshInput{Mesh: args[0]}, reason)
+			l.taskQueue, l.detach, l.again = taskQueue, detach, c.sameWith()
+			return c.launchMember(cmd, nil, in, l)
 		},
 	}
 	reasonFlag(cmd, &reason)
+	cmd.Flags().StringVar(&of, "of", "", "what was rotated, if the run is gone: root or intermediate (default: what was rotated last)")
 	cmd.Flags().StringVar(&taskQueue, "task-queue", procedure.TaskQueue, "task queue of the worker, if a run has to be started")
 	cmd.Flags().BoolVar(&detach, "detach", false, "start it and return")
-	_ = cmd.RegisterFlagCompletionFunc("task-queue", cobra.NoFileCompletions) // fails only if there is no such flag
+	// These fail only if there is no such flag.
+	_ = cmd.RegisterFlagCompletionFunc("of", cobra.FixedCompletions([]string{ofRoot, ofIntermediate}, nothingElse))
+	_ = cmd.RegisterFlagCompletionFunc("task-queue", cobra.NoFileCompletions)
 	return cmd
+}
+
+// Values of rollback's --of.
+const (
+	ofRoot         = "root"
+	ofIntermediate = "intermediate"
+)
+
+// rotationOf is the procedure that each of them means.
+var rotationOf = map[string]string{ofRoot: procedure.RotateRootCA, ofIntermediate: procedure.RotateIntermediateCA}
+
+// lastRotation is the rotation of a CA that runs, or else the one that was begun
+// last; false if there is none among the runs, the latest of which is the first.
+func lastRotation(runs []execution) (execution, bool) {
+	var last execution
+	found := false
+	for _, run := range runs {
+		if run.child || strings.HasPrefix(run.WorkflowID, planID("", true)) || run.Procedure != procedure.RotateRootCA && run.Procedure != procedure.RotateIntermediateCA {
+			continue
+		}
+		if run.Ended == nil {
+			return run, true
+		}
+		if !found {
+			last, found = run, true
+		}
+	}
+	return last, found
+}
+
+// rollbackOf is the start of a run that takes a rotation back whose own is gone:
+// of an intermediate, if it is not said to be of the root.
+func rollbackOf(of string, mesh procedure.MeshInput, reason string) (launch, any) {
+	if of == ofRoot {
+		return launch{procedure: procedure.RotateRootCA, id: procedure.ID(procedure.RotateRootCA, mesh.Mesh), summary: "Take back the rotation of the root CA of mesh " + mesh.Mesh},
+			procedure.RotateRootInput{MeshInput: mesh, Rollback: true, Reason: reason}
+	}
+	return launch{procedure: procedure.RotateIntermediateCA, id: procedure.ID(procedure.RotateIntermediateCA, mesh.Mesh), summary: "Take back the rotation of the intermediate CA of mesh " + mesh.Mesh},
+		procedure.RotateIntermediateInput{MeshInput: mesh, Rollback: true, Reason: reason}
 }
 
 // rotated says how a rotation ended well.
@@ -279,6 +332,6 @@ func (p paper) matrix(w io.Writer, phases []procedure.PhaseView) {
 // rotationResult is what a rotation has ended with; false for another procedure.
 func rotationResult(e ending) (procedure.RotateResult, bool) {
 	var r procedure.RotateResult
-	of := e.Procedure == procedure.RotateIntermediateCA || e.Procedure == procedure.RotateLeafCertificates
+	_, of := courses[e.Procedure]
 	return r, of && json.Unmarshal(e.Result, &r) == nil && r.Mesh != ""
 }

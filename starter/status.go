@@ -191,7 +191,7 @@ func shown(executions []execution) []execution {
 
 // changing are the procedures that are not routine.
 var changing = []string{procedure.SetupMesh, procedure.AddCluster, procedure.RemoveCluster, procedure.AdoptMesh,
-	procedure.RotateLeafCertificates, procedure.RotateIntermediateCA, procedure.RotateIssuerCredentials}
+	procedure.RotateLeafCertificates, procedure.RotateIntermediateCA, procedure.RotateRootCA, procedure.RotateIssuerCredentials}
 
 // procedures lists runs, the latest first, of one mesh or of all, that fulfil
 // also another condition, if one is given. A run is known by its search

@@ -59,6 +59,7 @@ var idPrefixes = map[string]string{
 	AdoptMesh:               "adopt-",
 	RotateLeafCertificates:  "rotate-leaf-",
 	RotateIntermediateCA:    "rotate-intermediate-",
+	RotateRootCA:            "rotate-root-",
 	RotateIssuerCredentials: "rotate-credentials-",
 	ApplySchedules:          "schedules-",
 }

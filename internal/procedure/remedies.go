@@ -34,7 +34,8 @@ func Remedies(name, mesh, paused string, parked []ClusterProgress) [][]string {
 // LeaveOut is the update, and the command, that leaves clusters out of a
 // procedure.
 func LeaveOut(name string) string {
-	if name == RotateIntermediateCA || name == RotateLeafCertificates {
+	switch name {
+	case RotateRootCA, RotateIntermediateCA, RotateLeafCertificates:
 		return QuarantineUpdate
 	}
 	return SkipUpdate

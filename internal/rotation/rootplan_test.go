@@ -132,6 +132,9 @@ func TestRootPlanResumed(t *testing.T) {
 			presents = g2
 		}
 		for _, m := range p.Members {
+			if m.Trusts == root {
+				t.Errorf("%s: %s trusts the old root alone again", p.Phase, m.Member)
+			}
 			if m.Presents != presents {
 				t.Errorf("%s: %s presents %s, want %s", p.Phase, m.Member, m.Presents, presents)
 			}
