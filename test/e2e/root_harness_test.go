@@ -70,8 +70,10 @@ func TestRootRotationHarness(t *testing.T) {
 		twice := w.write(t, "pki/issuer/"+fmt.Sprintf("relay-root-g%d", r.to)+"/sign-intermediate", map[string]any{"csr": w.write(t, "pki/intermediate/cross-sign",
 			map[string]any{"key_ref": fmt.Sprintf("relay-root-g%d", r.to), "common_name": "twice"})["csr"], "ttl": "24h", "format": "pem"})
 		w.write(t, "pki_relay/issuers/import/cert", map[string]any{"pem_bundle": twice["certificate"]})
-		w.patch(t, "pki_relay/issuer/"+r.newIntermediate.id, map[string]any{"manual_chain": []string{r.newIntermediate.id, r.bridge.id}})
-		sees(t, w.rootNotRotated(t, rotatedTo(r.to)), "more than there is to be", "pki/issuers has", "pki/keys has", "pki_relay has 1 roots and 2 bridges", "has the manual_chain")
+		w.patch(t, "pki_relay/issuer/"+r.newIntermediate.id, map[string]any{"manual_chain": []string{r.newIntermediate.id, r.bridge.id}, "usage": "read-only"})
+		w.patch(t, fmt.Sprintf("pki/issuer/relay-root-g%d", r.to), map[string]any{"usage": "read-only"})
+		sees(t, w.rootNotRotated(t, rotatedTo(r.to)), "more than there is to be", "pki/issuers has", "pki/keys has", "pki_relay has 1 roots and 2 bridges", "has the manual_chain",
+			fmt.Sprintf("relay-root-g%d in pki may not issue", r.to), fmt.Sprintf("relay-intermediate-g%d in pki_relay may not issue", r.to))
 		w.delete(t, "pki/issuer/"+again["issuer_id"].(string))
 		w.delete(t, "pki/key/"+again["key_id"].(string))
 	})
@@ -221,6 +223,7 @@ func (r *rootByHand) contractedOnStored(t *testing.T) {
 	r.use(t, r.newIntermediate)
 	r.issue(t, rotation.Bridged, management)
 	r.reissue(t, rotation.Bridged, r.w.clusters...)
+	sees(t, r.w.rootNotRotated(t, rotatedTo(r.to)), "a server that has not loaded", "mgmt: what is served has serial", "mgmt: the server accepts")
 	watched := r.w.watchHandshakes(t)
 	f, drop := r.fleet(t), rotation.Step{Kind: rotation.DropOld, Member: "cluster1"}
 	found(t, f, drop, management, "may still present the old chain")

@@ -232,10 +232,15 @@ func (r *rootByHand) loads(t *testing.T, member string) {
 // does not use, and restarts the agent if it has to be.
 func (r *rootByHand) trusts(t *testing.T, cluster string, anchors ...*vaultIssuer) {
 	t.Helper()
+	before := time.Now()
 	r.storesTrust(t, cluster, anchors...)
-	if !ownTrust(cluster) {
-		r.restart(t, cluster)
-		r.loadsTrust(t, cluster)
+	if ownTrust(cluster) {
+		return
+	}
+	r.restart(t, cluster)
+	r.loadsTrust(t, cluster)
+	if load, err := r.w.loaded(cluster); err == nil {
+		t.Logf("%s has taken up its trust %s after the write began", cluster, time.UnixMicro(int64(load.At*1e6)).Sub(before).Round(time.Millisecond))
 	}
 }
 
