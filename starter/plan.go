@@ -91,7 +91,7 @@ func (f *follower) planOf(e ending) (plan, bool) {
 // phased are the parts of a rotation's plan, in the order in which they are done.
 func (f *follower) phased(r procedure.RotateResult) []planPart {
 	var parts []planPart
-	for phase, more := rotation.PhasePreflight, true; more; phase, more = rotation.Next(phase) {
+	for phase, more := rotation.PhasePreflight, true; more; phase, more = rotation.OfIntermediate.Next(phase) {
 		part := planPart{name: string(phase)}
 		for _, step := range r.Steps {
 			if step.Phase == string(phase) {

@@ -60,9 +60,12 @@ type CertificateInput struct {
 	// which grants it to clients too.
 	Server bool `json:"server"`
 	Shared bool `json:"shared,omitempty"`
-	// RootPEM is what ca.crt must be, IntermediatePEM what must have signed.
+	// RootPEM is what ca.crt must be, IntermediatePEM what must have signed, and
+	// BridgePEM, in a rotation of the root, what must be above that in the chain;
+	// empty for nothing. RootPEM may be that bridge.
 	RootPEM         string         `json:"rootPEM"`
 	IntermediatePEM string         `json:"intermediatePEM"`
+	BridgePEM       string         `json:"bridgePEM,omitempty"`
 	Mode            procedure.Mode `json:"mode"`
 }
 

@@ -160,8 +160,23 @@ func ca(t *testing.T, name string, by *authority) *authority {
 	return a
 }
 
+// cross has another CA sign this one's name and key.
+func cross(t *testing.T, a, by *authority) string {
+	t.Helper()
+	_, text := sign(t, &x509.Certificate{
+		Subject: a.cert.Subject, NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter, SubjectKeyId: a.cert.SubjectKeyId,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, a.key.Public(), by, nil)
+	return text
+}
+
 func TestCompareIssued(t *testing.T) {
 	root, otherRoot := ca(t, "root", nil), ca(t, "root", nil)
+	// A bridge, and what is below it once it is there: intermediate is under root.
+	old := ca(t, "old root", nil)
+	bridge, otherBridge := cross(t, root, old), cross(t, root, old)
+	bridged := func(in *CertificateInput) { in.RootPEM, in.BridgePEM = old.pem, bridge }
+	pivot := func(in *CertificateInput) { in.RootPEM, in.BridgePEM = bridge, bridge }
 	intermediate := ca(t, "intermediate", root)
 	otherIntermediate := ca(t, "intermediate", otherRoot)
 	_, otherID := sign(t, &x509.Certificate{
@@ -211,11 +226,24 @@ func TestCompareIssued(t *testing.T) {
 		{name: "no server auth", chain: issue(intermediate, key.Public(), func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }) + intermediate.pem, ca: root.pem, want: "server auth"},
 		{name: "no client auth", chain: issue(intermediate, key.Public(), func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }) + intermediate.pem, ca: root.pem, want: "client auth"},
 		{name: "no key encipherment", chain: issue(intermediate, key.Public(), func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }) + intermediate.pem, ca: root.pem, want: "key encipherment"},
-		{name: "ca.crt is the intermediate", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: intermediate.pem, want: "ca.crt is \"intermediate\", not the root"},
-		{name: "ca.crt is a root of the same name", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: otherRoot.pem, want: "not the root"},
+		{name: "ca.crt is the intermediate", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: intermediate.pem, want: "ca.crt is \"intermediate\" (serial"},
+		{name: "ca.crt is a root of the same name", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: otherRoot.pem, want: "not \"root\" (serial"},
 		{name: "signed by another intermediate of that name", chain: issue(otherIntermediate, key.Public(), nil) + otherIntermediate.pem, ca: root.pem, want: "not by the intermediate"},
 		{name: "signed by that key under another key id", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem, in: func(in *CertificateInput) { in.IntermediatePEM = otherID }, want: "authority key id"},
-		{name: "intermediate missing in the chain", chain: issue(intermediate, key.Public(), nil), ca: root.pem, want: "does not lead to the root"},
+		{name: "intermediate missing in the chain", chain: issue(intermediate, key.Public(), nil), ca: root.pem, want: "does not lead to ca.crt"},
+		{name: "as asked, with the root as Vault returns it", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + root.pem, ca: root.pem},
+		{name: "bridged", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + bridge, ca: old.pem, in: bridged},
+		{name: "bridged, with the old root as Vault returns it", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + bridge + old.pem, ca: old.pem, in: bridged},
+		{name: "pivot", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + bridge, ca: bridge, in: pivot},
+		{name: "still bridged at pivot", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + bridge, ca: old.pem, in: pivot, want: "ca.crt is \"old root\""},
+		{name: "final already at pivot", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem, in: pivot, want: "ca.crt is \"root\""},
+		{name: "pivot still in bridged", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + bridge, ca: bridge, in: bridged, want: "ca.crt is \"root\""},
+		{name: "pivot still in final", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + bridge, ca: bridge, want: "ca.crt is \"root\""},
+		{name: "final, and the bridge in its chain", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + bridge, ca: root.pem, want: "the bridge is still in its chain"},
+		{name: "pivot without the bridge", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: bridge, in: pivot, want: "the bridge \"root\" (serial"},
+		{name: "bridged over another bridge of that key", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + otherBridge, ca: old.pem, in: bridged, want: "where the bridge"},
+		{name: "bridged without the intermediate", chain: issue(intermediate, key.Public(), nil) + bridge, ca: old.pem, in: bridged, want: "does not lead to ca.crt"},
+		{name: "a bridge that cannot be read", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem, in: func(in *CertificateInput) { in.BridgePEM = "x" }, want: "the bridge to compare with cannot be read"},
 		{name: "nothing", chain: "", ca: root.pem, want: "cannot be read"},
 	} {
 		in := asked

@@ -87,6 +87,12 @@ func signerProblems(in CertificateInput, chain []*x509.Certificate, caPEM []byte
 	if err != nil {
 		return []string{"the root to compare with cannot be read"}
 	}
+	var bridge *x509.Certificate
+	if in.BridgePEM != "" {
+		if bridge, err = pki.DecodeX509CertificateBytes([]byte(in.BridgePEM)); err != nil {
+			return []string{"the bridge to compare with cannot be read"}
+		}
+	}
 	var problems []string
 	leaf := chain[0]
 	if err := leaf.CheckSignatureFrom(intermediate); err != nil {
@@ -99,15 +105,14 @@ func signerProblems(in CertificateInput, chain []*x509.Certificate, caPEM []byte
 	switch {
 	case err != nil:
 		problems = append(problems, "ca.crt is empty or cannot be read")
-	case len(cas) != 1 || !bytes.Equal(cas[0].Raw, root.Raw):
-		names := make([]string, len(cas))
-		for i, ca := range cas {
-			names[i] = fmt.Sprintf("%q", ca.Subject.CommonName)
-		}
-		problems = append(problems, fmt.Sprintf("ca.crt is %s, not the root %q: Vault has not been given the chain up to the root", strings.Join(names, ", "), root.Subject.CommonName))
+	case len(cas) != 1 || !cas[0].Equal(root):
+		problems = append(problems, fmt.Sprintf("ca.crt is %s, not %s: the chain that Vault returns is not the one up to it", named(cas), named([]*x509.Certificate{root})))
 	}
 	if len(problems) > 0 {
 		return problems
+	}
+	if problem := aboveProblem(chain, intermediate, bridge); problem != "" {
+		return []string{problem}
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(root)
@@ -117,9 +122,42 @@ func signerProblems(in CertificateInput, chain []*x509.Certificate, caPEM []byte
 	// At a moment of its own life: a leaf about to expire is cert-manager's business.
 	at := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-		problems = append(problems, fmt.Sprintf("its chain does not lead to the root: %v", err))
+		problems = append(problems, fmt.Sprintf("its chain does not lead to ca.crt: %v", err))
 	}
 	return problems
+}
+
+// aboveProblem says what is wrong with what is above the leaf in its chain: it is to
+// be the intermediate, and above that the bridge, or nothing; empty if nothing is
+// wrong. A root at the end is passed over, as cert-manager does. The intermediate may
+// be another certificate of that key.
+func aboveProblem(chain []*x509.Certificate, intermediate, bridge *x509.Certificate) string {
+	if end := chain[len(chain)-1]; end.CheckSignatureFrom(end) == nil {
+		chain = chain[:len(chain)-1]
+	}
+	if len(chain) < 2 || !bytes.Equal(chain[1].RawSubjectPublicKeyInfo, intermediate.RawSubjectPublicKeyInfo) {
+		return fmt.Sprintf("the intermediate %s is not above it in its chain, so that it does not lead to ca.crt", named([]*x509.Certificate{intermediate}))
+	}
+	above := chain[2:]
+	switch {
+	case bridge == nil && len(above) > 0:
+		return fmt.Sprintf("%s is above the intermediate in its chain, where nothing is to be: the bridge is still in its chain", named(above))
+	case bridge != nil && len(above) == 0:
+		return fmt.Sprintf("the bridge %s is not in its chain", named([]*x509.Certificate{bridge}))
+	case bridge != nil && (len(above) != 1 || !above[0].Equal(bridge)):
+		return fmt.Sprintf("%s is above the intermediate in its chain, where the bridge %s alone is to be", named(above), named([]*x509.Certificate{bridge}))
+	}
+	return ""
+}
+
+// named are certificates in a message. A bridge has the name of its root, so the
+// serial is part of it.
+func named(certificates []*x509.Certificate) string {
+	all := make([]string, len(certificates))
+	for i, c := range certificates {
+		all[i] = fmt.Sprintf("%q (serial %s)", c.Subject.CommonName, serial(c))
+	}
+	return strings.Join(all, ", ")
 }
 
 // keyOf is the key's algorithm and size in cert-manager's words.

@@ -45,7 +45,8 @@ type ReissueInput struct {
 
 // Reissue has cert-manager issue the certificate anew, as "cmctl renew" does, and
 // proves it: a later revision, Ready at its generation, another serial and key,
-// the same names, the intermediate's key identifier and the root in ca.crt. What
+// the same names, the intermediate's key identifier, the bridge above it if there
+// is to be one and nothing if not, and RootPEM in ca.crt. What
 // was done before is found and left: an issuance that is under way, whoever has
 // begun it, is waited for, and another triggered only if what comes of it is not
 // what is wanted. A difference after an issuance of ours is a permanent Mismatch.
@@ -95,7 +96,7 @@ type reissue struct {
 func (in ReissueInput) asked() CertificateInput {
 	return CertificateInput{
 		Mesh: in.Mesh, Context: in.Context, Namespace: in.Namespace, Certificate: in.Certificate,
-		Server: in.Server, Shared: in.Shared, RootPEM: in.RootPEM, IntermediatePEM: in.IntermediatePEM, Mode: in.Mode,
+		Server: in.Server, Shared: in.Shared, RootPEM: in.RootPEM, IntermediatePEM: in.IntermediatePEM, BridgePEM: in.BridgePEM, Mode: in.Mode,
 	}
 }
 

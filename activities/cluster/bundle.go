@@ -2,8 +2,17 @@ package cluster
 
 import (
 	"context"
+	"crypto/x509"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 )
 
@@ -20,39 +29,130 @@ type ChangeTrustInput struct {
 }
 
 // ChangeTrust puts anchors into the agents' trust (Secret relay-root-tls-secret,
-// key ca.crt) and takes others out.
-func (a *Activities) ChangeTrust(_ context.Context, _ ChangeTrustInput) (procedure.Outcome, error) {
-	return procedure.Outcome{}, failure.Permanent(failure.InvalidInput, "not there yet")
+// key ca.crt) and takes others out; what else is in it stays, in its order. An
+// anchor is there if that very certificate is, and dropped with every other of its
+// key. The write is guarded by what was read: if somebody else has changed the
+// Secret since, it is a Conflict, and to be tried again. A trust that would be left
+// without an anchor is a permanent Mismatch, and a missing Secret a permanent
+// Preflight error: to make it is the setup's.
+func (a *Activities) ChangeTrust(ctx context.Context, in ChangeTrustInput) (procedure.Outcome, error) {
+	var out procedure.Outcome
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return out, err
+	}
+	add, err := givenAnchors(in.AddPEM)
+	if err != nil {
+		return out, err
+	}
+	drop, err := givenAnchors(in.DropPEM)
+	if err != nil {
+		return out, err
+	}
+	name := kube.Name("Secret", in.Namespace, mesh.RootSecretName)
+	live, err := kube.Get(ctx, c, "Secret", in.Namespace, mesh.RootSecretName)
+	if err != nil {
+		return out, err
+	}
+	if live == nil {
+		return out, failure.Permanent(failure.Preflight, "cluster %q: %s is not there, so there is no trust to change. Run the setup again, which makes it", c.Name, name)
+	}
+	var stored corev1.Secret
+	if err := kube.Into(live, &stored); err != nil {
+		return out, err
+	}
+	have, err := pki.ParseChain(stored.Data[rootKey])
+	if err != nil {
+		return out, failure.Permanent(failure.Mismatch, "cluster %q: %s of %s cannot be read: %v. It is left as it is. Put the roots that the agent is to trust there, and nothing else, and run this again", c.Name, rootKey, name, err)
+	}
+	want := changedTrust(have, add, drop)
+	switch {
+	case len(want) == 0:
+		return out, failure.Permanent(failure.Mismatch, "cluster %q: without %s nothing would be left in %s, and the agent would trust no server. It is left as it is. Put the anchor there that is to stay, and run this again", c.Name, anchorNames(have), name)
+	case sameCertificates(have, want):
+		out.Detail = "holds " + anchorNames(have)
+		return out, nil
+	}
+	object, err := kube.Unstructured(&corev1.Secret{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
+		ObjectMeta: metav1.ObjectMeta{Name: mesh.RootSecretName, Namespace: in.Namespace, Labels: kube.Labels(in.Mesh), ResourceVersion: live.GetResourceVersion()},
+		Type:       stored.Type,
+		Data:       map[string][]byte{rootKey: pki.EncodeChain(want...)},
+	})
+	if err != nil {
+		return out, err
+	}
+	if _, err := kube.Apply(ctx, c, object, in.Mode, &out); err != nil {
+		return out, err
+	}
+	for i := range out.Changes {
+		out.Changes[i].Detail = trustDetail(have, want)
+	}
+	out.Detail = "holds " + anchorNames(want)
+	if !in.Mode.Writes() {
+		out.Detail = "would hold " + anchorNames(want)
+	}
+	return out, nil
 }
 
-// FindConsumersInput asks who else holds something of an old root.
-type FindConsumersInput struct {
-	Context string `json:"context"`
-	// RootPEM is the old root. Known are objects of ours, as "Secret gloo-mesh/name".
-	RootPEM string   `json:"rootPEM"`
-	Known   []string `json:"known"`
+// givenAnchors are the certificates of PEM texts.
+func givenAnchors(texts []string) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for _, text := range texts {
+		certificates, err := pki.ParseChain([]byte(text))
+		if err != nil {
+			return nil, failure.Permanent(failure.InvalidInput, "a trust anchor to change the agents' trust by cannot be read: %v", err)
+		}
+		for _, c := range certificates {
+			if !c.IsCA {
+				return nil, failure.Permanent(failure.InvalidInput, "%s is no CA, and so no trust anchor", pki.Name(c))
+			}
+		}
+		all = append(all, certificates...)
+	}
+	return all, nil
 }
 
-// Consumer is an object that holds the old root, or a certificate under it.
-type Consumer struct {
-	// Object is as in FindConsumersInput.Known, Keys are those of it in which the
-	// certificates are.
-	Object string   `json:"object"`
-	Keys   []string `json:"keys"`
-	// Holds says what was found, in a few words: certificates' names.
-	Holds string `json:"holds"`
+// changedTrust is what a trust becomes.
+func changedTrust(have, add, drop []*x509.Certificate) []*x509.Certificate {
+	var want []*x509.Certificate
+	for _, c := range have {
+		dropped := slices.ContainsFunc(drop, func(d *x509.Certificate) bool { return pki.SameKey(c, d) })
+		if !dropped || slices.ContainsFunc(add, c.Equal) {
+			want = append(want, c)
+		}
+	}
+	for _, c := range add {
+		if !slices.ContainsFunc(want, c.Equal) {
+			want = append(want, c)
+		}
+	}
+	return want
 }
 
-// FindConsumersResult lists them. What could not be looked through is in Unseen,
-// with the reason.
-type FindConsumersResult struct {
-	Consumers []Consumer `json:"consumers,omitempty"`
-	Unseen    []string   `json:"unseen,omitempty"`
-	Looked    int        `json:"looked"`
+func sameCertificates(a, b []*x509.Certificate) bool {
+	return slices.EqualFunc(a, b, (*x509.Certificate).Equal)
 }
 
-// FindConsumers looks through the Secrets and ConfigMaps of a cluster for the old
-// root and for certificates that lead to it.
-func (a *Activities) FindConsumers(_ context.Context, _ FindConsumersInput) (FindConsumersResult, error) {
-	return FindConsumersResult{}, failure.Permanent(failure.InvalidInput, "not there yet")
+// trustDetail says what goes into a trust and what out of it.
+func trustDetail(have, want []*x509.Certificate) string {
+	lacking := func(from, in []*x509.Certificate) []*x509.Certificate {
+		return slices.DeleteFunc(slices.Clone(from), func(c *x509.Certificate) bool { return slices.ContainsFunc(in, c.Equal) })
+	}
+	var parts []string
+	if added := lacking(want, have); len(added) > 0 {
+		parts = append(parts, "adds "+anchorNames(added))
+	}
+	if dropped := lacking(have, want); len(dropped) > 0 {
+		parts = append(parts, "drops "+anchorNames(dropped))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func anchorNames(anchors []*x509.Certificate) string {
+	all := make([]string, len(anchors))
+	for i, anchor := range anchors {
+		all[i] = pki.Name(anchor)
+	}
+	return strings.Join(all, " and ")
 }

@@ -31,11 +31,16 @@ func lab(t *testing.T) (*Activities, *testsuite.TestActivityEnvironment, mesh.Sp
 		t.Fatal(err)
 	}
 	a := &Activities{Clients: site.NewClients(config, zap.NewNop())}
+	spec := mesh.Spec{Mesh: "labtest", Workloads: []mesh.Workload{{Name: "cluster1"}}}.WithDefaults()
+	return a, environment(a), spec
+}
+
+// environment is one for one activity at a time.
+func environment(a *Activities) *testsuite.TestActivityEnvironment {
 	var suite testsuite.WorkflowTestSuite
 	env := suite.NewTestActivityEnvironment()
 	env.RegisterActivity(a)
-	spec := mesh.Spec{Mesh: "labtest", Workloads: []mesh.Workload{{Name: "cluster1"}}}.WithDefaults()
-	return a, env, spec
+	return env
 }
 
 func call[R any](t *testing.T, env *testsuite.TestActivityEnvironment, activity, in any) (R, error) {

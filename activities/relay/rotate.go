@@ -39,6 +39,28 @@ type Lineage struct {
 	NewIntermediatePEM string `json:"newIntermediatePEM"`
 }
 
+// lineage are the certificates; what is not there yet is empty.
+func (l Lineage) lineage() (rotation.Lineage, error) {
+	var of rotation.Lineage
+	for _, ca := range []struct {
+		text string
+		into **x509.Certificate
+	}{{l.OldRootPEM, &of.OldRoot}, {l.NewRootPEM, &of.NewRoot}, {l.OldIntermediatePEM, &of.OldIntermediate}, {l.NewIntermediatePEM, &of.NewIntermediate}} {
+		if ca.text == "" {
+			continue
+		}
+		chain, err := pki.ParseChain([]byte(ca.text))
+		if err == nil && len(chain) != 1 {
+			err = fmt.Errorf("there are %d certificates where one is to be", len(chain))
+		}
+		if err != nil {
+			return of, failure.Permanent(failure.InvalidInput, "the CAs of the rotation cannot be read: %v", err)
+		}
+		*ca.into = chain[0]
+	}
+	return of, nil
+}
+
 // ServerResult is what the management server presents and trusts: stored in its
 // Secret, and as every replica has loaded it.
 type ServerResult struct {
@@ -55,10 +77,12 @@ type ServerResult struct {
 	// handshake succeeds until it presents another.
 	Ended bool `json:"ended,omitempty"`
 	// Stored, Loaded and LoadedAnchor are, with a Lineage, what is in the Secret and
-	// what any replica may have loaded, as rotation.Member has it.
-	Stored       rotation.Modes  `json:"stored,omitempty"`
-	Loaded       rotation.Modes  `json:"loaded,omitempty"`
-	LoadedAnchor rotation.Stores `json:"loadedAnchor,omitempty"`
+	// what any replica may have loaded, as rotation.Member has it. StoredProblem says
+	// why what is stored is of no mode of this rotation, and Stored any, if it is not.
+	Stored        rotation.Modes  `json:"stored,omitempty"`
+	StoredProblem string          `json:"storedProblem,omitempty"`
+	Loaded        rotation.Modes  `json:"loaded,omitempty"`
+	LoadedAnchor  rotation.Stores `json:"loadedAnchor,omitempty"`
 	// Presents and Trusted are as in CheckPairResult.
 	Presents string   `json:"presents"`
 	Trusted  []string `json:"trusted"`
@@ -72,6 +96,14 @@ type ServerResult struct {
 // stored ca.crt, and no others.
 func (a *Activities) ReadServer(ctx context.Context, in ServerInput) (ServerResult, error) {
 	spec := in.Spec.WithDefaults()
+	var of *rotation.Lineage
+	if in.Lineage != nil {
+		lineage, err := in.Lineage.lineage()
+		if err != nil {
+			return ServerResult{}, err
+		}
+		of = &lineage
+	}
 	var seen check.Management
 	look := func(ctx context.Context) (bool, string, error) {
 		var err error
@@ -99,7 +131,11 @@ func (a *Activities) ReadServer(ctx context.Context, in ServerInput) (ServerResu
 	if err != nil {
 		return ServerResult{}, err
 	}
-	return serverResult(seen, time.Now()), nil
+	result := serverResult(seen, time.Now())
+	if of != nil {
+		result.inRotation(seen, *of)
+	}
+	return result, nil
 }
 
 // serverUnseen is why it is not known what the server has; nil if it is.
@@ -271,6 +307,26 @@ func serverResult(seen check.Management, at time.Time) ServerResult {
 	return result
 }
 
+// inRotation adds which modes and trusts of a rotation those are.
+func (r *ServerResult) inRotation(seen check.Management, of rotation.Lineage) {
+	r.Stored, r.StoredProblem = storedMode(seen.Secret, of)
+	for i, pod := range seen.Server.Pods {
+		if pod.Ready {
+			r.Loaded |= rotation.PresentedModes(seen.Replicas[i].Loaded.Chain, of)
+			r.LoadedAnchor |= rotation.NamedStores(seen.Replicas[i].Loaded.AcceptableCAs, of)
+		}
+	}
+}
+
+// storedMode is the mode of what is in a Secret, or any, and why it is of none.
+func storedMode(secret check.SeenSecret, of rotation.Lineage) (rotation.Modes, string) {
+	mode, err := rotation.ModeOf(secret.Chain, secret.CA, of)
+	if err != nil {
+		return rotation.AnyMode, err.Error()
+	}
+	return rotation.In(mode), ""
+}
+
 func leafOf(c *x509.Certificate) procedure.Leaf {
 	return procedure.Leaf{Serial: pki.Serial(c), DNSNames: c.DNSNames, AuthorityKeyID: pki.Hex(c.AuthorityKeyId), NotAfter: c.NotAfter}
 }
@@ -289,8 +345,9 @@ type CheckPairInput struct {
 	InFlightCAs []string `json:"inFlightCAs,omitempty"`
 	// Lineage is given in a rotation of the root.
 	Lineage *Lineage `json:"lineage,omitempty"`
-	// RootsOnly refuses a trust store that holds anything but self-signed roots,
-	// the server's included: without it an intermediate is no trust anchor.
+	// RootsOnly refuses a trust store that holds anything but self-signed roots, and
+	// the bridge of the Lineage, the server's included: without it an intermediate is
+	// no trust anchor.
 	RootsOnly bool `json:"rootsOnly,omitempty"`
 }
 
@@ -303,8 +360,9 @@ type CheckPairResult struct {
 	// the agent's leaf, and of the anchors that it checks the server against.
 	Presents string   `json:"presents"`
 	Trusts   []string `json:"trusts"`
-	// Stored is, with a Lineage, the mode of what is in the agent's Secret, and
-	// Bundle the trust store that is stored for it where it has one of its own.
+	// Stored is, with a Lineage, the mode of what is in the agent's Secret; any, and
+	// a problem more, if that is of no mode of this rotation. Bundle is the trust store
+	// that is stored for it where it has one of its own.
 	Stored rotation.Modes  `json:"stored,omitempty"`
 	Bundle rotation.Stores `json:"bundle,omitempty"`
 }
@@ -340,6 +398,7 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 
 	client := kube.Name("Secret", seen.Spec.Namespace, seen.Spec.Certificates.Client.SecretName)
 	name, trusted := seen.Trust()
+	own := seen.Cluster.Agent.Trust == mesh.TrustOwn
 	trustName := kube.Name("Secret", seen.Spec.Namespace, name)
 	if seen.Unreachable != "" {
 		return result, unreachable(seen.Cluster.Context, seen.Unreachable)
@@ -366,26 +425,60 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 	if err != nil {
 		return result, err
 	}
+	trustsInFlight, err := parsed(in.InFlightCAs)
+	if err != nil {
+		return result, err
+	}
 	inFlight, err := parsed(in.InFlight)
 	if err != nil {
 		return result, err
 	}
-	server := rotation.Side{Name: "the management server", Chains: slices.Concat(shown, inFlight), Trusts: trusts}
+	var of rotation.Lineage
+	if in.Lineage != nil {
+		if of, err = in.Lineage.lineage(); err != nil {
+			return result, err
+		}
+	}
+	server := rotation.Side{Name: "the management server", Chains: slices.Concat(shown, inFlight), Trusts: slices.Concat(trusts, trustsInFlight)}
 	agent := rotation.Side{Name: fmt.Sprintf("the agent of cluster %q", in.Cluster),
 		Chains: append([][]*x509.Certificate{seen.Secret.Chain}, inFlight...), Trusts: [][]*x509.Certificate{trusted.CA}}
+	if own {
+		agent.Trusts = append(agent.Trusts, trustsInFlight...)
+	}
+	// What a replica has loaded of the trust is a root of the rotation, by its name, or
+	// it is not known.
+	var unknown []string
+	for _, ca := range in.Server.AcceptableCAs {
+		known := of.Named(ca)
+		for _, root := range known {
+			server.Trusts = append(server.Trusts, []*x509.Certificate{root})
+		}
+		if len(known) == 0 {
+			unknown = append(unknown, ca)
+		}
+	}
 	for _, p := range rotation.Broken(server, []rotation.Side{agent}, at) {
 		bad("%s would refuse %s: it trusts %s, and is shown %s, signed by %q: %v", p.Verifier, p.Presenter, anchors(p.Trust), pki.Name(p.Chain[0]), p.Chain[0].Issuer.CommonName, p.Problem)
 	}
 	if in.RootsOnly {
-		result.Problems = append(result.Problems, notRoots(agent, trustName)...)
-		result.Problems = append(result.Problems, notRoots(server, "its ca.crt")...)
+		result.Problems = append(result.Problems, notRoots(agent, trustName, of)...)
+		result.Problems = append(result.Problems, notRoots(server, "its ca.crt", of)...)
 	}
-	for _, ca := range in.Server.AcceptableCAs {
-		unknown := func(chain []*x509.Certificate) bool {
+	for _, ca := range unknown {
+		elsewhere := func(chain []*x509.Certificate) bool {
 			return !slices.ContainsFunc(chain, func(c *x509.Certificate) bool { return c.Issuer.String() == ca })
 		}
-		if in.RootsOnly || slices.ContainsFunc(agent.Chains, unknown) {
+		if in.RootsOnly || slices.ContainsFunc(agent.Chains, elsewhere) {
 			bad("the management server has loaded another trust than its Secret's: it accepts clients of %s. %s", ca, loadIt(seen.Spec))
+		}
+	}
+	if in.Lineage != nil {
+		var problem string
+		if result.Stored, problem = storedMode(seen.Secret, of); problem != "" {
+			bad("cluster %q: %s is of no mode of this rotation: %s. %s", in.Cluster, client, problem, issueIt)
+		}
+		if !own {
+			result.Bundle = rotation.Trusting(rotation.Held(trusted.CA, of))
 		}
 	}
 	return result, nil
@@ -413,12 +506,12 @@ func parsed(texts []string) ([][]*x509.Certificate, error) {
 }
 
 // notRoots are the anchors that are no roots: to rotate the intermediate below
-// them is to rotate what they anchor.
-func notRoots(side rotation.Side, where string) []string {
+// them is to rotate what they anchor. A bridge of the lineage stands for its root.
+func notRoots(side rotation.Side, where string, of rotation.Lineage) []string {
 	var problems []string
 	for _, trust := range side.Trusts {
 		for _, anchor := range trust {
-			if !pki.SelfSigned(anchor) || !anchor.IsCA {
+			if (!pki.SelfSigned(anchor) || !anchor.IsCA) && !of.Bridges(anchor) {
 				problems = append(problems, fmt.Sprintf("%s trusts %s (%s), which is no self-signed root: what is signed under another intermediate is then refused. Put the root alone there (run the setup again), or rotate the root instead", side.Name, pki.Name(anchor), where))
 			}
 		}

@@ -17,3 +17,6 @@ func (a *Activities) BridgeRoot(_ context.Context, _ BridgeInput) (CAResult, err
 func (a *Activities) SetChain(_ context.Context, _ SetChainInput) (procedure.Outcome, error) {
 	return procedure.Outcome{}, failure.Permanent(failure.InvalidInput, "not there yet")
 }
+
+// RootName is the name of a root's issuer and key in Vault.
+func RootName(generation int) string { return rootName(generation) }

@@ -44,6 +44,7 @@ func TestDefaultsAreTheGuides(t *testing.T) {
 		"key":               {s.Certificates.Client.KeySize, 2048},
 		"names": {s.Certificates.Server.DNSNames, []string{"gloo-mesh-mgmt-server-ca", "gloo-mesh-mgmt-server-ca.gloo-mesh",
 			"gloo-mesh-mgmt-server-ca.gloo-mesh.svc", "*.gloo-mesh"}},
+		"reload": {s.Rotation.ReloadWithin.Duration, 3 * time.Minute},
 		"mounts": {[]string{s.Vault.RootMount, s.Vault.RelayMount}, []string{"pki", "pki_relay"}},
 	} {
 		if !reflect.DeepEqual(check.got, check.want) {
@@ -111,6 +112,9 @@ func TestProblems(t *testing.T) {
 		"rollout": {`{"mesh":"m","workloads":[{"name":"a"},{"name":"b"}],"rollout":{"canary":["a","c","a"],"waveSize":-1,"parallelism":101,"failureBudget":-1,"retryFor":"1s"}}`,
 			[]string{`rollout.canary[1]: "c" is not one of the workloads`, `rollout.canary[2]: "a" is there twice`, "rollout.waveSize: -1 is no number",
 				"rollout.parallelism: 101 is not between 1 and 100", "rollout.failureBudget: -1 is no number", "rollout.retryFor: 1s is not between"}},
+		"reloads late":    {`{"mesh":"m","workloads":[{"name":"a"}],"rotation":{"reloadWithin":"31m"}}`, []string{"rotation.reloadWithin: 31m is not between 0s and 30m"}},
+		"reloads before":  {`{"mesh":"m","workloads":[{"name":"a"}],"rotation":{"reloadWithin":"-1s"}}`, []string{"rotation.reloadWithin: -1s is not between"}},
+		"reloads at once": {`{"mesh":"m","workloads":[{"name":"a"}],"rotation":{"reloadWithin":"0s"}}`, nil},
 		"everything at once": {`{"mesh":"M_1","workloads":[{"name":"a_b"},{"name":"a_b"}],"vault":{"install":"prod"}}`,
 			[]string{`mesh: "M_1" has an underscore`, `workloads[0].name: "a_b" has`, `workloads[1].name: "a_b" has`, `is workloads[0] already`, `vault.install: "prod" is unknown`}},
 	} {

@@ -327,6 +327,11 @@ type Rotation struct {
 	// Soak is how long the canary is left to itself, and then looked at again,
 	// before the others follow.
 	Soak *Duration `json:"soak,omitempty"`
+	// ReloadWithin is how long a server or an agent that reads its changed Secrets
+	// by itself takes at most to load what was stored: until the kubelet has put it
+	// into the Pod, and until it looks. What a rotation of the root may take out of
+	// use is known no sooner.
+	ReloadWithin *Duration `json:"reloadWithin,omitempty"`
 	// Snapshot is what is wanted before the first change of a CA: "word" (a person
 	// says where there is a snapshot of Vault), "take" (the worker takes one, of a
 	// Vault on integrated storage, into the directory that the site file names) or
@@ -447,7 +452,7 @@ func (r Rotation) withDefaults() Rotation {
 	for _, d := range []struct {
 		field **Duration
 		value Duration
-	}{{&r.Soak, Minutes(10)}, {&r.Maintain, Hours(1)}} {
+	}{{&r.Soak, Minutes(10)}, {&r.ReloadWithin, Minutes(3)}, {&r.Maintain, Hours(1)}} {
 		if *d.field == nil {
 			*d.field = &d.value
 		}

@@ -426,11 +426,18 @@ var (
 // minMaintain keeps MaintainMesh from doing little else.
 const minMaintain = time.Minute
 
+// maxReload keeps a rotation from waiting for a process that does not read its
+// Secrets at all.
+const maxReload = 30 * time.Minute
+
 func (v *validation) rotation(r Rotation) {
 	v.oneOf("rotation.approval", r.Approval, ApprovalNone, ApprovalAfterCanary, ApprovalEachPhase)
 	v.oneOf("rotation.snapshot", r.Snapshot, SnapshotWord, SnapshotTake, SnapshotNone)
 	if r.Soak.Duration < 0 {
 		v.bad("rotation.soak", "%s is negative", *r.Soak)
+	}
+	if within := r.ReloadWithin.Duration; within < 0 || within > maxReload {
+		v.bad("rotation.reloadWithin", "%s is not between 0s and %s; who takes longer is to be restarted: set its reload to %q", *r.ReloadWithin, Duration{maxReload}, ReloadRestart)
 	}
 	if every := r.Maintain.Duration; every != 0 && every < minMaintain {
 		v.bad("rotation.maintain", "%s is too often; give at least %s, or 0s for never", *r.Maintain, minMaintain)

@@ -98,6 +98,22 @@ func WayBack(notAfter time.Time, leaf time.Duration, pace Pace, now time.Time) e
 	return errors.New(reason)
 }
 
+// RootLasts says why a rotation of a root that begins now would not be over before
+// that root ends, and what can be done about it, or nil. The bridge ends with the
+// old root: whatever presents it has to be replaced by then.
+func RootLasts(notAfter time.Time, leaf time.Duration, pace Pace, now time.Time) error {
+	latest, reason := LatestStart(KindRoot, notAfter, leaf, pace)
+	const instead = "make it shorter: more rotation.windows, a shorter rotation.soak, a larger rollout.waveSize and rollout.parallelism, certificates that live for less. " +
+		"If none of that is enough, the root can only be replaced with handshakes that fail meanwhile"
+	switch {
+	case latest.IsZero():
+		return fmt.Errorf("a rotation of the root would not be over before it ends: there is no such time in the maintenance windows (%s); %s", reason, instead)
+	case now.After(latest):
+		return fmt.Errorf("a rotation of the root that begins now would not be over before it ends, it had to begin by %s: %s; %s", pki.Date(latest), reason, instead)
+	}
+	return nil
+}
+
 func clusters(n int) string {
 	if n == 1 {
 		return "1 cluster"

@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -84,6 +85,90 @@ func ModeOf(chain, ca []*x509.Certificate, of Lineage) (Mode, error) {
 			pki.Name(chain[0]), pki.Name(intermediate), pki.Hex(intermediate.SubjectKeyId))
 	}
 	return 0, fmt.Errorf("the chain of %s, with %s as ca.crt, is of no mode of this rotation", pki.Name(chain[0]), pki.Name(anchor))
+}
+
+// PresentedModes are the modes that a chain, leaf first, may be of, where the ca.crt
+// beside it is not known: bridged and pivot present the same, and so do final and
+// pinned. What is no chain of this lineage may be of any mode.
+func PresentedModes(chain []*x509.Certificate, of Lineage) Modes {
+	if n := len(chain); n > 1 && pki.SelfSigned(chain[n-1]) {
+		chain = chain[:n-1]
+	}
+	anchors := []*x509.Certificate{of.OldRoot, of.NewRoot}
+	if len(chain) > 0 {
+		anchors = append(anchors, chain[len(chain)-1]) // as at pivot, and pinned
+	}
+	var found Modes
+	for _, anchor := range anchors {
+		if anchor == nil {
+			continue
+		}
+		if mode, err := ModeOf(chain, []*x509.Certificate{anchor}, of); err == nil {
+			found |= In(mode)
+		}
+	}
+	if found == 0 {
+		return AnyMode
+	}
+	return found
+}
+
+// Held are the anchors of the lineage that a trust store holds; others do not count.
+func Held(trust []*x509.Certificate, of Lineage) Roots {
+	var held Roots
+	for _, c := range trust {
+		for root, anchor := range of.anchors() {
+			if isKey(c, anchor) {
+				held |= root
+			}
+		}
+	}
+	return held
+}
+
+// NamedStores are the trust stores that a server may have which names these CAs, as
+// raw subjects, when it asks for a client certificate. One that names none, or one
+// that is none of the lineage's, may have any; so may one that names an intermediate
+// whose name the previous one has too.
+func NamedStores(subjects [][]byte, of Lineage) Stores {
+	if len(subjects) == 0 {
+		return AnyStore
+	}
+	stores := Trusting(0)
+	for _, subject := range subjects {
+		var named Roots
+		for root, anchor := range of.anchors() {
+			if anchor != nil && bytes.Equal(anchor.RawSubject, subject) {
+				named |= root
+			}
+		}
+		if previous := of.OldIntermediate; named == 0 || named&Itself != 0 && previous != nil && bytes.Equal(previous.RawSubject, subject) {
+			return AnyStore
+		}
+		stores = stores.holding(named)
+	}
+	return stores
+}
+
+// Bridges says whether a certificate is a bridge from the new root to the old one.
+func (l Lineage) Bridges(c *x509.Certificate) bool {
+	return isKey(c, l.NewRoot) && !pki.SelfSigned(c) && l.OldRoot != nil && pki.SignedBy(c, l.OldRoot) == nil
+}
+
+// Named are the roots of that name, as it is written in messages.
+func (l Lineage) Named(subject string) []*x509.Certificate {
+	var roots []*x509.Certificate
+	for _, root := range []*x509.Certificate{l.OldRoot, l.NewRoot} {
+		if root != nil && root.Subject.String() == subject {
+			roots = append(roots, root)
+		}
+	}
+	return roots
+}
+
+// anchors are those of a rotation, of which any may be nil.
+func (l Lineage) anchors() map[Roots]*x509.Certificate {
+	return map[Roots]*x509.Certificate{OldRoot: l.OldRoot, NewRoot: l.NewRoot, Itself: l.NewIntermediate}
 }
 
 // isKey says that both are there and for one key.

@@ -98,3 +98,91 @@ func check(t *testing.T, chain, ca []*x509.Certificate, of Lineage, want Mode, r
 		t.Errorf("got %s, %v; want an error with %q", got, err, refusal)
 	}
 }
+
+func TestPresentedModes(t *testing.T) {
+	a, impostor := newAuthorities(t), newAuthorities(t)
+	of := Lineage{a.r1.Cert, a.r2.Cert, a.i2.Cert, a.i3.Cert}
+	replaced := Lineage{a.r2.Cert, a.r2.Cert, a.i3.Cert, a.i4.Cert}
+	leaf := func(ca pkitest.Pair) pkitest.Pair { return ca.Leaf(t, []string{"cluster1"}) }
+	for _, test := range []struct {
+		name  string
+		chain []*x509.Certificate
+		of    Lineage
+		want  Modes
+	}{
+		{"of I2", certs(leaf(a.i2), a.i2), of, In(Old)},
+		{"with its root", certs(leaf(a.i2), a.i2, a.r1), of, In(Old)},
+		{"of I2, before there is any other", certs(leaf(a.i2), a.i2), Lineage{OldRoot: a.r1.Cert, OldIntermediate: a.i2.Cert}, In(Old)},
+		{"over the bridge", certs(leaf(a.i3), a.i3, a.bridge), of, In(Bridged, Pivot)},
+		{"over the bridge, with the old root", certs(leaf(a.i3), a.i3, a.bridge, a.r1), of, In(Bridged, Pivot)},
+		{"of I3", certs(leaf(a.i3), a.i3), of, In(Final, Pinned)},
+		{"the root stays: of the previous one", certs(leaf(a.i3), a.i3), replaced, In(Linked)},
+		{"the root stays: of the new one", certs(leaf(a.i4), a.i4), replaced, In(Final, Pinned)},
+		{"over a bridge from another root", certs(leaf(a.i3), a.i3, impostor.r1.Cross(t, a.r2)), of, AnyMode},
+		{"another's of the same names", certs(leaf(impostor.i3), impostor.i3), of, AnyMode},
+		{"a leaf alone", certs(leaf(a.i2)), of, AnyMode},
+		{"nothing", nil, of, AnyMode},
+		{"nothing known of it", certs(leaf(a.i2), a.i2), Lineage{}, AnyMode},
+	} {
+		if got := PresentedModes(test.chain, test.of); got != test.want {
+			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		}
+	}
+}
+
+func TestHeld(t *testing.T) {
+	a, impostor := newAuthorities(t), newAuthorities(t)
+	of := Lineage{a.r1.Cert, a.r2.Cert, a.i2.Cert, a.i3.Cert}
+	for _, test := range []struct {
+		name  string
+		trust []*x509.Certificate
+		of    Lineage
+		want  Roots
+	}{
+		{"nothing", nil, of, 0},
+		{"the old root", certs(a.r1), of, OldRoot},
+		{"the bridge counts as the new root", certs(a.bridge), of, NewRoot},
+		{"both, and another", certs(impostor.r1, a.r1, a.r2), of, OldRoot | NewRoot},
+		{"the new intermediate", certs(a.i3), of, Itself},
+		{"the previous intermediate is no anchor of it", certs(a.i2), of, 0},
+		{"others of the same names", certs(impostor.r1, impostor.r2, impostor.i3), of, 0},
+		{"there is no new root yet", certs(a.r1, a.r2), Lineage{OldRoot: a.r1.Cert}, OldRoot},
+	} {
+		if got := Held(test.trust, test.of); got != test.want {
+			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		}
+	}
+}
+
+func TestNamedStores(t *testing.T) {
+	a := newAuthorities(t)
+	i3 := a.r2.Intermediate(t, "relay of a name of its own")
+	of := Lineage{a.r1.Cert, a.r2.Cert, a.i2.Cert, i3.Cert}
+	oneName := Lineage{a.r1.Cert, pkitest.Root(t, "relay-root-g1").Cert, a.i2.Cert, a.i3.Cert}
+	for _, test := range []struct {
+		name  string
+		named []pkitest.Pair
+		of    Lineage
+		want  Stores
+	}{
+		{"none", nil, of, AnyStore},
+		{"the old root", []pkitest.Pair{a.r1}, of, Trusting(OldRoot)},
+		{"the new root", []pkitest.Pair{a.r2}, of, Trusting(NewRoot)},
+		{"the bridge", []pkitest.Pair{a.bridge}, of, Trusting(NewRoot)},
+		{"both roots", []pkitest.Pair{a.r2, a.r1}, of, Trusting(OldRoot | NewRoot)},
+		{"the new intermediate", []pkitest.Pair{i3}, of, Trusting(Itself)},
+		{"one that is not known", []pkitest.Pair{pkitest.Root(t, "another")}, of, AnyStore},
+		{"one that is not known, beside a root", []pkitest.Pair{a.r1, pkitest.Root(t, "another")}, of, AnyStore},
+		{"an intermediate of the previous one's name", []pkitest.Pair{a.i3}, Lineage{a.r1.Cert, a.r2.Cert, a.i2.Cert, a.i3.Cert}, AnyStore},
+		{"roots of one name", []pkitest.Pair{a.r1}, oneName, Trusting(OldRoot, NewRoot, OldRoot|NewRoot)},
+		{"there is no new root yet", []pkitest.Pair{a.r1}, Lineage{OldRoot: a.r1.Cert}, Trusting(OldRoot)},
+	} {
+		var subjects [][]byte
+		for _, c := range certs(test.named...) {
+			subjects = append(subjects, c.RawSubject)
+		}
+		if got := NamedStores(subjects, test.of); got != test.want {
+			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		}
+	}
+}

@@ -15,6 +15,7 @@
 package rotation
 
 import (
+	"fmt"
 	"math/bits"
 	"strings"
 )
@@ -114,6 +115,48 @@ func (s Modes) String() string {
 	return strings.Join(names, " or ")
 }
 
+// anyText is what AnyMode and AnyStore are in a text.
+const anyText = "any"
+
+// MarshalText makes results that people read say "bridged or pivot".
+func (s Modes) MarshalText() ([]byte, error) {
+	if s == AnyMode {
+		return []byte(anyText), nil
+	}
+	return []byte(s.String()), nil
+}
+
+// UnmarshalText reads what MarshalText writes.
+func (s *Modes) UnmarshalText(text []byte) error {
+	*s = 0
+	return alternatives(text, func() { *s = AnyMode }, func(name string) bool {
+		for m := range Mode(modes) {
+			if name == m.String() {
+				*s |= In(m)
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// alternatives reads names with "or" between them, or the word for any.
+func alternatives(text []byte, whatever func(), one func(name string) bool) error {
+	switch string(text) {
+	case "":
+		return nil
+	case anyText:
+		whatever()
+		return nil
+	}
+	for name := range strings.SplitSeq(string(text), " or ") {
+		if !one(name) {
+			return fmt.Errorf("%q is not known in %q", name, text)
+		}
+	}
+	return nil
+}
+
 // anchors are the trust stores that ca.crt may be.
 func (s Modes) anchors() Stores {
 	var stores Stores
@@ -138,6 +181,57 @@ func Trusting(each ...Roots) Stores {
 		set |= 1 << r
 	}
 	return set
+}
+
+// each are the trust stores of the set, by their roots.
+func (s Stores) each() []Roots {
+	var all []Roots
+	for left := s; left != 0; left &= left - 1 {
+		all = append(all, Roots(bits.TrailingZeros8(uint8(left))))
+	}
+	return all
+}
+
+func (s Stores) String() string {
+	var names []string
+	for _, roots := range s.each() {
+		names = append(names, roots.String())
+	}
+	return strings.Join(names, " or ")
+}
+
+// MarshalText is as with Modes: "the old root or both roots".
+func (s Stores) MarshalText() ([]byte, error) {
+	if s == AnyStore {
+		return []byte(anyText), nil
+	}
+	return []byte(s.String()), nil
+}
+
+// UnmarshalText reads what MarshalText writes.
+func (s *Stores) UnmarshalText(text []byte) error {
+	*s = 0
+	return alternatives(text, func() { *s = AnyStore }, func(name string) bool {
+		for _, roots := range (^Stores(0)).each() {
+			if name == roots.String() {
+				*s |= Trusting(roots)
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// holding is what the stores become with one of the anchors more, or with several
+// of them where that is not known better.
+func (s Stores) holding(anchors Roots) Stores {
+	var out Stores
+	for _, roots := range s.each() {
+		for more := anchors; more != 0; more = (more - 1) & anchors {
+			out |= Trusting(roots | more)
+		}
+	}
+	return out
 }
 
 // without says that one of the stores may hold none of the roots.

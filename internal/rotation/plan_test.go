@@ -93,7 +93,7 @@ func TestIntermediatePlanOfMany(t *testing.T) {
 	for i := range 48 {
 		agents = append(agents, planned(g1)(fmt.Sprintf("cluster%d", i+1)))
 	}
-	agents = append(agents, PlanMember{"done", g2, []string{root}})
+	agents = append(agents, PlanMember{Name: "done", Presents: g2, Trusts: []string{root}})
 	plan := IntermediatePlan(planned(root)("server"), agents, []string{"done"}, root, g1, g2)
 	if want := (PlanRow{"48 clusters (cluster1 to cluster48)", g1, g1}); plan[0].Members[1] != want {
 		t.Errorf("got %+v", plan[0].Members)

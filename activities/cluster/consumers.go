@@ -1,0 +1,278 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/kube"
+	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/site"
+)
+
+// FindConsumersInput asks who else holds something of an old root.
+type FindConsumersInput struct {
+	Context string `json:"context"`
+	// RootPEM is the old root. Known are objects of ours, as "Secret gloo-mesh/name".
+	RootPEM string   `json:"rootPEM"`
+	Known   []string `json:"known"`
+}
+
+// Consumer is an object that holds the old root, or a certificate under it.
+type Consumer struct {
+	// Object is as in FindConsumersInput.Known, Keys are those of it in which the
+	// certificates are.
+	Object string   `json:"object"`
+	Keys   []string `json:"keys"`
+	// Holds says what was found, in a few words: certificates' names.
+	Holds string `json:"holds"`
+}
+
+// FindConsumersResult lists them. What could not be looked through is in Unseen,
+// with the reason.
+type FindConsumersResult struct {
+	// Consumers are the first of them, by name, and More is how many others there are.
+	Consumers []Consumer `json:"consumers,omitempty"`
+	More      int        `json:"more,omitempty"`
+	Unseen    []string   `json:"unseen,omitempty"`
+	Looked    int        `json:"looked"`
+}
+
+const (
+	// mostConsumers is how many a person can go through, and a history holds.
+	mostConsumers = 200
+	// mostNamed are the certificates of one object that are named.
+	mostNamed = 3
+	// pageSize is how many objects are in memory at once; each may be of a megabyte.
+	pageSize = 100
+)
+
+// FindConsumers looks through the Secrets and ConfigMaps of a cluster for the old
+// root and for certificates that lead to it, within the object that they are in. It
+// knows certificates in PEM, also indented or escaped in a longer text; what is in
+// Java's key stores or the like it does not see. Of what it reads it keeps
+// certificates alone. Where the worker may not list an object's kind in all
+// namespaces, it looks through those of the mesh, and says so.
+func (a *Activities) FindConsumers(ctx context.Context, in FindConsumersInput) (FindConsumersResult, error) {
+	defer kube.Heartbeating(ctx, "looking through Secrets and ConfigMaps")()
+	c, err := a.Clients.Cluster(in.Context)
+	if err != nil {
+		return FindConsumersResult{}, err
+	}
+	root, err := pki.ParseChain([]byte(in.RootPEM))
+	if err != nil || len(root) != 1 {
+		return FindConsumersResult{}, failure.Permanent(failure.InvalidInput, "the old root, whose consumers are to be found in cluster %q, is not one certificate in PEM", in.Context)
+	}
+	return (&search{c: c, root: root[0], known: in.Known}).all(ctx)
+}
+
+// search is one search through a cluster.
+type search struct {
+	c      *site.Cluster
+	root   *x509.Certificate
+	known  []string
+	result FindConsumersResult
+}
+
+func (s *search) all(ctx context.Context) (FindConsumersResult, error) {
+	for kind, list := range map[string]lister{"Secret": s.secrets, "ConfigMap": s.configMaps} {
+		if err := s.kind(ctx, kind, list); err != nil {
+			return FindConsumersResult{}, err
+		}
+	}
+	slices.SortFunc(s.result.Consumers, func(a, b Consumer) int { return strings.Compare(a.Object, b.Object) })
+	slices.Sort(s.result.Unseen)
+	if more := len(s.result.Consumers) - mostConsumers; more > 0 {
+		s.result.Consumers, s.result.More = s.result.Consumers[:mostConsumers], more
+	}
+	return s.result, nil
+}
+
+// lister looks through one page of a namespace's objects, or of all namespaces', and
+// returns from where the next one goes on.
+type lister func(ctx context.Context, namespace string, options metav1.ListOptions) (next string, err error)
+
+// kind looks through all objects of a kind that the worker may list.
+func (s *search) kind(ctx context.Context, kind string, list lister) error {
+	err := s.pages(ctx, kind, metav1.NamespaceAll, list)
+	if !apierrors.IsForbidden(err) {
+		return kube.Error(ctx, s.c, "list the "+kind+"s of all namespaces", err)
+	}
+	var seen []string
+	for _, namespace := range s.namespaces() {
+		err := s.pages(ctx, kind, namespace, list)
+		switch {
+		case err == nil:
+			seen = append(seen, namespace)
+		case !apierrors.IsForbidden(err):
+			return kube.Error(ctx, s.c, "list the "+kind+"s of "+namespace, err)
+		}
+	}
+	of := kind + "s"
+	if len(seen) > 0 {
+		of += " of other namespaces than " + strings.Join(seen, " and ")
+	}
+	s.result.Unseen = append(s.result.Unseen, of+": the worker may not list them (apply deploy/rbac/consumers.yaml to have them looked through)")
+	return nil
+}
+
+// namespaces are those in which the worker has rights: of the objects that are ours,
+// and cert-manager's.
+func (s *search) namespaces() []string {
+	all := map[string]bool{mesh.Spec{}.WithDefaults().Namespace: true, "cert-manager": true}
+	for _, object := range s.known {
+		if _, name, ok := strings.Cut(object, " "); ok {
+			if namespace, _, ok := strings.Cut(name, "/"); ok {
+				all[namespace] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// pages returns the API server's own error.
+func (s *search) pages(ctx context.Context, kind, namespace string, list lister) error {
+	options := metav1.ListOptions{Limit: pageSize}
+	for {
+		next, err := list(ctx, namespace, options)
+		if err != nil || next == "" {
+			return err
+		}
+		options.Continue = next
+	}
+}
+
+func (s *search) secrets(ctx context.Context, namespace string, options metav1.ListOptions) (string, error) {
+	page, err := s.c.Kube.CoreV1().Secrets(namespace).List(ctx, options)
+	if err != nil {
+		return "", err
+	}
+	for _, o := range page.Items {
+		s.look(kube.Name("Secret", o.Namespace, o.Name), o.Data)
+	}
+	return page.Continue, nil
+}
+
+func (s *search) configMaps(ctx context.Context, namespace string, options metav1.ListOptions) (string, error) {
+	page, err := s.c.Kube.CoreV1().ConfigMaps(namespace).List(ctx, options)
+	if err != nil {
+		return "", err
+	}
+	for _, o := range page.Items {
+		data := maps.Clone(o.BinaryData)
+		if data == nil {
+			data = map[string][]byte{}
+		}
+		for key, text := range o.Data {
+			data[key] = []byte(text)
+		}
+		s.look(kube.Name("ConfigMap", o.Namespace, o.Name), data)
+	}
+	return page.Continue, nil
+}
+
+// look adds the object to the consumers if it is one.
+func (s *search) look(object string, data map[string][]byte) {
+	if slices.Contains(s.known, object) {
+		return
+	}
+	s.result.Looked++
+	held := map[string][]*x509.Certificate{}
+	for key, text := range data {
+		if certificates := certificatesIn(text); len(certificates) > 0 {
+			held[key] = certificates
+		}
+	}
+	if keys, holds := consumed(held, s.root); len(keys) > 0 {
+		s.result.Consumers = append(s.result.Consumers, Consumer{Object: object, Keys: keys, Holds: holds})
+	}
+}
+
+// certificatesIn are the certificates in a text, wherever in it they are. In YAML
+// within it their lines are indented, in JSON their ends are written as \n. No other
+// block of the text is decoded.
+func certificatesIn(text []byte) []*x509.Certificate {
+	var all []*x509.Certificate
+	for {
+		_, rest, found := bytes.Cut(text, []byte("-----BEGIN CERTIFICATE-----"))
+		if !found {
+			return all
+		}
+		body, _, found := bytes.Cut(rest, []byte("-----END CERTIFICATE-----"))
+		if !found {
+			return all
+		}
+		text = rest
+		der, err := base64.StdEncoding.DecodeString(spaceless.Replace(string(body)))
+		if err != nil {
+			continue
+		}
+		if c, err := x509.ParseCertificate(der); err == nil {
+			all = append(all, c)
+		}
+	}
+}
+
+var spaceless = strings.NewReplacer(`\r`, "", `\n`, "", "\r", "", "\n", "", "\t", "", " ", "")
+
+// consumed says which keys of an object hold the root, by its key, or certificates
+// under it, and which those are; no keys if there is none. A certificate is under the
+// root if it is signed by it, or by another one of the object that is.
+func consumed(held map[string][]*x509.Certificate, root *x509.Certificate) (keys []string, holds string) {
+	found := []*x509.Certificate{root}
+	under := func(c *x509.Certificate) bool {
+		if pki.SelfSigned(c) {
+			return pki.SameKey(c, root) // a bridge has signed the root that it stands for, as it were
+		}
+		return slices.ContainsFunc(found, func(above *x509.Certificate) bool { return pki.SignedBy(c, above) == nil })
+	}
+	var left []*x509.Certificate
+	for _, key := range slices.Sorted(maps.Keys(held)) {
+		left = append(left, held[key]...)
+	}
+	for more := true; more; {
+		more = false
+		left = slices.DeleteFunc(left, func(c *x509.Certificate) bool {
+			if !under(c) {
+				return false
+			}
+			if !slices.ContainsFunc(found[1:], c.Equal) {
+				found, more = append(found, c), true
+			}
+			return true
+		})
+	}
+	for _, key := range slices.Sorted(maps.Keys(held)) {
+		if slices.ContainsFunc(held[key], under) {
+			keys = append(keys, key)
+		}
+	}
+	return keys, foundNames(found[1:], root)
+}
+
+// foundNames are the first of the certificates, and how many more there are.
+func foundNames(found []*x509.Certificate, root *x509.Certificate) string {
+	var names []string
+	for i, c := range found {
+		if i == mostNamed {
+			names = append(names, fmt.Sprintf("%d more", len(found)-i))
+			break
+		}
+		name := pki.Name(c)
+		if pki.SameKey(c, root) {
+			name = "the old root " + name
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ", ")
+}
