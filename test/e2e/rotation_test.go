@@ -109,7 +109,7 @@ func (w *world) finished(t *testing.T, to string) {
 	if out, _ := w.command(t, 0, "rotate", "intermediate", "demo", "--plan"); !strings.Contains(out, "the rotation to "+to+" that was begun by hand goes on") {
 		t.Errorf("the plan after it says:\n%s", out)
 	}
-	r := rotating{w, w.temporal(t)}
+	r := w.rotatingIntermediate(t)
 	r.begin(t)
 	if result := r.finish(t); result.To.Name != to {
 		t.Errorf("it went to %s, not to %s", result.To.Name, to)
@@ -120,26 +120,38 @@ func (w *world) finished(t *testing.T, to string) {
 // approval eachPhase; finish ends its last wait.
 var asking = []string{"stage", "canary", "server", "fleet", "retire", "finish"}
 
-// rotating is a rotation of the intermediate that waits before each phase.
+// rotating is a rotation of a CA that waits before each phase.
 type rotating struct {
 	w *world
 	c client.Client
+	// begins are the command that begins it or has it go on, id is its workflow's,
+	// asking are the phases before which it asks.
+	begins []string
+	id     string
+	asking []string
+}
+
+// rotatingIntermediate is one of the intermediate.
+func (w *world) rotatingIntermediate(t *testing.T) rotating {
+	t.Helper()
+	return rotating{w, w.temporal(t), []string{"rotate", "intermediate", "demo", "--approval", "eachPhase", "--detach"},
+		procedure.ID(procedure.RotateIntermediateCA, "demo"), asking}
 }
 
 // begin begins it, or has it go on.
 func (r rotating) begin(t *testing.T) {
 	t.Helper()
-	r.w.command(t, 0, "rotate", "intermediate", "demo", "--approval", "eachPhase", "--detach")
+	r.w.command(t, 0, r.begins...)
 }
 
 // until approves phase after phase, up to the one that is named: the rotation
 // then waits to begin it.
 func (r rotating) until(t *testing.T, phase string) {
 	t.Helper()
-	for _, p := range asking {
+	for _, p := range r.asking {
 		approved := false
 		eventually(t, 3*time.Minute, func() error {
-			got := queried(t, r.c, procedure.ID(procedure.RotateIntermediateCA, "demo"))
+			got := queried(t, r.c, r.id)
 			approved = slices.ContainsFunc(got.Approvals, func(a procedure.ApproveInput) bool { return a.Phase == p })
 			if approved || p == got.Asked || p == "finish" && strings.Contains(got.Awaiting, "approve demo finish") {
 				return nil
@@ -160,7 +172,16 @@ func (r rotating) finish(t *testing.T) procedure.RotateResult {
 	t.Helper()
 	r.until(t, "finish")
 	r.w.command(t, 0, "approve", "demo", "finish")
-	return outcome[procedure.RotateResult](t, r.c, procedure.ID(procedure.RotateIntermediateCA, "demo"))
+	return outcome[procedure.RotateResult](t, r.c, r.id)
+}
+
+// back takes it back, and waits until it is.
+func (r rotating) back(t *testing.T, phase string) {
+	t.Helper()
+	r.w.command(t, 0, "rollback", "demo", "--reason", "a test of going back")
+	if err := r.c.GetWorkflow(t.Context(), r.id, "").Get(t.Context(), nil); failure.KindOf(err) != failure.RolledBack {
+		t.Fatalf("taken back before %s, it ended with %v", phase, err)
+	}
 }
 
 func queried(t *testing.T, c client.Client, id string) (p procedure.Progress) {
@@ -185,7 +206,7 @@ func TestRotationsThereAndBack(t *testing.T) {
 	w, wk := rotationWorld(t, "rotation: {snapshot: none, soak: 1s, maintain: 0s}\n")
 	trust := w.trust(t)
 	watched, failing, renewals := w.watchHandshakes(t), w.watchRequests(t), w.renewAtRandom(t, points)
-	r := rotating{w, w.temporal(t)}
+	r := w.rotatingIntermediate(t)
 
 	before := map[string]string{}
 	for _, cluster := range w.all() {
@@ -205,11 +226,7 @@ func TestRotationsThereAndBack(t *testing.T) {
 		t.Logf("rollback before %s", phase)
 		r.begin(t)
 		r.until(t, phase)
-		w.command(t, 0, "rollback", "demo", "--reason", "a test of going back")
-		err := r.c.GetWorkflow(t.Context(), procedure.ID(procedure.RotateIntermediateCA, "demo"), "").Get(t.Context(), nil)
-		if failure.KindOf(err) != failure.RolledBack {
-			t.Fatalf("taken back before %s, it ended with %v", phase, err)
-		}
+		r.back(t, phase)
 		if phase != "stage" { // by when there is a new one
 			at.retired = append(at.retired, next)
 			next++
@@ -258,14 +275,14 @@ func TestRotationInBadWeather(t *testing.T) {
 	s := w.newSoak(t, points, "")
 	s.begin(t, procedure.ID(procedure.RotateIntermediateCA, "demo"))
 	s.start(t, procedure.RotateIntermediateCA, `{"mesh":"demo","approval":"none"}`)
-	go w.approveFinish(t, s.c)
+	go w.approveFinish(t, s.c, s.id)
 	s.run(t, nil)
 	s.covered(t, 40, 20)
 	at := generations{active: 2, retired: []int{1}}
 	none(t, w.notRotated(t, at, trust))
 
 	wk.start()
-	r := rotating{w, w.temporal(t)}
+	r := w.rotatingIntermediate(t)
 	var outages []outage
 	away := []func() outage{
 		func() outage { return w.vaultAway(t, 20*time.Second) },
@@ -283,7 +300,7 @@ func TestRotationInBadWeather(t *testing.T) {
 			}
 		}
 	}
-	result := outcome[procedure.RotateResult](t, r.c, procedure.ID(procedure.RotateIntermediateCA, "demo"))
+	result := outcome[procedure.RotateResult](t, r.c, r.id)
 	if !strings.HasSuffix(result.To.Name, "-g3") {
 		t.Errorf("%+v", result.To)
 	}
@@ -298,8 +315,7 @@ func TestRotationInBadWeather(t *testing.T) {
 }
 
 // approveFinish ends the last wait of the rotation as soon as it is there.
-func (w *world) approveFinish(t *testing.T, c client.Client) {
-	id := procedure.ID(procedure.RotateIntermediateCA, "demo")
+func (w *world) approveFinish(t *testing.T, c client.Client, id string) {
 	for t.Context().Err() == nil {
 		handle, err := c.UpdateWorkflow(t.Context(), client.UpdateWorkflowOptions{
 			WorkflowID: id, UpdateName: procedure.ApproveUpdate, Args: []any{procedure.ApproveInput{Phase: "finish"}}, WaitForStage: client.WorkflowUpdateStageCompleted,

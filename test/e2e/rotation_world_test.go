@@ -67,14 +67,15 @@ func rotationSpec(extra string) string {
 	return b.String() + extra
 }
 
-// rotationWorld is a lab with that mesh set up, and its worker.
-func rotationWorld(t *testing.T, extra string) (*world, *worker) {
+// rotationWorld is a lab with that mesh set up, its worker, and other clusters that
+// are no members.
+func rotationWorld(t *testing.T, extra string, others ...string) (*world, *worker) {
 	t.Helper()
 	var clusters []string
 	for _, k := range kinds {
 		clusters = append(clusters, k.cluster)
 	}
-	w := labWorld(t, clusters...)
+	w := labWorld(t, append(clusters, others...)...)
 	wk := w.startWorker(t, filepath.Join(repository, "bin", "relaypki-worker"))
 	input := filepath.Join(t.TempDir(), "mesh.yaml")
 	if err := os.WriteFile(input, []byte(rotationSpec(extra)), 0o600); err != nil {

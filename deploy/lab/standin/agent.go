@@ -214,7 +214,7 @@ func (a *agent) load() error {
 		NextProtos:             []string{"h2"},
 		SessionTicketsDisabled: true,
 	})
-	a.log.Info("loaded Secrets", zap.String("cluster", a.cluster), zap.String("trust", trusted.Name),
+	a.log.Info("loaded Secrets", zap.String("cluster", a.cluster), zap.String("trust", trusted.Name), zap.Strings("anchors", serials(trusted.Data["ca.crt"])),
 		zap.String("serial", fmt.Sprintf("%x", pair.Leaf.SerialNumber)), zap.Time("notAfter", pair.Leaf.NotAfter))
 	return nil
 }

@@ -358,6 +358,21 @@ func TestServerReload(t *testing.T) {
 	}
 }
 
+// A server that is told to reload by a restart alone presents and accepts what it
+// read at its start, when another has long taken up the same change.
+func TestServerReloadsAtRestart(t *testing.T) {
+	old, next := newCA(t, "R1"), newCA(t, "R2")
+	s, other := startServer(t, reloadRestartOnly, nil, old.server(t)), startServer(t, reloadWithCA, nil, old.server(t))
+	before, _ := served(t, s.address)
+	secret := next.server(t)
+	s.write(t, secret)
+	other.write(t, secret)
+	eventually(t, "the new leaf is served by the other", func() bool { leaf, _ := served(t, other.address); return leaf.CheckSignatureFrom(next.cert) == nil })
+	if leaf, acceptable := served(t, s.address); !leaf.Equal(before) || len(acceptable) != 1 || !bytes.Equal(acceptable[0], old.cert.RawSubject) {
+		t.Errorf("it presents a certificate of %s and accepts %q", leaf.Issuer, acceptable)
+	}
+}
+
 func TestAgentReload(t *testing.T) {
 	old, next := newCA(t, "R1"), newCA(t, "R2")
 	for _, test := range []struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
@@ -81,4 +82,16 @@ func trustAnchors(s *corev1.Secret) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("Secret %q: no certificate under key ca.crt", s.Name)
 	}
 	return pool, nil
+}
+
+// serials are those of the certificates in a PEM text, for the log: so it says what
+// is trusted, which names do not where a CA has a bridge to it.
+func serials(text []byte) []string {
+	var out []string
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+			out = append(out, fmt.Sprintf("%x", c.SerialNumber))
+		}
+	}
+	return out
 }

@@ -36,8 +36,9 @@ import (
 
 var kubernetesClusters = schema.GroupVersionResource{Group: "admin.gloo.solo.io", Version: "v2", Resource: "kubernetesclusters"}
 
-// Ways in which the server takes up a changed Secret. The real one is not known
-// to do either, so the lab can be told both.
+// Ways in which the server takes up a changed Secret, besides the agent's
+// restartOnly. The real one is not known to do any of them, so the lab can be told
+// each.
 const (
 	reloadWithCA      = "withCA"      // key pair and ca.crt
 	reloadKeyPairOnly = "keyPairOnly" // ca.crt stays what it was at start
@@ -66,7 +67,7 @@ type server struct {
 func (s *server) register(fs *flag.FlagSet) {
 	fs.StringVar(&s.listen, "listen", ":9900", "address of the gRPC server")
 	fs.StringVar(&s.tlsSecret, "tls-secret", "relay-server-tls-secret", "Secret with tls.crt, tls.key and ca.crt")
-	fs.StringVar(&s.reload, "reload", reloadWithCA, "what is taken up when the Secret changes: "+reloadWithCA+" or "+reloadKeyPairOnly)
+	fs.StringVar(&s.reload, "reload", reloadWithCA, "what is taken up when the Secret changes: "+reloadWithCA+", "+reloadKeyPairOnly+" or "+reloadRestartOnly)
 }
 
 type serverMetrics struct {
@@ -106,18 +107,22 @@ func (m *serverMetrics) connected(stream string) *prometheus.GaugeVec {
 }
 
 func (s *server) run(ctx context.Context, k kubernetes.Interface, d dynamic.Interface) error {
-	if s.reload != reloadWithCA && s.reload != reloadKeyPairOnly {
-		return fmt.Errorf("--reload is %q, known are %s and %s", s.reload, reloadWithCA, reloadKeyPairOnly)
+	if s.reload != reloadWithCA && s.reload != reloadKeyPairOnly && s.reload != reloadRestartOnly {
+		return fmt.Errorf("--reload is %q, known are %s, %s and %s", s.reload, reloadWithCA, reloadKeyPairOnly, reloadRestartOnly)
 	}
 	// Informers end after the streams do, so that a stopping server still knows who is registered.
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWatching()
 
-	secret, err := watchSecret(watching, k, s.namespace, s.tlsSecret, func(changed *corev1.Secret) {
-		if err := s.load(changed); err != nil {
-			s.log.Error("TLS secret not taken up, the loaded one stays", zap.Error(err))
+	var changed func(*corev1.Secret)
+	if s.reload != reloadRestartOnly {
+		changed = func(secret *corev1.Secret) {
+			if err := s.load(secret); err != nil {
+				s.log.Error("TLS secret not taken up, the loaded one stays", zap.Error(err))
+			}
 		}
-	})
+	}
+	secret, err := watchSecret(watching, k, s.namespace, s.tlsSecret, changed)
 	if err != nil {
 		return fatal{fmt.Sprintf("3 errors occurred:\n"+
 			"\t* no tls secret found for grpc server: Secret %[1]q %[2]v\n"+
