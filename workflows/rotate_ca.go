@@ -629,7 +629,7 @@ func (r *caRotation) sum() {
 	r.result.Steps, r.result.Clusters, r.result.Changed = r.report.Steps, r.Results, r.Changed
 	r.result.From, r.result.To = r.From.Authority, r.To.Authority
 	if r.asked.what == whatRoot {
-		r.result.FromRoot, r.result.ToRoot = r.Root.Authority, r.NewRoot.Authority
+		r.result.From, r.result.To = r.Root.Authority, r.NewRoot.Authority
 	}
 	r.result.Canary = canaries(r.spec)
 }

@@ -354,7 +354,7 @@ func (r *rootRotation) fit(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := pki.MayBridge(root, now); err != nil {
+	if err := pki.MayBridge(root, 0, now); err != nil {
 		return failure.Permanent(failure.Preflight, "the root cannot be rotated over a bridge; nothing was changed: %v", err)
 	}
 	if err := rotation.RootLasts(root.NotAfter, r.spec.Certificates.LongestLife(), pace(r.spec), now); err != nil {

@@ -124,9 +124,6 @@ type RotateResult struct {
 	// From and To are the CAs; empty in a rotation of leaves.
 	From Authority `json:"from,omitzero"`
 	To   Authority `json:"to,omitzero"`
-	// FromRoot and ToRoot are the roots, in a rotation of the root.
-	FromRoot Authority `json:"fromRoot,omitzero"`
-	ToRoot   Authority `json:"toRoot,omitzero"`
 	// Consumers are what else holds the old root, in a rotation of it, as it was
 	// seen before the root was dropped.
 	Consumers []string `json:"consumers,omitempty"`
