@@ -388,6 +388,3 @@ func (s session) inLine(mount string, below issuer, all []issuer, above []string
 	}
 	return nil
 }
-
-// RootName is the name of a root's issuer and key in Vault.
-func RootName(generation int) string { return rootName(generation) }
