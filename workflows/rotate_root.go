@@ -313,7 +313,7 @@ func (r *rootRotation) inTime(seen vault.SurveyResult) error {
 // there is one with a chain.
 func (r *rootRotation) chainInVault(seen vault.SurveyResult) (mode rotation.Mode, given bool, err error) {
 	for _, i := range seen.Intermediates {
-		if i.Generation != r.Record.To || len(i.AbovePEM) == 0 {
+		if i.Generation != r.Record.To || i.AbovePEM == nil {
 			continue
 		}
 		var above []*x509.Certificate
@@ -408,7 +408,7 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 	if _, err := r.step(ctx, "bridge", "Have the old root sign the new one's key, and bring both into the relay mount", func(ctx workflow.Context) (procedure.Outcome, error) {
 		var err error
 		r.Bridge, err = call[vault.CAResult](ctx, acting, vaults.BridgeRoot, vault.BridgeInput{
-			Spec: r.spec.Only(""), Generation: r.Record.ToRoot, OldRoot: r.Root, NewRoot: r.NewRoot, Mode: r.mode,
+			Spec: r.next().Only(""), Generation: r.Record.ToRoot, OldRoot: r.Root, NewRoot: r.NewRoot, Mode: r.mode,
 		})
 		return r.Bridge.Outcome, err
 	}); err != nil {
@@ -419,7 +419,7 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 		var err error
 		r.To, outcome, err = makeIntermediate(ctx, r.signing, r.next(), vault.IntermediateInput{
 			Vault: r.spec.Vault.Name, RootMount: r.spec.RootMount(), RelayMount: r.spec.Vault.RelayMount,
-			RootIssuerID: r.NewRoot.Authority.IssuerID, RootPEM: r.NewRoot.CertificatePEM,
+			RootIssuerID: named(r.NewRoot.Authority.IssuerID, vault.RootName(r.Record.ToRoot)), RootPEM: r.NewRoot.CertificatePEM,
 			Generation: r.Record.To, CA: r.next().PKI.Intermediate, Mode: r.mode, Rotation: true,
 			AbovePEM: r.above(rotation.Bridged),
 		})

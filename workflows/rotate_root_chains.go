@@ -402,15 +402,16 @@ func anchors(of rotation.Modes) rotation.Stores {
 }
 
 // What Vault gives in each mode: the chain above the intermediate, what of it is
-// presented, and what becomes ca.crt. In a plan what is still to be made is missing.
+// presented, and what becomes ca.crt. In a plan, what is still to be made is in the
+// chain by its name, and else missing.
 
 func (r *rootRotation) above(mode rotation.Mode) []string {
-	above := map[rotation.Mode][]string{
-		rotation.Bridged: {r.Bridge.CertificatePEM, r.Root.CertificatePEM},
-		rotation.Pivot:   {r.Bridge.CertificatePEM},
-		rotation.Final:   {r.NewRoot.CertificatePEM},
+	bridge := named(r.Bridge.CertificatePEM, vault.BridgeName(r.Record.ToRoot))
+	return map[rotation.Mode][]string{
+		rotation.Bridged: {bridge, r.Root.CertificatePEM},
+		rotation.Pivot:   {bridge},
+		rotation.Final:   {named(r.NewRoot.CertificatePEM, vault.RootName(r.Record.ToRoot))},
 	}[mode]
-	return slices.DeleteFunc(above, func(text string) bool { return text == "" })
 }
 
 func (r *rootRotation) presented(mode rotation.Mode) string {
@@ -428,10 +429,15 @@ func (r *rootRotation) anchor(mode rotation.Mode) string {
 
 // issuer is an intermediate's id, or in a plan its name.
 func (r *rootRotation) issuer(ca vault.CAResult) string {
-	if ca.Authority.IssuerID == "" {
-		return vault.IntermediateName(r.Record.To)
+	return named(ca.Authority.IssuerID, vault.IntermediateName(r.Record.To))
+}
+
+// named is what is known of a CA, or the name of one that is still to be made.
+func named(known, name string) string {
+	if known == "" {
+		return name
 	}
-	return ca.Authority.IssuerID
+	return known
 }
 
 func (r *rootRotation) lineagePEM() *relay.Lineage {
