@@ -353,7 +353,7 @@ func TestTransient(t *testing.T) {
 		{"in order", func(*testing.T, *world) {}, false},
 		{"API server down", func(_ *testing.T, w *world) { w.Management.Unreachable = "connection refused" }, true},
 		{"renewed a moment ago", func(t *testing.T, w *world) {
-			w.Secret.Chain[0] = w.relay.Leaf(t, w.spec.Certificates.Server.DNSNames).Cert
+			w.Management.Secret.Chain[0] = w.relay.Leaf(t, w.spec.Certificates.Server.DNSNames).Cert
 		}, true},
 		{"ca.crt changed a moment ago", func(t *testing.T, w *world) {
 			w.Replicas[0].Loaded.AcceptableCAs = [][]byte{pkitest.Root(t, "another root").Cert.RawSubject}
