@@ -287,7 +287,7 @@ func TestReadServer(t *testing.T) {
 	// One replica has not loaded what is stored now, and has another trust.
 	other := newAuthority(t, "of another mesh")
 	stored := a.next(t).server(t)
-	w.store(serverSecret, stored, a.next(t).intermediate, a.root)
+	w.store(serverSecret, a.root, stored, a.next(t).intermediate)
 	w.load(0, a.root, stored, a.intermediate)
 	w.load(1, other.root, other.server(t), other.intermediate)
 	if seen, err = w.read(false); err != nil {
@@ -326,7 +326,7 @@ func TestReadServerWaits(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			if looks++; looks > 1 && looks <= 3 {
-				w.load(looks-2, stored, a.intermediate, a.root)
+				w.load(looks-2, a.root, stored, a.intermediate)
 			}
 		}
 	}

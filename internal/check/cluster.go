@@ -117,7 +117,7 @@ func (r *report) secret(namespace string, u use, s SeenSecret, now time.Time) (r
 	leaf := s.Chain[0]
 	r.pass(CertificateSecret, object, "holds serial %s", pki.Serial(leaf))
 
-	root = r.root(object, s.CA)
+	root = r.root(object, s)
 	if problem := chainProblem(s, u, now); problem != nil {
 		r.fail(CertificateChain, object, problem.Error(),
 			"see vault-intermediate: the chain is what Vault returned; after mending it there, "+fmt.Sprintf("`cmctl renew -n %s %s`", namespace, u.asked.Name))
@@ -139,7 +139,7 @@ func chainProblem(s SeenSecret, u use, now time.Time) error {
 	if err := pki.Linear(s.Chain); err != nil {
 		return err
 	}
-	if err := pki.Nested(append(slices.Clone(s.Chain), s.CA...)); err != nil {
+	if err := nested(s); err != nil {
 		return err
 	}
 	at := now
@@ -159,10 +159,32 @@ func chainProblem(s SeenSecret, u use, now time.Time) error {
 	return nil
 }
 
-func (r *report) root(object string, ca []*x509.Certificate) *x509.Certificate {
+// nested is pki.Nested up to ca.crt. A bridge is there for a rotation alone, and may
+// end before the intermediate below it, which has another way up; not before a leaf.
+func nested(s SeenSecret) error {
+	if len(s.Chain) < 3 {
+		return pki.Nested(append(slices.Clone(s.Chain), s.CA...))
+	}
+	if err := pki.Nested(s.Chain[:2]); err != nil {
+		return err
+	}
+	return pki.Nested(append([]*x509.Certificate{s.Chain[0]}, append(slices.Clone(s.Chain[2:]), s.CA...)...))
+}
+
+// bridged says that ca.crt is the bridge that is above the intermediate in the chain:
+// in the midst of a rotation of the root it stands for the new one.
+func (s SeenSecret) bridged() bool {
+	return len(s.Chain) == 3 && len(s.CA) == 1 && pki.SameKey(s.Chain[2], s.CA[0])
+}
+
+func (r *report) root(object string, s SeenSecret) *x509.Certificate {
+	ca := s.CA
 	switch {
 	case len(ca) != 1:
 		r.fail(CertificateRoot, object, fmt.Sprintf("ca.crt has %d certificates, not one", len(ca)), "see vault-intermediate, then renew the Certificate")
+	case !pki.SelfSigned(ca[0]) && s.bridged():
+		r.pass(CertificateRoot, object, "ca.crt is the bridge %s, of a rotation of the root", pki.Name(ca[0]))
+		return ca[0]
 	case !pki.SelfSigned(ca[0]):
 		r.fail(CertificateRoot, object, fmt.Sprintf("ca.crt is %s, which is no self-signed root: every later rotation would change trust", pki.Name(ca[0])),
 			"import the chain up to the self-signed root into the relay mount (run SetupMesh again), then renew the Certificate")

@@ -10,20 +10,20 @@
 //	cluster-reachable      M W    the API server answers
 //	vault-available        M      Vault answers, is initialised and unsealed, and the worker can log in
 //	vault-root             M      the root mount's default issuer is a self-signed, valid root of ours; or the root kept outside Vault is valid
-//	vault-intermediate     M      the issuer that roles use has a key, is signed by that root, and refuses to outlive itself
+//	vault-intermediate     M      the issuer that roles use has a key, is signed by that root or over a bridge, and refuses to outlive itself
 //	vault-role             M      every role is bound to one issuer by id, and allows what it is for and nothing else
 //	cert-manager           M W    controller, webhook and cainjector are available
 //	issuer-ready           M W    the Issuer is Ready, and signs with the role that is for this cluster
 //	certificate-ready      M W    the Certificate is Ready at its generation
 //	certificate-secret     M W    the Secret is there and its tls.crt and ca.crt can be read
 //	certificate-chain      M W    tls.crt is one line, nested in time, and verifies under ca.crt
-//	certificate-root       M W    ca.crt is one self-signed root
+//	certificate-root       M W    ca.crt is one self-signed root, or the bridge of a rotation in its place
 //	certificate-names      M W    the names cover the authority (server), are the registered name (client)
 //	certificate-lifetime   M W    neither expired nor not yet valid, and not overdue for renewal
 //	pinned-keys            M W    the keys pinned in Vault are those of the cluster's token issuer
 //	cluster-token          M W    the token in vault-token is accepted by Vault and is not about to end (credential token)
 //	cluster-secret-id      M W    the secret id that the Issuer uses is accepted by Vault and is not about to end (credential appRole)
-//	agent-trust            W      relay-root-tls-secret holds the root
+//	agent-trust            W      relay-root-tls-secret holds the root, or one that the cluster's chain leads to over a bridge
 //	relay-server           M      the management server's Deployment is available
 //	relay-agent            W      the agent's Deployment is available
 //	pod-ready              M W    each Pod is ready; else with the container's last state

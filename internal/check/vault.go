@@ -130,7 +130,7 @@ func (r *report) vaultIntermediate(spec mesh.Spec, v SeenVault, root *x509.Certi
 		case issuer.LeafNotAfterBehavior != "err":
 			r.fail(VaultIntermediate, object, fmt.Sprintf("leaf_not_after_behavior of %s is %q: near its end it would issue ever shorter certificates, renewed without end", pki.Name(c), issuer.LeafNotAfterBehavior),
 				fmt.Sprintf("`vault patch %s/issuer/%s leaf_not_after_behavior=err`", v.Relay.Path, id))
-		case root != nil && pki.SignedBy(c, root) != nil:
+		case root != nil && pki.SignedBy(c, root) != nil && !v.Relay.bridges(c, root):
 			r.fail(VaultIntermediate, object, pki.SignedBy(c, root).Error(), "the roles use an intermediate of another root; "+runSetup)
 		case r.expiring(VaultIntermediate, object, c, now):
 		case c.NotAfter.Sub(now) < spec.Certificates.LongestLife():
@@ -143,6 +143,14 @@ func (r *report) vaultIntermediate(spec mesh.Spec, v SeenVault, root *x509.Certi
 			r.pass(VaultIntermediate, object, "%s is the default, valid until %s", issuer.Name, pki.Date(c.NotAfter))
 		}
 	}
+}
+
+// bridges says that a certificate in the mount leads from an intermediate to a root
+// that has not signed it: the bridge of a rotation of the root.
+func (m SeenMount) bridges(intermediate, root *x509.Certificate) bool {
+	return slices.ContainsFunc(m.Issuers, func(i SeenVaultIssuer) bool {
+		return i.Certificate != nil && pki.SignedBy(intermediate, i.Certificate) == nil && pki.SignedBy(i.Certificate, root) == nil
+	})
 }
 
 func (r *report) vaultRoles(spec mesh.Spec, roles []SeenRole) {

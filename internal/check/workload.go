@@ -77,7 +77,7 @@ func (w Workload) Findings(now time.Time) []Finding {
 	}, w.Secret, now)
 	r.pinnedKeys(w.Keys)
 	r.clusterToken(w.Token)
-	r.agentTrust(spec, w.Cluster, w.RootSecret, root)
+	r.agentTrust(spec, w, root, now)
 	r.deployment(RelayAgent, InAgent, w.Agent)
 	r.agentAddress(w.AgentAddress)
 	if w.Private != "" {
@@ -97,7 +97,11 @@ func isNamed(leaf *x509.Certificate, name string) error {
 	return nil
 }
 
-func (r *report) agentTrust(spec mesh.Spec, cluster mesh.Workload, s SeenSecret, root *x509.Certificate) {
+// agentTrust compares with the root of the cluster's own certificate. In a rotation
+// of the root that may be the bridge, which stands for the new root, or the old root,
+// with the new one in the trust: then its chain leads to both.
+func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, now time.Time) {
+	cluster, s := w.Cluster, w.RootSecret
 	object := "Secret " + spec.Namespace + "/" + mesh.RootSecretName
 	if cluster.Agent.Trust == mesh.TrustOwn && s.Gap.Reason == NotFound {
 		r.warn(AgentTrust, object, object+" is missing; this agent trusts the ca.crt of its own Secret instead", runSetup+", or the agent cannot go back to the usual trust")
@@ -106,7 +110,8 @@ func (r *report) agentTrust(spec mesh.Spec, cluster mesh.Workload, s SeenSecret,
 	if s.Gap.report(r, AgentTrust, object, runSetup+": its step CopyRootSecret writes it. The agent does not start without it, although the same ca.crt is in its client Secret") {
 		return
 	}
-	holdsRoot := slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return root != nil && c.Equal(root) })
+	holdsRoot := root != nil && (slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return c.Equal(root) }) ||
+		len(w.Secret.Chain) > 2 && chainProblem(SeenSecret{Chain: w.Secret.Chain, CA: s.CA}, use{usage: x509.ExtKeyUsageClientAuth}, now) == nil)
 	switch {
 	case s.CAError != "":
 		r.fail(AgentTrust, object, object+" has no readable ca.crt: "+s.CAError, runSetup)
