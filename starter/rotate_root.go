@@ -78,7 +78,7 @@ what, and refuses a rotation that would cut anybody off.`,
 			return c.launchMember(cmd, problems, in, launch{
 				procedure: procedure.RotateRootCA, id: planID(procedure.ID(procedure.RotateRootCA, in.Mesh), plan), taskQueue: taskQueue, detach: detach,
 				summary: "Rotate the root CA of mesh " + in.Mesh,
-				again: c.onceMore(cmd, args, "approval", "snapshot", "ttl", "key-type", "key-bits", "intermediate-ttl", "intermediate-key-type", "intermediate-key-bits",
+				again: c.onceMore(cmd, args, "approval", "snapshot", "common-name", "ttl", "key-type", "key-bits", "intermediate-ttl", "intermediate-key-type", "intermediate-key-bits",
 					"consumers-ok", "delete-old-keys", "yes"),
 			})
 		},
@@ -87,6 +87,7 @@ what, and refuses a rotation that would cut anybody off.`,
 	flags.StringVar(&in.Approval, "approval", "", `none, afterCanary or eachPhase (default "eachPhase", whatever rotation.approval says)`)
 	flags.StringVar(&in.Snapshot, "snapshot", "", "your word that Vault can be restored to now: where the snapshot is")
 	flags.StringVar(&ttl, "ttl", "", "how long the new root lives (default: as the previous one)")
+	flags.StringVar(&in.Root.CommonName, "common-name", "", "its common name, to which the generation is added (default: as the first root's)")
 	flags.StringVar(&in.Root.KeyType, "key-type", "", "its key: rsa or ec (default: as the previous one)")
 	flags.IntVar(&in.Root.KeyBits, "key-bits", 0, "its key's size (default: the usual one of its type)")
 	flags.StringVar(&intermediateTTL, "intermediate-ttl", "", "how long the new intermediate lives (default: as the previous one)")
