@@ -9,6 +9,7 @@ import (
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 )
 
@@ -53,7 +54,12 @@ type addition struct {
 	queues map[string]string
 
 	root, relay vault.CAResult
-	address     string
+	// rotation is the one that the mesh is in; in one of the root, bridgePEM is above
+	// the intermediate in the chain that Vault gives, and trustPEM what the agent is
+	// to trust, for its new member too.
+	rotation            *procedure.Rotation
+	bridgePEM, trustPEM string
+	address             string
 }
 
 func (a *addition) run(ctx workflow.Context) error {
@@ -106,7 +112,7 @@ func (a *addition) preflight(ctx workflow.Context) (procedure.Outcome, error) {
 	if err != nil {
 		return procedure.Outcome{}, err
 	}
-	a.spec = record.Spec.With(a.in.Workload)
+	a.spec, a.rotation = record.Spec.With(a.in.Workload), record.Rotation
 	if err := invalid(append(record.Spec.MoveProblems(a.in.Workload), a.spec.Validate()...)); err != nil {
 		return procedure.Outcome{}, err
 	}
@@ -140,7 +146,39 @@ func (a *addition) authorities(ctx workflow.Context) (procedure.Outcome, error) 
 			seen.Active.Authority.Name, a.spec.Mesh)
 	}
 	a.root, a.relay = seen.Root, vault.CAResult{Authority: seen.Active.Authority, CertificatePEM: seen.Active.CertificatePEM}
+	if err := a.inRotation(seen); err != nil {
+		return procedure.Outcome{}, err
+	}
 	return procedure.Outcome{Detail: fmt.Sprintf("%s, %s", a.root.Authority.Name, a.relay.Authority.Name)}, nil
+}
+
+// inRotation has the new member begin with what the mesh is in, where its root is
+// being rotated: the chain that Vault gives, and both roots in its trust for as long
+// as anybody may present either.
+func (a *addition) inRotation(seen vault.SurveyResult) error {
+	now := a.rotation
+	if now == nil || now.Procedure != procedure.RotateRootCA {
+		return nil
+	}
+	if above := seen.Active.AbovePEM; len(above) > 0 {
+		// cert-manager has the end of what Vault gives become ca.crt, and does not
+		// present it if it is self-signed.
+		a.root.CertificatePEM = above[len(above)-1]
+		first, err := certificateOf(above[0])
+		if err != nil {
+			return err
+		}
+		if !pki.SelfSigned(first) {
+			a.bridgePEM = above[0]
+		}
+	}
+	a.trustPEM = ""
+	for _, root := range seen.Roots {
+		if root.Generation == now.ToRoot || root.Generation == now.FromRoot && now.Converged.IsZero() {
+			a.trustPEM += root.CertificatePEM
+		}
+	}
+	return nil
 }
 
 // record notes that the member is joining, or that it has joined. Others may
@@ -151,7 +189,7 @@ func (a *addition) record(ctx workflow.Context, joined bool) (procedure.Outcome,
 		Workload: a.in.Workload, Joined: joined, Mode: a.mode,
 	})
 	if err == nil {
-		a.spec = out.Record.Spec.WithDefaults()
+		a.spec, a.rotation = out.Record.Spec.WithDefaults(), out.Record.Rotation
 	}
 	return out.Outcome, err
 }
@@ -169,7 +207,7 @@ func (a *addition) setUp(ctx workflow.Context) error {
 		WaitForCancellation: true,
 	}), SetupCluster, ClusterInput{
 		Spec: a.spec.Only(name), Cluster: name, TaskQueue: a.queues[w.Context], Mode: a.mode, Attributes: a.report.attributes,
-		IssuerID: a.relay.Authority.IssuerID, RootPEM: a.root.CertificatePEM, IntermediatePEM: a.relay.CertificatePEM,
+		IssuerID: a.relay.Authority.IssuerID, RootPEM: a.root.CertificatePEM, IntermediatePEM: a.relay.CertificatePEM, BridgePEM: a.bridgePEM, TrustPEM: a.trustPEM,
 		RelayAddress: a.address,
 	}).Get(ctx, &a.result.Setup)
 	if err != nil {

@@ -265,6 +265,11 @@ func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error 
 	}
 	var reasons []rotation.Reason
 	for range gateTries {
+		if err := r.readSpec(ctx); err != nil {
+			return err
+		}
+		r.leavers(ctx)
+		r.newcomers(ctx)
 		pairs, err := r.observe(ctx)
 		if err != nil {
 			return err

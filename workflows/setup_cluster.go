@@ -24,7 +24,12 @@ type ClusterInput struct {
 	IssuerID        string `json:"issuerId"`
 	RootPEM         string `json:"rootPEM"`
 	IntermediatePEM string `json:"intermediatePEM"`
-	RelayAddress    string `json:"relayAddress"`
+	// BridgePEM is what is above the intermediate in the chain, in a rotation of the
+	// root, and RootPEM what becomes ca.crt. TrustPEM is what the agent is to trust,
+	// if that is not RootPEM.
+	BridgePEM    string `json:"bridgePEM,omitempty"`
+	TrustPEM     string `json:"trustPEM,omitempty"`
+	RelayAddress string `json:"relayAddress"`
 }
 
 // SetupCluster sets up one workload cluster: cert-manager, its credential for
@@ -104,15 +109,19 @@ func (c *clusterSetup) certificate(ctx workflow.Context, certManager workflow.Fu
 	c.result.Leaf, err = issuing{
 		spec: c.Spec, context: c.workload.Context, queue: c.TaskQueue, workload: c.Cluster,
 		certificate: c.Spec.ClientCertificate(c.workload), certManager: certManager,
-		issuerID: c.IssuerID, rootPEM: c.RootPEM, intermediatePEM: c.IntermediatePEM, mode: c.Mode,
+		issuerID: c.IssuerID, rootPEM: c.RootPEM, intermediatePEM: c.IntermediatePEM, bridgePEM: c.BridgePEM, mode: c.Mode,
 	}.run(ctx, c.step)
 	return err
 }
 
 func (c *clusterSetup) agentTrust(ctx workflow.Context) error {
+	trust := c.RootPEM
+	if c.TrustPEM != "" {
+		trust = c.TrustPEM
+	}
 	_, err := c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.CopyRootSecret,
-			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: c.RootPEM, ClientSecret: c.Spec.Certificates.Client.SecretName, Mode: c.Mode})
+			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: trust, ClientSecret: c.Spec.Certificates.Client.SecretName, Mode: c.Mode})
 	})
 	return err
 }

@@ -351,9 +351,11 @@ type issuing struct {
 	context, queue, workload string
 	certificate              mesh.Certificate
 	// certManager ends when cert-manager is there; nil if it is there already.
-	certManager                        workflow.Future
-	issuerID, rootPEM, intermediatePEM string
-	mode                               procedure.Mode
+	certManager workflow.Future
+	issuerID    string
+	// rootPEM is what becomes ca.crt; bridgePEM is empty but in a rotation of the root.
+	rootPEM, bridgePEM, intermediatePEM string
+	mode                                procedure.Mode
 }
 
 func (i issuing) run(ctx workflow.Context, step stepper) (procedure.Leaf, error) {
@@ -379,7 +381,7 @@ func (i issuing) run(ctx workflow.Context, step stepper) (procedure.Leaf, error)
 		var err error
 		issued, err = call[certmanager.CertificateResult](ctx, on(i.queue, waiting), certManagers.ApplyCertificate, certmanager.CertificateInput{
 			Mesh: i.spec.Mesh, Context: i.context, Namespace: i.spec.Namespace, Certificate: i.certificate, Server: i.workload == "", Shared: i.spec.PKI.Isolation == mesh.IsolationShared,
-			RootPEM: i.rootPEM, IntermediatePEM: i.intermediatePEM, Mode: i.mode,
+			RootPEM: i.rootPEM, BridgePEM: i.bridgePEM, IntermediatePEM: i.intermediatePEM, Mode: i.mode,
 		})
 		return issued.Outcome, err
 	})

@@ -102,6 +102,9 @@ func (r record) rotate(in RecordRotationInput) (record, error) {
 		if was != nil && was.Intermediate != nil && was.To == in.Generations.Intermediate {
 			r.spec.PKI.Intermediate = *was.Intermediate
 		}
+		if was != nil && was.Root != nil && was.ToRoot == in.Generations.Root {
+			r.spec.PKI.Root.CA = *was.Root
+		}
 		r.cas.Generations = *in.Generations
 	}
 	if in.Deletions != nil {
