@@ -115,7 +115,7 @@ func (a *Activities) ReadServer(ctx context.Context, in ServerInput) (ServerResu
 		}
 		state := ""
 		if in.Loaded {
-			state = notLoaded(seen)
+			state = notLoaded(seen, of != nil)
 		}
 		return state == "", state, nil
 	}
@@ -213,7 +213,7 @@ func unreadable(cluster, secret, key, problem, remedy string) error {
 
 // notLoaded says which replica has not loaded what is stored, and what to do; it
 // is empty if all have.
-func notLoaded(seen check.Management) string {
+func notLoaded(seen check.Management, chainAlone bool) string {
 	spec := seen.Spec
 	secret := kube.Name("Secret", spec.Management.Namespace, spec.Certificates.Server.SecretName)
 	for i, pod := range seen.Server.Pods {
@@ -222,7 +222,7 @@ func notLoaded(seen check.Management) string {
 		switch {
 		case !pod.Ready:
 			return strings.TrimSpace(of + " is not ready: " + pod.State)
-		case !loaded.Chain[0].Equal(stored.Chain[0]):
+		case !loaded.Chain[0].Equal(stored.Chain[0]) && !(chainAlone && slices.EqualFunc(loaded.Chain[1:], stored.Chain[1:], (*x509.Certificate).Equal)):
 			return fmt.Sprintf("%s serves serial %s, and %s holds %s: it has not loaded it. %s", of, pki.Serial(loaded.Chain[0]), secret, pki.Serial(stored.Chain[0]), loadIt(spec))
 		case !loaded.AsksForCertificate:
 			return of + " asks for no client certificate, so that what it trusts is not known and anybody may connect. Set glooMgmtServer.relay.disableCa and tlsSecret as the setup does, and restart it"

@@ -377,7 +377,7 @@ func TestNotLoaded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			state := notLoaded(seen)
+			state := notLoaded(seen, false)
 			if (state == "") != (c.words == nil) {
 				t.Errorf("%q", state)
 			}
