@@ -46,6 +46,11 @@ type rotatingState struct {
 	// to trust.
 	Lineage *relay.Lineage `json:"lineage,omitempty"`
 	Trust   trustChange    `json:"trust,omitzero"`
+	// Away are members that come back from quarantine, or may: what they have is of no
+	// mode that the others accept, until they are issued something again. AwayTrust is
+	// what they are to trust then, if nobody's trust is changed else.
+	Away      map[string]bool `json:"away,omitempty"`
+	AwayTrust trustChange     `json:"awayTrust,omitzero"`
 }
 
 // target is what a member's certificate is to be issued by.
@@ -250,6 +255,10 @@ func (r *rotating) left(ctx workflow.Context, name string) bool {
 
 func (r *rotating) cluster(ctx workflow.Context, name string) (procedure.ClusterResult, error) {
 	w, _ := r.spec.Workload(name)
+	trust := r.Trust
+	if r.Away[name] && trust.nothing() {
+		trust = r.AwayTrust
+	}
 	var out procedure.ClusterResult
 	err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID:          childID(ctx, name),
@@ -257,7 +266,7 @@ func (r *rotating) cluster(ctx workflow.Context, name string) (procedure.Cluster
 		WaitForCancellation: true,
 	}), RotateCluster, RotateClusterInput{
 		Spec: r.spec.Only(name), Cluster: name, TaskQueue: r.Queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
-		Target: r.Target, Server: r.Server, Lineage: r.Lineage, Trust: r.Trust,
+		Target: r.Target, Server: r.Server, Lineage: r.Lineage, Trust: trust, Returns: r.Away[name],
 	}).Get(ctx, &out)
 	return out, err
 }

@@ -122,7 +122,10 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 	r.Passed = ""
 	r.Reached[serverReached] = true
 	for _, name := range r.names() {
-		r.Reached[name] = r.fleet.status[name] == rollout.Done
+		if r.fleet.status[name] == rollout.Done {
+			r.Reached[name] = true
+			delete(r.Away, name)
+		}
 	}
 	return nil
 }
@@ -252,7 +255,7 @@ func (r *rootRotation) handshakes(ctx workflow.Context, when string) error {
 		return err
 	}
 	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server, "+when, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, r.names(), false, nil)
+		return r.pairs(ctx, r.inTouch(), false, nil)
 	})
 	return err
 }
@@ -332,9 +335,23 @@ func (r *rootRotation) observe(ctx workflow.Context) (map[string]relay.CheckPair
 	}
 	pairs := map[string]relay.CheckPairResult{}
 	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, r.names(), false, func(name string, pair relay.CheckPairResult) { pairs[name] = pair })
+		return r.pairs(ctx, r.inTouch(), false, func(name string, pair relay.CheckPairResult) { pairs[name] = pair })
 	})
 	return pairs, err
+}
+
+// inTouch are the members whose handshakes have to succeed: all but those who come
+// back from quarantine, until they have been issued something again.
+func (r *rootRotation) inTouch() []string {
+	for _, name := range r.names() {
+		if r.fleet.status[name] == rollout.Skipped {
+			if r.Away == nil {
+				r.Away = map[string]bool{}
+			}
+			r.Away[name] = true
+		}
+	}
+	return slices.DeleteFunc(r.names(), func(name string) bool { return r.Away[name] && r.fleet.status[name] != rollout.Done })
 }
 
 // fleetOf is the mesh as the gates see it. What cannot be seen, because a process
