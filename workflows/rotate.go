@@ -3,6 +3,7 @@ package workflows
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"go.temporal.io/sdk/workflow"
@@ -22,12 +23,17 @@ import (
 // it is recorded, and how one member after the other gets a certificate.
 type rotating struct {
 	rotatingState
-	in     procedure.MeshInput
-	spec   mesh.Spec
-	mode   procedure.Mode
-	report *report
-	fleet  *fleet
-	result procedure.RotateResult
+	in   procedure.MeshInput
+	spec mesh.Spec
+	// parks: in a rotation that has begun, a member whose handshakes would fail waits
+	// for people, who may leave it out.
+	parks bool
+	// joining are members that are just being added.
+	joining []string
+	mode    procedure.Mode
+	report  *report
+	fleet   *fleet
+	result  procedure.RotateResult
 }
 
 // rotatingState is what a rotation that is continued as new goes on from.
@@ -102,7 +108,7 @@ func (r *rotating) readSpec(ctx workflow.Context) error {
 func (r *rotating) read(ctx workflow.Context) (cluster.MeshRecord, error) {
 	record, err := readMesh(ctx, r.in.Mesh, r.in.Management, r.in.Namespace)
 	if err == nil {
-		r.spec = record.Spec.WithDefaults()
+		r.spec, r.joining = record.Spec.WithDefaults(), record.Joining
 	}
 	return record, err
 }
@@ -130,7 +136,7 @@ func (r *rotating) readServer(ctx workflow.Context, loaded bool) (procedure.Outc
 // whose Secrets are not there or not as they should be, is parked, unless it has
 // left the mesh since the membership was read: people may have taken days to let
 // the rotation go on. A handshake that would fail is an error, and nothing was
-// changed. rootsOnly is as in relay.CheckPairInput.
+// changed; once a rotation has begun, that cluster is parked. rootsOnly is as in relay.CheckPairInput.
 func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, seen func(name string, pair relay.CheckPairResult)) (procedure.Outcome, error) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
@@ -153,6 +159,10 @@ func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, s
 				if ctx.Err() == nil && !r.left(ctx, w.Name) {
 					r.unseen(ctx, w.Name, failure.Message(err))
 				}
+				return
+			}
+			if r.parks && len(pair.Problems) > 0 {
+				r.fleet.park(ctx, w.Name, "handshakes between its agent and the server would fail: "+strings.Join(pair.Problems, "; "))
 				return
 			}
 			looked++

@@ -136,7 +136,7 @@ func (c *clusterRotation) trust(ctx workflow.Context, change trustChange) (chang
 	}
 	out, err := c.step(ctx, "agent's trust", "Change the anchors that the agent trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.ChangeTrust, cluster.ChangeTrustInput{
-			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: change.AddPEM, DropPEM: change.DropPEM, Mode: c.Mode,
+			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: change.AddPEM, DropPEM: change.DropPEM, Optional: c.workload.Agent.Trust == mesh.TrustOwn, Mode: c.Mode,
 		})
 	})
 	return len(out.Changes) > 0, err

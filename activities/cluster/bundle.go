@@ -23,9 +23,11 @@ type ChangeTrustInput struct {
 	Context   string `json:"context"`
 	Namespace string `json:"namespace"`
 	// AddPEM and DropPEM are certificates. What is neither stays as it is.
-	AddPEM  []string       `json:"addPEM,omitempty"`
-	DropPEM []string       `json:"dropPEM,omitempty"`
-	Mode    procedure.Mode `json:"mode"`
+	AddPEM  []string `json:"addPEM,omitempty"`
+	DropPEM []string `json:"dropPEM,omitempty"`
+	// Optional: the agent does not read it, so one that is missing may be.
+	Optional bool           `json:"optional,omitempty"`
+	Mode     procedure.Mode `json:"mode"`
 }
 
 // ChangeTrust puts anchors into the agents' trust (Secret relay-root-tls-secret,
@@ -53,6 +55,10 @@ func (a *Activities) ChangeTrust(ctx context.Context, in ChangeTrustInput) (proc
 	live, err := kube.Get(ctx, c, "Secret", in.Namespace, mesh.RootSecretName)
 	if err != nil {
 		return out, err
+	}
+	if live == nil && in.Optional {
+		out.Detail = name + " is not there, and the agent reads none"
+		return out, nil
 	}
 	if live == nil {
 		return out, failure.Permanent(failure.Preflight, "cluster %q: %s is not there, so there is no trust to change. Run the setup again, which makes it", c.Name, name)
