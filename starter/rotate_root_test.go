@@ -85,11 +85,16 @@ func TestPlanOfTheRoot(t *testing.T) {
 		return procedure.Step{Name: name, Phase: phase, Changes: []procedure.Change{{Verb: procedure.Update, Object: name}}}
 	}
 	f := &follower{cli: &cli{}}
-	f.view.Progress.Clusters = []procedure.ClusterProgress{{Cluster: "cluster1", Workflow: "one"}, {Cluster: "cluster2", State: procedure.Failed, Detail: "no route"}}
-	f.view.Children = map[string]procedure.Progress{"one": {Ended: true, Steps: []procedure.Step{
-		step("trust", "trust"), step("certificate", "bridge"), step("certificate again", "pivot"), step("trust again", "contract"),
-	}}}
-	result, err := json.Marshal(procedure.RotateResult{Mesh: "demo", Plan: true, Steps: []procedure.Step{step("root", "prepare"), step("chain", "pivot"), step("chain again", "commit"), step("retire", "retire")}})
+	f.view.Progress.Clusters = []procedure.ClusterProgress{{Cluster: "cluster1", Workflow: "one/contract"}, {Cluster: "cluster2", Workflow: "two/trust", State: procedure.Failed, Detail: "no route"}}
+	f.view.Children = map[string]procedure.Progress{}
+	// In one of the phases that go over the clusters it has no turn.
+	var turns []procedure.ClusterResult
+	for phase, name := range map[string]string{"trust": "trust", "bridge": "certificate", "pivot": "certificate again", "contract": "trust again"} {
+		f.view.Children["one/"+phase] = procedure.Progress{Ended: true, Steps: []procedure.Step{step(name, "")}}
+		turns = append(turns, procedure.ClusterResult{Cluster: "cluster1", Phase: phase, Workflow: "one/" + phase})
+	}
+	result, err := json.Marshal(procedure.RotateResult{Mesh: "demo", Plan: true, Clusters: turns,
+		Steps: []procedure.Step{step("root", "prepare"), step("chain", "pivot"), step("chain again", "commit"), step("retire", "retire")}})
 	if err != nil {
 		t.Fatal(err)
 	}

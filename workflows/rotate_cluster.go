@@ -98,7 +98,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	rewritten = rewritten || anew
+	rewritten = rewritten && c.workload.Agent.Trust != mesh.TrustOwn || anew
 	if c.workload.Agent.Reload == mesh.ReloadRestart {
 		if _, err := c.step(ctx, "agent", "Restart the agent, which reads its Secrets at its start alone", func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, on(c.TaskQueue, waiting), kubernetes.RestartDeployment, cluster.RestartInput{
@@ -127,7 +127,8 @@ func (c *clusterRotation) trust(ctx workflow.Context) (changed bool, err error) 
 	}
 	out, err := c.step(ctx, "agent's trust", "Change the anchors that the agent trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.ChangeTrust, cluster.ChangeTrustInput{
-			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: c.Trust.AddPEM, DropPEM: c.Trust.DropPEM, Mode: c.Mode,
+			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: c.Trust.AddPEM, DropPEM: c.Trust.DropPEM,
+			AddPrintedBy: c.Trust.AddPrintedBy, Mode: c.Mode,
 		})
 	})
 	return len(out.Changes) > 0, err
