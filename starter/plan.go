@@ -110,7 +110,8 @@ func (f *follower) phased(r procedure.RotateResult, course rotation.Course) []pl
 				part.steps = append(part.steps, step)
 			}
 		}
-		if len(part.steps) > 0 {
+		// That there is nothing to do says little where the clusters have their turn.
+		if len(part.steps) > 0 && (len(part.changes()) > 0 || !slices.Contains(overClusters, phase)) {
 			parts = append(parts, part)
 		}
 		for _, cluster := range f.view.Progress.Clusters {
