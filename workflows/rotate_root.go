@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -495,7 +494,8 @@ func (r *rootRotation) drop(ctx workflow.Context, which string, keep, gone vault
 // consumers lists what else holds the old root. What that breaks when the root is
 // gone, only its owners know.
 func (r *rootRotation) consumers(ctx workflow.Context) error {
-	var found, unseen []string
+	var found []string
+	unseen := map[string][]string{} // by what was not looked at, in which clusters
 	if _, err := r.step(ctx, "other holders of the old root", "Look for whatever else holds the old root", func(ctx workflow.Context) (procedure.Outcome, error) {
 		looked := 0
 		for _, w := range append([]mesh.Workload{{Name: r.spec.Management.Context, Context: r.spec.Management.Context}}, r.spec.Workloads...) {
@@ -512,15 +512,21 @@ func (r *rootRotation) consumers(ctx workflow.Context) error {
 			for _, c := range out.Consumers {
 				found = append(found, fmt.Sprintf("%s: %s (%s) holds %s", w.Name, c.Object, strings.Join(c.Keys, ", "), c.Holds))
 			}
+			if out.More > 0 {
+				found = append(found, fmt.Sprintf("%s: %d more", w.Name, out.More))
+			}
 			for _, u := range out.Unseen {
-				unseen = append(unseen, w.Name+": "+u)
+				unseen[u] = append(unseen[u], w.Name)
 			}
 		}
-		return procedure.Outcome{Detail: fmt.Sprintf("%d of %d Secrets and ConfigMaps; not looked at: %d", len(found), looked, len(unseen))}, nil
+		return procedure.Outcome{Detail: fmt.Sprintf("%d of %d Secrets and ConfigMaps", len(found), looked)}, nil
 	}); err != nil {
 		return err
 	}
-	r.result.Consumers = append(slices.Clone(found), unseen...)
+	r.result.Consumers = found
+	for _, what := range workflow.DeterministicKeys(unseen) {
+		r.result.Consumers = append(r.result.Consumers, fmt.Sprintf("not looked at in %s: %s", strings.Join(unseen[what], ", "), what))
+	}
 	if len(r.result.Consumers) == 0 || r.input.Consumers || !r.mode.Writes() {
 		return nil
 	}

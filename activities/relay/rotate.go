@@ -212,7 +212,9 @@ func unreadable(cluster, secret, key, problem, remedy string) error {
 }
 
 // notLoaded says which replica has not loaded what is stored, and what to do; it
-// is empty if all have.
+// is empty if all have. With chainAlone, what is above the leaf has to be what is
+// stored, and the leaf itself may be of an earlier renewal: a server that loads at
+// its start alone has none else, however often it is restarted.
 func notLoaded(seen check.Management, chainAlone bool) string {
 	spec := seen.Spec
 	secret := kube.Name("Secret", spec.Management.Namespace, spec.Certificates.Server.SecretName)
