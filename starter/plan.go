@@ -50,6 +50,8 @@ type plan struct {
 	kept []procedure.Kept
 	// matrix is, of a rotation, who presents and trusts what in each phase.
 	matrix []procedure.PhaseView
+	// consumers are what else holds a root that the rotation takes out of trust.
+	consumers []string
 }
 
 type planPart struct {
@@ -81,7 +83,7 @@ func (f *follower) planOf(e ending) (plan, bool) {
 	}
 	p := plan{mesh: result.Mesh, kept: result.Kept, parts: []planPart{{name: where, steps: result.Steps}}}
 	if rotated, ok := rotationResult(e); ok {
-		p.matrix = rotated.Matrix
+		p.matrix, p.consumers = rotated.Matrix, rotated.Consumers
 		p.parts = f.phased(rotated, courses[e.Procedure])
 		return p, true
 	}
@@ -194,6 +196,12 @@ func (c *cli) concludePlan(e ending, p plan, planAgain string) error {
 		}
 		c.paper().plan(c.out, p)
 		c.paper().kept(c.out, p.kept)
+		if len(p.consumers) > 0 {
+			c.paper().print(c.out, 0, span{"What else holds the old root, to be looked after before contract:", yellow})
+			for _, consumer := range p.consumers {
+				c.paper().print(c.out, 2, span{tidy(consumer), plain})
+			}
+		}
 		if again != "" {
 			fmt.Fprintf(c.out, "Next: %s\n      %s -o commands\n", again, planAgain)
 		}
@@ -334,6 +342,12 @@ func (p plan) script(w io.Writer, at time.Time, again string) {
 	remark("contexts are those of the worker's kubeconfig. Run it once, soon: it is of that moment.")
 	if again != "" {
 		remark("Afterwards, or if it stops: %s, which finds what is done.", again)
+	}
+	if len(p.consumers) > 0 {
+		remark("What else holds the old root, to be looked after before the parts of contract are run:")
+		for _, consumer := range p.consumers {
+			remark("- %s", consumer)
+		}
 	}
 	fmt.Fprintln(w, "set -euo pipefail")
 	for _, part := range p.parts {

@@ -72,7 +72,7 @@ func (a *Activities) ChangeTrust(ctx context.Context, in ChangeTrustInput) (proc
 	}
 	want := changedTrust(have, add, drop)
 	if in.Mode == procedure.Plan && in.AddPrintedBy != "" {
-		out.Changed(procedure.Update, name, strings.TrimPrefix(trustDetail(have, want)+", adds the new root, once it is there", ", "))
+		out.Changed(procedure.Update, name, strings.TrimPrefix(trustDetail(have, want)+", with the new root, once it is there", ", "))
 		out.By(in.Mode, trustCommands(c, in, want)...)
 		return out, nil
 	}
