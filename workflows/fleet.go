@@ -77,10 +77,12 @@ func (f *fleet) follow(how mesh.Rollout) {
 }
 
 // again has the clusters that have had their turn gone over once more, also those
-// that are parked: what they failed of may be what is taken back.
+// that are parked: what they failed of may be what is taken back. Those that a plan
+// could not look at it leaves at that: half of what is to be done there would be
+// worse than nothing.
 func (f *fleet) again(ctx workflow.Context) {
 	for _, c := range f.report.Clusters {
-		if at := f.status[c.Cluster]; at == rollout.Done || at == rollout.Parked {
+		if at := f.status[c.Cluster]; at == rollout.Done && c.State != procedure.Failed || at == rollout.Parked {
 			f.status[c.Cluster] = rollout.Waiting
 			f.report.cluster(ctx, c.Cluster, procedure.Pending, "")
 		}

@@ -34,6 +34,8 @@ type rotating struct {
 	report  *report
 	fleet   *fleet
 	result  procedure.RotateResult
+	// inPhases says that each cluster has a turn in more than one phase.
+	inPhases bool
 }
 
 // rotatingState is what a rotation that is continued as new goes on from.
@@ -270,14 +272,21 @@ func (r *rotating) cluster(ctx workflow.Context, name string) (procedure.Cluster
 		trust = r.AwayTrust
 	}
 	var out procedure.ClusterResult
+	id, phase := childID(ctx, name), ""
+	if r.inPhases && !r.mode.Writes() { // each is asked what it has planned once all have
+		phase = r.report.Phase
+		id += "/" + phase
+		r.report.of(name).Workflow = id
+	}
 	err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-		WorkflowID:          childID(ctx, name),
+		WorkflowID:          id,
 		StaticSummary:       "Rotate the certificate of cluster " + name,
 		WaitForCancellation: true,
 	}), RotateCluster, RotateClusterInput{
 		Spec: r.spec.Only(name), Cluster: name, TaskQueue: r.Queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
 		Target: r.Target, Server: r.Server, Lineage: r.Lineage, Trust: trust, Returns: r.Away[name],
 	}).Get(ctx, &out)
+	out.Phase = phase
 	return out, err
 }
 

@@ -90,7 +90,11 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 	}
 	// To trust more harms nobody; to trust less comes when it is known that what is
 	// left is enough.
-	added, err := c.trust(ctx, trustChange{AddPEM: c.Trust.AddPEM})
+	more, less := trustChange{AddPEM: c.Trust.AddPEM}, trustChange{DropPEM: c.Trust.DropPEM}
+	if !c.Mode.Writes() { // what is there does not become more in between
+		more, less = c.Trust, trustChange{}
+	}
+	added, err := c.trust(ctx, more)
 	if err != nil {
 		return err
 	}
@@ -99,7 +103,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 			return err
 		}
 	}
-	dropped, err := c.trust(ctx, trustChange{DropPEM: c.Trust.DropPEM})
+	dropped, err := c.trust(ctx, less)
 	if err != nil {
 		return err
 	}
@@ -107,7 +111,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	rewritten := added || dropped || anew
+	rewritten := (added || dropped) && c.workload.Agent.Trust != mesh.TrustOwn || anew
 	if c.workload.Agent.Reload == mesh.ReloadRestart {
 		if _, err := c.step(ctx, "agent", "Restart the agent, which reads its Secrets at its start alone", func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, on(c.TaskQueue, waiting), kubernetes.RestartDeployment, cluster.RestartInput{
@@ -136,7 +140,8 @@ func (c *clusterRotation) trust(ctx workflow.Context, change trustChange) (chang
 	}
 	out, err := c.step(ctx, "agent's trust", "Change the anchors that the agent trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.ChangeTrust, cluster.ChangeTrustInput{
-			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: change.AddPEM, DropPEM: change.DropPEM, Optional: c.workload.Agent.Trust == mesh.TrustOwn, Mode: c.Mode,
+			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: change.AddPEM, DropPEM: change.DropPEM,
+			AddPrintedBy: change.AddPrintedBy, Optional: c.workload.Agent.Trust == mesh.TrustOwn, Mode: c.Mode,
 		})
 	})
 	return len(out.Changes) > 0, err

@@ -41,7 +41,7 @@ func RotateRootCA(ctx workflow.Context, in procedure.Typed[procedure.RotateRootI
 		approval = mesh.ApprovalEachPhase
 	}
 	r := &rootRotation{input: in.In, caRotation: caRotation{
-		rotating: rotating{in: in.In.MeshInput}, course: rotation.OfRoot,
+		rotating: rotating{in: in.In.MeshInput, inPhases: true}, course: rotation.OfRoot,
 		asked: caInput{plan: in.In.Plan, rollback: in.In.Rollback, reason: in.In.Reason, approval: approval, snapshot: in.In.Snapshot, deleteOld: in.In.DeleteOldKeys, what: whatRoot},
 	}}
 	r.of = r
@@ -54,6 +54,8 @@ func RotateRootCA(ctx workflow.Context, in procedure.Typed[procedure.RotateRootI
 type rootRotation struct {
 	caRotation
 	input procedure.RotateRootInput
+	// moved says that what was planned so far moves the roles.
+	moved bool
 }
 
 // forward goes through the phases. What was done before this run is done again
@@ -456,7 +458,9 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 // for before it matters, which is after everybody has a chain that leads to both
 // roots.
 func (r *rootRotation) trust(ctx workflow.Context) error {
-	return r.change(ctx, "trust", trustChange{AddPEM: []string{r.NewRoot.CertificatePEM}, Only: true}, true)
+	add := adding(r.NewRoot)
+	add.Only = true
+	return r.change(ctx, "trust", add, true)
 }
 
 // to is the phase in which everybody is issued the chain of that mode.
@@ -467,6 +471,9 @@ func (r *rootRotation) to(mode rotation.Mode) func(workflow.Context) error {
 		}
 		if err := r.give(ctx, mode); err != nil {
 			return err
+		}
+		if !r.mode.Writes() { // what was planned before puts the new root everywhere
+			return r.issue(ctx, mode, trustChange{})
 		}
 		return r.issue(ctx, mode, r.both())
 	}
@@ -492,7 +499,9 @@ func (r *rootRotation) drop(ctx workflow.Context, which string, keep, gone vault
 			return err
 		}
 	}
-	return r.change(ctx, "without "+gone.Authority.Name, trustChange{AddPEM: []string{keep.CertificatePEM}, DropPEM: []string{gone.CertificatePEM}, Only: true}, false)
+	change := adding(keep)
+	change.DropPEM, change.Only = []string{gone.CertificatePEM}, true
+	return r.change(ctx, "without "+gone.Authority.Name, change, false)
 }
 
 // consumers lists what else holds the old root. What that breaks when the root is

@@ -26,11 +26,22 @@ import (
 type trustChange struct {
 	AddPEM  []string `json:"addPEM,omitempty"`
 	DropPEM []string `json:"dropPEM,omitempty"`
+	// AddPrintedBy is in a plan the command that prints an anchor which is still to
+	// be made.
+	AddPrintedBy string `json:"addPrintedBy,omitempty"`
 	// Only leaves the certificates as they are.
 	Only bool `json:"only,omitempty"`
 }
 
-func (t trustChange) nothing() bool { return len(t.AddPEM)+len(t.DropPEM) == 0 }
+func (t trustChange) nothing() bool { return len(t.AddPEM)+len(t.DropPEM) == 0 && t.AddPrintedBy == "" }
+
+// adding puts a root into agents' trust.
+func adding(root vault.CAResult) trustChange {
+	if root.CertificatePEM == "" { // in a plan
+		return trustChange{AddPrintedBy: root.PrintedBy}
+	}
+	return trustChange{AddPEM: []string{root.CertificatePEM}}
+}
 
 // give has Vault give the new intermediate's next chain, if it does not yet, under
 // its gate. From then on any member may be issued it, whenever it renews.
@@ -76,6 +87,11 @@ func (r *rootRotation) give(ctx workflow.Context, mode rotation.Mode) error {
 		if err == nil && out.Tries == 1 {
 			r.Lands = time.Time{}
 		}
+		if long := r.loading(true); !r.mode.Writes() && long > 0 && len(out.Changes) > 0 {
+			change := &out.Changes[len(out.Changes)-1]
+			change.Detail += ", once everybody has loaded what was stored before"
+			change.Commands = append([]string{fmt.Sprintf("sleep %d # until those have loaded what was stored who read their changed Secrets by themselves", int(long.Seconds()))}, change.Commands...)
+		}
 		return out.Outcome, err
 	}); err != nil || !r.mode.Writes() {
 		return err
@@ -96,6 +112,12 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 	}
 	if r.Reached == nil {
 		r.Reached = map[string]bool{}
+	}
+	if !r.mode.Writes() {
+		if r.moved { // by what was planned before
+			r.Target.IssuerID = ""
+		}
+		r.moved = true
 	}
 	if r.spec.PKI.Isolation == mesh.IsolationShared {
 		// One role signs for everybody.
@@ -196,30 +218,31 @@ func (r *rootRotation) pass(name string, trust trustChange) bool {
 	return true
 }
 
-// load waits as long as those take who read their changed Secrets by themselves. That
-// an agent has loaded something cannot be seen.
+// load waits as long as those agents take who read their changed Secrets by
+// themselves. That an agent has loaded something cannot be seen.
 func (r *rootRotation) load(ctx workflow.Context) error {
-	long := r.spec.Rotation.ReloadWithin.Duration
-	hot := slices.ContainsFunc(r.spec.Workloads, func(w mesh.Workload) bool {
-		return w.Agent.Reload == mesh.ReloadHot && r.fleet.status[w.Name] != rollout.Skipped
-	})
-	if !hot || long == 0 {
+	long := r.loading(false)
+	if long == 0 || !r.mode.Writes() {
 		return nil
-	}
-	if !r.mode.Writes() {
-		_, err := r.step(ctx, "time to load", "Wait until agents have loaded what was stored", func(workflow.Context) (procedure.Outcome, error) {
-			var out procedure.Outcome
-			out.Detail = "those that read their Secrets by themselves have " + mesh.Duration{Duration: long}.String() + " to do so"
-			out.By(r.mode, fmt.Sprintf("sleep %d # until agents that read their Secrets by themselves have loaded them", int(long.Seconds())))
-			return out, nil
-		})
-		return err
 	}
 	until := workflow.Now(ctx).Add(long)
 	r.fleet.await(ctx, "agents that read their Secrets by themselves to have loaded them, until "+pki.Date(until), false)
 	err := workflow.Sleep(ctx, long)
 	r.fleet.await(ctx, "", false)
 	return err
+}
+
+// loading is how long those agents take who read their changed Secrets by
+// themselves, or the server too; 0 if there are none. What the server has loaded can
+// be seen, but not by the commands of a plan.
+func (r *rootRotation) loading(server bool) time.Duration {
+	hot := server && r.spec.Management.Reload == mesh.ReloadHot || slices.ContainsFunc(r.spec.Workloads, func(w mesh.Workload) bool {
+		return w.Agent.Reload == mesh.ReloadHot && r.fleet.status[w.Name] != rollout.Skipped
+	})
+	if !hot {
+		return 0
+	}
+	return r.spec.Rotation.ReloadWithin.Duration
 }
 
 // aim makes what Vault gives in a mode the target of what follows, and proves by a
