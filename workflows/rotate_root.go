@@ -296,7 +296,7 @@ func (r *rootRotation) inTime(seen vault.SurveyResult) error {
 	if !given {
 		now = ""
 	}
-	if known := r.Record.Mode != "" || r.Record.Next != ""; known && now != r.Record.Mode && now != r.Record.Next {
+	if known := r.Record.Mode != "" || r.Record.Next != ""; known && now != r.Record.Mode && (r.Record.Next == "" || now != r.Record.Next) {
 		was := r.Record.Mode
 		if was == "" {
 			was = r.Record.Next
