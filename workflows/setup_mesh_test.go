@@ -61,6 +61,8 @@ type outside struct {
 	rootMounts []string
 	// pki is what is in Vault and in the clusters, of a mesh that is rotated.
 	pki scriptedPKI
+	// roots is that of a mesh whose root is rotated.
+	roots *rootWorld
 	// survey answers in its place what CAs there are.
 	survey func() (vault.SurveyResult, error)
 	// calling happens before an activity answers, by its name and what it is about.
@@ -85,7 +87,10 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 	for _, a := range []any{vaults, kubernetes, certManagers, charts, relays, temporals} {
 		env.RegisterActivity(a)
 	}
-	o.rotations(env) // first: it answers only what is asked for a rotation
+	if o.roots != nil {
+		o.roots.script(env) // the first to answer
+	}
+	o.rotations(env) // before a setup's: it answers only what is asked for a rotation
 	outcome := func(name, where string, mode procedure.Mode) (procedure.Outcome, error) {
 		var out procedure.Outcome
 		if o.differs[name] || o.drifted == name+" "+where {
