@@ -127,6 +127,7 @@ func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
 			return f.heard(ctx)
 		}
 		if f.passing && f.running == 0 && len(next.Begin) == 0 {
+			f.tellParked(ctx, true)
 			return f.heard(ctx)
 		}
 		long := workflow.GetInfo(ctx).GetContinueAsNewSuggested()

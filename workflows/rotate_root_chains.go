@@ -76,12 +76,16 @@ func (r *rootRotation) give(ctx workflow.Context, mode rotation.Mode) error {
 	if mode == rotation.Bridged && !r.mode.Writes() { // it was made with that chain
 		return nil
 	}
+	// Until it is known that it was done at the first try, one that was cut off may
+	// still happen.
+	r.Lands = workflow.Now(ctx).Add(landing)
 	if _, err := r.step(ctx, "chain "+mode.String(), "Have Vault give the chain "+mode.String()+" from now on", func(ctx workflow.Context) (procedure.Outcome, error) {
 		out, err := call[vault.SetChainResult](ctx, acting, vaults.SetChain, vault.SetChainInput{
 			Spec: r.spec.Only(""), IssuerID: r.issuer(r.To), AbovePEM: r.above(mode), Mode: r.mode,
 		})
-		if out.Tries > 1 { // one that was cut off may still happen
-			r.Lands = workflow.Now(ctx).Add(landing)
+		r.Lands = workflow.Now(ctx).Add(landing)
+		if err == nil && out.Tries == 1 {
+			r.Lands = time.Time{}
 		}
 		if long := r.loading(true); !r.mode.Writes() && long > 0 && len(out.Changes) > 0 {
 			change := &out.Changes[len(out.Changes)-1]
@@ -103,8 +107,11 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 		return err
 	}
 	if r.pass("chain "+mode.String(), trust) {
-		r.At, r.Reached = mode, map[string]bool{}
+		r.At, r.Reached = mode, nil
 		r.fleet.again(ctx)
+	}
+	if r.Reached == nil {
+		r.Reached = map[string]bool{}
 	}
 	if !r.mode.Writes() {
 		if r.moved { // by what was planned before
@@ -118,11 +125,15 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 			return err
 		}
 	}
+	r.fleet.passing = r.Record.Back != "" && mode == rotation.Pivot // who does not answer is in nobody's way yet
+	defer func() { r.fleet.passing = false }()
 	if names := canaries(r.spec); len(names) > 0 && !r.Server.Ended {
+		waits := slices.ContainsFunc(names, func(name string) bool { return r.fleet.status[name] != rollout.Done })
 		if err := r.clusters(ctx, names); err != nil {
 			return err
 		}
-		if r.mode.Writes() {
+		// Who goes back is in a hurry.
+		if r.mode.Writes() && waits && r.Record.Back == "" {
 			if err := r.soak(ctx, names); err != nil {
 				return err
 			}
@@ -145,14 +156,17 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 	r.Passed = ""
 	r.Reached[serverReached] = true
 	for _, name := range r.names() {
-		r.Reached[name] = r.fleet.status[name] == rollout.Done
+		if r.fleet.status[name] == rollout.Done {
+			r.Reached[name] = true
+			delete(r.Away, name)
+		}
 	}
 	return nil
 }
 
-// change has every agent's trust changed, and loaded. With all, who does not answer
-// is waited for.
-func (r *rootRotation) change(ctx workflow.Context, name string, trust trustChange, all bool) error {
+// change has every agent's trust changed, and loaded. With passing, who does not
+// answer is not waited for.
+func (r *rootRotation) change(ctx workflow.Context, name string, trust trustChange, passing bool) error {
 	if r.pass(name, trust) {
 		r.fleet.again(ctx)
 	}
@@ -169,7 +183,7 @@ func (r *rootRotation) change(ctx workflow.Context, name string, trust trustChan
 			r.leavers(ctx)
 			r.newcomers(ctx)
 		}
-		r.fleet.passing = !all
+		r.fleet.passing = passing
 		err := r.clusters(ctx, r.names())
 		r.fleet.passing = false
 		if err != nil {
@@ -276,7 +290,7 @@ func (r *rootRotation) handshakes(ctx workflow.Context, when string) error {
 		return err
 	}
 	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server, "+when, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, r.names(), false, nil)
+		return r.pairs(ctx, r.inTouch(), false, nil)
 	})
 	return err
 }
@@ -294,12 +308,26 @@ func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error 
 		}
 		r.leavers(ctx)
 		r.newcomers(ctx)
+		if r.Target.RootPEM == "" { // nothing was aimed at by this run
+			if err := r.aim(ctx, r.At); err != nil {
+				return err
+			}
+		}
 		pairs, err := r.observe(ctx)
 		if err != nil {
 			return err
 		}
-		parked := namesOf(r.fleet.in(procedure.Parked))
-		if reasons = waits(r.fleetOf(pairs), kind); len(reasons) == 0 && len(parked) == 0 {
+		lagging, err := r.lagging(ctx)
+		if err != nil {
+			return err
+		}
+		for _, name := range lagging { // somebody has moved its role since
+			delete(r.Reached, name)
+		}
+		reasons = waits(r.fleetOf(pairs), kind)
+		held := len(r.fleet.in(procedure.Parked)) > 0 || len(lagging) > 0
+		// Back from final to pivot, nobody is in the way.
+		if len(reasons) == 0 && (!held || kind == rotation.ToPivot && r.Record.Back != "") {
 			return nil
 		}
 		for _, reason := range reasons {
@@ -308,7 +336,7 @@ func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error 
 				r.report.cluster(ctx, reason.Member, procedure.Pending, reason.String())
 			}
 		}
-		if err := r.issue(ctx, r.At, r.Trust); err != nil {
+		if err := r.issue(ctx, r.At, r.both()); err != nil {
 			return err
 		}
 	}
@@ -318,6 +346,15 @@ func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error 
 	}
 	return failure.Permanent(failure.Conflict, "%s is not safe, and it has not become so:\n- %s\nNothing more is changed. See who changes it meanwhile, then start the rotation again, or take it back: relaypki rollback %s --reason WHY",
 		rotation.Step{Kind: kind, Member: "any member"}, strings.Join(lines, "\n- "), r.spec.Mesh)
+}
+
+// both are the roots of which nobody's trust is short as long as the rotation is
+// between them. Whose trust has dropped one does not get it back on the way forward.
+func (r *rootRotation) both() trustChange {
+	if r.Record.Back == "" {
+		return trustChange{AddPEM: []string{r.NewRoot.CertificatePEM}}
+	}
+	return trustChange{AddPEM: []string{r.Root.CertificatePEM, r.NewRoot.CertificatePEM}}
 }
 
 // gateTries are how often members are gone over again before a gate is given up.
@@ -356,9 +393,33 @@ func (r *rootRotation) observe(ctx workflow.Context) (map[string]relay.CheckPair
 	}
 	pairs := map[string]relay.CheckPairResult{}
 	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, r.names(), false, func(name string, pair relay.CheckPairResult) { pairs[name] = pair })
+		return r.pairs(ctx, r.inTouch(), false, func(name string, pair relay.CheckPairResult) { pairs[name] = pair })
 	})
+	for mode := range rotation.Final + 1 {
+		for _, name := range r.names() {
+			if pairs[name].Stored == rotation.In(mode) || r.Server.Stored == rotation.In(mode) {
+				r.reach(mode)
+			}
+		}
+	}
 	return pairs, err
+}
+
+// inTouch are the members whose handshakes have to succeed: all but those who are
+// still joining, and those who come back from quarantine, until they have been
+// issued something again.
+func (r *rootRotation) inTouch() []string {
+	for _, name := range r.names() {
+		if r.fleet.status[name] == rollout.Skipped {
+			if r.Away == nil {
+				r.Away = map[string]bool{}
+			}
+			r.Away[name] = true
+		}
+	}
+	return slices.DeleteFunc(r.names(), func(name string) bool {
+		return slices.Contains(r.joining, name) || r.Away[name] && r.fleet.status[name] != rollout.Done
+	})
 }
 
 // fleetOf is the mesh as the gates see it. What cannot be seen, because a process
@@ -374,7 +435,7 @@ func (r *rootRotation) fleetOf(pairs map[string]relay.CheckPairResult) rotation.
 		}
 	}
 	f.Server = rotation.Member{Name: r.spec.Management.Context, OwnTrust: true,
-		Chain:        rotation.Copies[rotation.Modes]{InFlight: ever, Stored: r.Server.Stored & ever, Loaded: r.Server.Loaded & ever},
+		Chain:        rotation.Copies[rotation.Modes]{InFlight: ever, Stored: r.Server.Stored, Loaded: r.Server.Loaded},
 		LoadedAnchor: r.Server.LoadedAnchor}
 	if r.Reached[serverReached] && r.Server.Stored == rotation.In(r.At) && r.Server.Loaded.Has(r.At) {
 		f.Server.Chain = rotation.Copies[rotation.Modes]{InFlight: rotation.In(r.At), Stored: r.Server.Stored, Loaded: rotation.In(r.At)}
@@ -404,7 +465,7 @@ const serverReached = ""
 // bundles are those that an agent may have loaded of which it is not known.
 func (r *rootRotation) bundles() rotation.Stores {
 	stores := rotation.Trusting(rotation.OldRoot, rotation.OldRoot|rotation.NewRoot)
-	if r.Record.Dropped == procedure.DroppedOld {
+	if r.Record.Lacked {
 		stores |= rotation.Trusting(rotation.NewRoot)
 	}
 	return stores

@@ -27,6 +27,8 @@ type ChangeTrustInput struct {
 	// AddPEM and DropPEM are certificates. What is neither stays as it is.
 	AddPEM  []string `json:"addPEM,omitempty"`
 	DropPEM []string `json:"dropPEM,omitempty"`
+	// Optional: the agent does not read it, so one that is missing may be.
+	Optional bool `json:"optional,omitempty"`
 	// AddPrintedBy is, in a look ahead at an anchor that is still to be made, the
 	// command that prints it once it is there.
 	AddPrintedBy string         `json:"addPrintedBy,omitempty"`
@@ -58,6 +60,10 @@ func (a *Activities) ChangeTrust(ctx context.Context, in ChangeTrustInput) (proc
 	live, err := kube.Get(ctx, c, "Secret", in.Namespace, mesh.RootSecretName)
 	if err != nil {
 		return out, err
+	}
+	if live == nil && in.Optional {
+		out.Detail = name + " is not there, and the agent reads none"
+		return out, nil
 	}
 	if live == nil {
 		return out, failure.Permanent(failure.Preflight, "cluster %q: %s is not there, so there is no trust to change. Run the setup again, which makes it", c.Name, name)
