@@ -502,11 +502,13 @@ func issuedByHand(t *testing.T, commands []string) {
 set -eu
 cd "$(dirname "$0")"
 case "$*" in
-*conditions*) # asked twice: it is under way, then it has ended
-	if [ -e others ]; then rm others; echo 7 > revision; echo "seen" >> log; echo -n True; fi ;;
-*status.revision*)
+*conditions*) # the first answer is that it is under way
+	if [ -s others ]; then rm others; echo 7 > revision; echo "seen" >> log
+	elif [ -e others ]; then echo asked > others; echo -n True; fi ;;
+*status.revision*) # two answers after the trigger are still the old one
 	echo -n "$(cat revision)"
-	if [ -e triggered ]; then rm triggered; echo "$(($(cat revision) + 1))" > revision; fi ;;
+	if [ -s triggered ]; then rm triggered; echo "$(($(cat revision) + 1))" > revision
+	elif [ -e triggered ]; then echo asked > triggered; fi ;;
 *"apply --server-side"*"--subresource=status"*)
 	if [ -e others ]; then echo "early" >> log; fi
 	cat > /dev/null; touch triggered; echo "triggered at $(cat revision)" >> log ;;
@@ -520,7 +522,9 @@ esac
 		}
 	}
 	once := strings.Join(commands, "\n") + "\n"
-	cmd := exec.CommandContext(t.Context(), "bash", "-c", "set -euo pipefail\n"+once+"touch "+filepath.Join(dir, "others")+"\necho at \"$(issued revision)\" >> "+filepath.Join(dir, "log")+"\n"+once)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-c", "set -euo pipefail\n"+once+"touch "+filepath.Join(dir, "others")+"\necho at \"$(issued revision)\" >> "+filepath.Join(dir, "log")+"\n"+once)
 	cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH")}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s\n%s", err, out, once)

@@ -52,7 +52,7 @@ func TestRotateIntermediate(t *testing.T) {
 	sameHistories(t, c, ofRotation)
 
 	renewals.await(t, 5)
-	renewals.ended(t) // a script waits for the revision that it knows
+	renewals.ended(t) // a script also restarts those that were renewed before it
 	w.rotateByHand(t, nil)
 	w.finished(t, "relay-intermediate-g3")
 	none(t, w.notRotated(t, generations{active: 3, retired: []int{1, 2}}, trust))
