@@ -63,4 +63,4 @@ weather: ## make every kind of bad weather on a lab and write what the operator 
 	go test -count=1 -timeout 30m -v ./test/e2e -run 'TestWeather$$' -args -record
 
 histories: ## record the histories of the replay tests anew
-	go test -count=1 -timeout 30m ./test/e2e -run 'TestHistories|TestRotateIntermediate$$' -args -record
+	go test -count=1 -timeout 30m ./test/e2e -run 'TestHistories|TestRotateIntermediate$$|TestRotateRoot$$' -args -record

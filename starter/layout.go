@@ -83,13 +83,18 @@ const (
 // widest columns are narrowed until all fit, their cells wrapped; where that
 // would leave too little of them, every row becomes a block of lines.
 func (p paper) table(w io.Writer, indent int, rows [][]span) {
-	widths := make([]int, len(rows[0]))
+	widths, words := make([]int, len(rows[0])), make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, cell := range row {
 			widths[i] = max(widths[i], len([]rune(cell.text)))
+			for word := range strings.FieldsSeq(cell.text) {
+				if p.whole {
+					words[i] = max(words[i], len([]rune(word)))
+				}
+			}
 		}
 	}
-	if !narrow(widths, p.width-indent-gap*(len(widths)-1)) {
+	if !narrow(widths, words, p.width-indent-gap*(len(widths)-1)) {
 		p.list(w, indent, rows)
 		return
 	}
@@ -117,19 +122,28 @@ func (p paper) table(w io.Writer, indent int, rows [][]span) {
 	}
 }
 
-// narrow takes from the widest columns until they fit; false if one would have
-// to be narrower than narrowest.
-func narrow(widths []int, room int) bool {
+// narrow takes from the widest columns until they fit, and makes them narrower than
+// these words only if that is not enough; false if one would have to be narrower than
+// narrowest.
+func narrow(widths, words []int, room int) bool {
 	for {
-		total, widest := 0, 0
+		total, widest := 0, -1
 		for i, width := range widths {
 			total += width
-			if width > widths[widest] {
+			if width > max(words[i], narrowest) && (widest < 0 || width > widths[widest]) {
 				widest = i
 			}
 		}
 		if total <= room {
 			return true
+		}
+		if widest < 0 {
+			widest = 0
+			for i, width := range widths {
+				if width > widths[widest] {
+					widest = i
+				}
+			}
 		}
 		if widths[widest] <= narrowest {
 			return false

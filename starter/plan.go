@@ -50,11 +50,16 @@ type plan struct {
 	kept []procedure.Kept
 	// matrix is, of a rotation, who presents and trusts what in each phase.
 	matrix []procedure.PhaseView
+	// consumers are what else holds a root that the rotation takes out of trust.
+	consumers []string
 }
 
 type planPart struct {
-	name  string
-	steps []procedure.Step
+	name string
+	// cluster is the workload cluster that it is of, if it is of one alone, and phase
+	// the one of a rotation in which that has a turn in several.
+	cluster, phase string
+	steps          []procedure.Step
 	// problem is why a cluster could not be looked at.
 	problem string
 }
@@ -78,7 +83,7 @@ func (f *follower) planOf(e ending) (plan, bool) {
 	}
 	p := plan{mesh: result.Mesh, kept: result.Kept, parts: []planPart{{name: where, steps: result.Steps}}}
 	if rotated, ok := rotationResult(e); ok {
-		p.matrix = rotated.Matrix
+		p.matrix, p.consumers = rotated.Matrix, rotated.Consumers
 		p.parts = f.phased(rotated, courses[e.Procedure])
 		return p, true
 	}
@@ -107,7 +112,8 @@ func (f *follower) phased(r procedure.RotateResult, course rotation.Course) []pl
 				part.steps = append(part.steps, step)
 			}
 		}
-		if len(part.steps) > 0 {
+		// That there is nothing to do says little where the clusters have their turn.
+		if len(part.steps) > 0 && (len(part.changes()) > 0 || !slices.Contains(overClusters, phase)) {
 			parts = append(parts, part)
 		}
 		for _, cluster := range f.view.Progress.Clusters {
@@ -116,7 +122,7 @@ func (f *follower) phased(r procedure.RotateResult, course rotation.Course) []pl
 			case canary && phase == rotation.PhaseCanary, !canary && phase == rotation.PhaseFleet:
 				parts = append(parts, f.clusterPart(cluster))
 			case slices.Contains(overClusters, phase):
-				if part := f.clusterPart(cluster).of(phase); len(part.steps) > 0 || part.problem != "" && phase == overClusters[0] {
+				if part := f.phasePart(r, cluster, phase); len(part.steps) > 0 || part.problem != "" {
 					parts = append(parts, part)
 				}
 			}
@@ -129,23 +135,36 @@ func (f *follower) phased(r procedure.RotateResult, course rotation.Course) []pl
 // cluster.
 var overClusters = []rotation.Phase{rotation.PhaseTrust, rotation.PhaseBridge, rotation.PhasePivot, rotation.PhaseCommit, rotation.PhaseContract}
 
-// of is what would be done there in one phase. A step that names none is of the
-// first one in which certificates are issued.
-func (part planPart) of(phase rotation.Phase) planPart {
-	of := planPart{name: part.name + ", " + string(phase), problem: part.problem}
-	for _, step := range part.steps {
-		if step.Phase == string(phase) || step.Phase == "" && phase == rotation.PhaseBridge {
-			of.steps = append(of.steps, step)
+// phasePart is what would be done in one cluster in one phase, which a procedure of
+// its own has planned. Why that cannot be seen is said once.
+func (f *follower) phasePart(r procedure.RotateResult, cluster procedure.ClusterProgress, phase rotation.Phase) planPart {
+	part := planPart{name: cluster.Cluster + ", " + string(phase), cluster: cluster.Cluster, phase: string(phase)}
+	if unseen(cluster) {
+		if phase == overClusters[0] {
+			part.problem = cluster.Detail
+		}
+		return part
+	}
+	for _, planned := range r.Clusters {
+		if planned.Cluster == cluster.Cluster && planned.Phase == string(phase) {
+			cluster.Workflow = planned.Workflow
+			of := f.clusterPart(cluster)
+			part.steps, part.problem = of.steps, of.problem
 		}
 	}
-	return of
+	return part
+}
+
+// unseen says that a plan could not look at the cluster, or was not to.
+func unseen(cluster procedure.ClusterProgress) bool {
+	return cluster.State == procedure.Failed || cluster.State == procedure.Parked || cluster.State == procedure.Skipped
 }
 
 // clusterPart is what would be done in one cluster.
 func (f *follower) clusterPart(cluster procedure.ClusterProgress) planPart {
-	part := planPart{name: cluster.Cluster}
+	part := planPart{name: cluster.Cluster, cluster: cluster.Cluster}
 	switch child, seen := f.view.Children[cluster.Workflow]; {
-	case cluster.State == procedure.Failed || cluster.State == procedure.Parked || cluster.State == procedure.Skipped:
+	case unseen(cluster):
 		part.problem = cluster.Detail
 	case seen && child.Ended:
 		part.steps = child.Steps
@@ -177,18 +196,27 @@ func (c *cli) concludePlan(e ending, p plan, planAgain string) error {
 		}
 		c.paper().plan(c.out, p)
 		c.paper().kept(c.out, p.kept)
+		if len(p.consumers) > 0 {
+			c.paper().print(c.out, 0, span{"What else holds the old root, to be looked after before contract:", yellow})
+			for _, consumer := range p.consumers {
+				c.paper().print(c.out, 2, span{tidy(consumer), plain})
+			}
+		}
 		if again != "" {
 			fmt.Fprintf(c.out, "Next: %s\n      %s -o commands\n", again, planAgain)
 		}
 	}
-	unseen := 0
+	clusters, missing := map[string]bool{}, 0
 	for _, part := range p.parts {
+		if part.cluster != "" {
+			clusters[part.cluster] = true
+		}
 		if part.problem != "" {
-			unseen++
+			missing++
 		}
 	}
-	if unseen > 0 {
-		return &exitError{code: exitFailed, err: fmt.Errorf("%d of %d clusters could not be looked at", unseen, len(p.parts)-1), next: strings.TrimSpace("put it right, then: " + planAgain)}
+	if missing > 0 {
+		return &exitError{code: exitFailed, err: fmt.Errorf("%d of %d clusters could not be looked at", missing, len(clusters)), next: strings.TrimSpace("put it right, then: " + planAgain)}
 	}
 	return nil
 }
@@ -196,8 +224,14 @@ func (c *cli) concludePlan(e ending, p plan, planAgain string) error {
 // document is the ending with the steps of every cluster.
 func (p plan) document(e ending) any {
 	clusters := []map[string]any{}
-	for _, part := range p.parts[1:] {
-		entry := map[string]any{"cluster": part.name, "steps": part.steps}
+	for _, part := range p.parts {
+		if part.cluster == "" {
+			continue
+		}
+		entry := map[string]any{"cluster": part.cluster, "steps": part.steps}
+		if part.phase != "" {
+			entry["phase"] = part.phase
+		}
 		if part.problem != "" {
 			entry["problem"] = part.problem
 		}
@@ -308,6 +342,12 @@ func (p plan) script(w io.Writer, at time.Time, again string) {
 	remark("contexts are those of the worker's kubeconfig. Run it once, soon: it is of that moment.")
 	if again != "" {
 		remark("Afterwards, or if it stops: %s, which finds what is done.", again)
+	}
+	if len(p.consumers) > 0 {
+		remark("What else holds the old root, to be looked after before the parts of contract are run:")
+		for _, consumer := range p.consumers {
+			remark("- %s", consumer)
+		}
 	}
 	fmt.Fprintln(w, "set -euo pipefail")
 	for _, part := range p.parts {

@@ -49,6 +49,9 @@ type span struct {
 type paper struct {
 	width, height int
 	colour, ascii bool
+	// whole is for tables with names in them that are not to be cut at a hyphen, as
+	// long as another column can be narrowed.
+	whole bool
 }
 
 // symbol says in one character how far something is.

@@ -325,6 +325,7 @@ func (p paper) matrix(w io.Writer, phases []procedure.PhaseView) {
 			rows = append(rows, []span{{name, bold}, {tidy(m.Member), plain}, {tidy(m.Presents), plain}, {tidy(m.Trusts), plain}, holds})
 		}
 	}
+	p.whole = true
 	p.table(w, 0, rows)
 	fmt.Fprintln(w)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,11 +86,16 @@ func TestPlanOfTheRoot(t *testing.T) {
 		return procedure.Step{Name: name, Phase: phase, Changes: []procedure.Change{{Verb: procedure.Update, Object: name}}}
 	}
 	f := &follower{cli: &cli{}}
-	f.view.Progress.Clusters = []procedure.ClusterProgress{{Cluster: "cluster1", Workflow: "one"}, {Cluster: "cluster2", State: procedure.Failed, Detail: "no route"}}
-	f.view.Children = map[string]procedure.Progress{"one": {Ended: true, Steps: []procedure.Step{
-		step("trust", "trust"), step("certificate", "bridge"), step("certificate again", "pivot"), step("trust again", "contract"),
-	}}}
-	result, err := json.Marshal(procedure.RotateResult{Mesh: "demo", Plan: true, Steps: []procedure.Step{step("root", "prepare"), step("chain", "pivot"), step("chain again", "commit"), step("retire", "retire")}})
+	f.view.Progress.Clusters = []procedure.ClusterProgress{{Cluster: "cluster1", Workflow: "one/contract"}, {Cluster: "cluster2", Workflow: "two/trust", State: procedure.Failed, Detail: "no route"}}
+	f.view.Children = map[string]procedure.Progress{}
+	// In one of the phases that go over the clusters it has no turn.
+	var turns []procedure.ClusterResult
+	for phase, name := range map[string]string{"trust": "trust", "bridge": "certificate", "pivot": "certificate again", "contract": "trust again"} {
+		f.view.Children["one/"+phase] = procedure.Progress{Ended: true, Steps: []procedure.Step{step(name, "")}}
+		turns = append(turns, procedure.ClusterResult{Cluster: "cluster1", Phase: phase, Workflow: "one/" + phase})
+	}
+	result, err := json.Marshal(procedure.RotateResult{Mesh: "demo", Plan: true, Clusters: turns, Consumers: []string{"cluster1: ConfigMap shop/ca (ca.pem) holds it"},
+		Steps: []procedure.Step{step("root", "prepare"), step("chain", "pivot"), step("chain again", "commit"), step("retire", "retire")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +118,48 @@ func TestPlanOfTheRoot(t *testing.T) {
 		"commit: chain again", "cluster1, contract: trust again", "retire: retire"}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// What else holds the old root is said in a plan's script, before anything is done.
+func TestPlanOfTheRootNamesConsumers(t *testing.T) {
+	var out bytes.Buffer
+	plan{mesh: "demo", consumers: []string{"cluster1: ConfigMap shop/ca (ca.pem) holds it"}}.script(&out, noon, "relaypki rotate root demo")
+	head, _, found := strings.Cut(out.String(), "set -euo pipefail\n")
+	if !found || !strings.Contains(head, "# What else holds the old root, to be looked after before the parts of contract are run:\n# - cluster1: ConfigMap shop/ca (ca.pem) holds it\n") {
+		t.Errorf("it says\n%s", out.String())
+	}
+}
+
+// The names of CAs are whole in a terminal of 80 columns.
+func TestMatrixOfTheRoot(t *testing.T) {
+	n := rotation.PlanNames{OldRoot: "relay-root-g1", NewRoot: "relay-root-g2", Bridge: "relay-bridge-g2", OldIntermediate: "relay-intermediate-g1", NewIntermediate: "relay-intermediate-g2"}
+	server := rotation.PlanMember{Name: "server", Presents: n.OldIntermediate, Trusts: []string{n.OldRoot}, Chain: rotation.In(rotation.Old)}
+	var agents []rotation.PlanMember
+	for i, own := range []bool{false, true, false, true} {
+		agent := server
+		agent.Name, agent.OwnTrust = fmt.Sprintf("cluster%d", i+1), own
+		agents = append(agents, agent)
+	}
+	var views []procedure.PhaseView
+	for _, phase := range rotation.RootPlan(server, agents, n) {
+		views = append(views, procedure.PhaseView{PlanPhase: phase})
+	}
+	var out bytes.Buffer
+	paper{width: 80, height: 24}.matrix(&out, views)
+	if got := strings.Count(out.String(), "\n           cluster2,  "); got == 0 {
+		t.Errorf("the members have no rows:\n%s", out.String())
+	}
+	for _, word := range strings.Fields(out.String()) {
+		word = strings.TrimSuffix(word, ",")
+		if strings.Contains(word, "-") && !slices.Contains([]string{n.OldRoot, n.NewRoot, n.Bridge, n.OldIntermediate, n.NewIntermediate}, word) {
+			t.Errorf("%q is cut:\n%s", word, out.String())
+		}
+	}
+	for line := range strings.Lines(out.String()) {
+		if len(strings.TrimRight(line, "\n")) > 80 {
+			t.Errorf("%q is wider than the terminal", line)
+		}
 	}
 }
 

@@ -174,7 +174,7 @@ func (a *addition) inRotation(seen vault.SurveyResult) error {
 	}
 	a.trustPEM = ""
 	for _, root := range seen.Roots {
-		if root.Generation == now.ToRoot || root.Generation == now.FromRoot && now.Converged.IsZero() {
+		if root.Generation == now.ToRoot && now.Dropped != procedure.DroppedNew || root.Generation == now.FromRoot && now.Dropped != procedure.DroppedOld {
 			a.trustPEM += root.CertificatePEM
 		}
 	}

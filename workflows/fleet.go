@@ -77,10 +77,12 @@ func (f *fleet) follow(how mesh.Rollout) {
 }
 
 // again has the clusters that have had their turn gone over once more, also those
-// that are parked: what they failed of may be what is taken back.
+// that are parked: what they failed of may be what is taken back. Those that a plan
+// could not look at it leaves at that: half of what is to be done there would be
+// worse than nothing.
 func (f *fleet) again(ctx workflow.Context) {
 	for _, c := range f.report.Clusters {
-		if at := f.status[c.Cluster]; at == rollout.Done || at == rollout.Parked {
+		if at := f.status[c.Cluster]; at == rollout.Done && c.State != procedure.Failed || at == rollout.Parked {
 			f.status[c.Cluster] = rollout.Waiting
 			f.report.cluster(ctx, c.Cluster, procedure.Pending, "")
 		}
@@ -125,6 +127,7 @@ func (f *fleet) runSome(ctx workflow.Context, turn []string, do work) error {
 			return f.heard(ctx)
 		}
 		if f.passing && f.running == 0 && len(next.Begin) == 0 {
+			f.tellParked(ctx, true)
 			return f.heard(ctx)
 		}
 		long := workflow.GetInfo(ctx).GetContinueAsNewSuggested()

@@ -103,13 +103,21 @@ func (r *report) busy() bool {
 
 // cluster notes a cluster's state in the parent's table.
 func (r *report) cluster(ctx workflow.Context, name string, state procedure.State, detail string) {
+	c := r.of(name)
+	c.State, c.Detail = state, detail
+	c.Told = c.Told && state == procedure.Parked
+	r.show(ctx)
+}
+
+// of is the cluster's row in the parent's table, or, if it has none, one that nobody
+// sees.
+func (r *report) of(name string) *procedure.ClusterProgress {
 	for i := range r.Clusters {
 		if r.Clusters[i].Cluster == name {
-			r.Clusters[i].State, r.Clusters[i].Detail = state, detail
-			r.Clusters[i].Told = r.Clusters[i].Told && state == procedure.Parked
+			return &r.Clusters[i]
 		}
 	}
-	r.show(ctx)
+	return &procedure.ClusterProgress{}
 }
 
 // finish closes the report and turns a failure into the error that ends the

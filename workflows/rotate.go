@@ -3,6 +3,7 @@ package workflows
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"go.temporal.io/sdk/workflow"
@@ -22,12 +23,19 @@ import (
 // it is recorded, and how one member after the other gets a certificate.
 type rotating struct {
 	rotatingState
-	in     procedure.MeshInput
-	spec   mesh.Spec
-	mode   procedure.Mode
-	report *report
-	fleet  *fleet
-	result procedure.RotateResult
+	in   procedure.MeshInput
+	spec mesh.Spec
+	// parks: in a rotation that has begun, a member whose handshakes would fail waits
+	// for people, who may leave it out.
+	parks bool
+	// joining are members that are just being added.
+	joining []string
+	mode    procedure.Mode
+	report  *report
+	fleet   *fleet
+	result  procedure.RotateResult
+	// inPhases says that each cluster has a turn in more than one phase.
+	inPhases bool
 }
 
 // rotatingState is what a rotation that is continued as new goes on from.
@@ -46,6 +54,11 @@ type rotatingState struct {
 	// to trust.
 	Lineage *relay.Lineage `json:"lineage,omitempty"`
 	Trust   trustChange    `json:"trust,omitzero"`
+	// Away are members that come back from quarantine, or may: what they have is of no
+	// mode that the others accept, until they are issued something again. AwayTrust is
+	// what they are to trust then, if nobody's trust is changed else.
+	Away      map[string]bool `json:"away,omitempty"`
+	AwayTrust trustChange     `json:"awayTrust,omitzero"`
 }
 
 // target is what a member's certificate is to be issued by.
@@ -97,7 +110,7 @@ func (r *rotating) readSpec(ctx workflow.Context) error {
 func (r *rotating) read(ctx workflow.Context) (cluster.MeshRecord, error) {
 	record, err := readMesh(ctx, r.in.Mesh, r.in.Management, r.in.Namespace)
 	if err == nil {
-		r.spec = record.Spec.WithDefaults()
+		r.spec, r.joining = record.Spec.WithDefaults(), record.Joining
 	}
 	return record, err
 }
@@ -125,7 +138,7 @@ func (r *rotating) readServer(ctx workflow.Context, loaded bool) (procedure.Outc
 // whose Secrets are not there or not as they should be, is parked, unless it has
 // left the mesh since the membership was read: people may have taken days to let
 // the rotation go on. A handshake that would fail is an error, and nothing was
-// changed. rootsOnly is as in relay.CheckPairInput.
+// changed; once a rotation has begun, that cluster is parked. rootsOnly is as in relay.CheckPairInput.
 func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, seen func(name string, pair relay.CheckPairResult)) (procedure.Outcome, error) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
@@ -148,6 +161,10 @@ func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, s
 				if ctx.Err() == nil && !r.left(ctx, w.Name) {
 					r.unseen(ctx, w.Name, failure.Message(err))
 				}
+				return
+			}
+			if r.parks && len(pair.Problems) > 0 {
+				r.fleet.park(ctx, w.Name, "handshakes between its agent and the server would fail: "+strings.Join(pair.Problems, "; "))
 				return
 			}
 			looked++
@@ -250,15 +267,26 @@ func (r *rotating) left(ctx workflow.Context, name string) bool {
 
 func (r *rotating) cluster(ctx workflow.Context, name string) (procedure.ClusterResult, error) {
 	w, _ := r.spec.Workload(name)
+	trust := r.Trust
+	if r.Away[name] && trust.nothing() {
+		trust = r.AwayTrust
+	}
 	var out procedure.ClusterResult
+	id, phase := childID(ctx, name), ""
+	if r.inPhases && !r.mode.Writes() { // each is asked what it has planned once all have
+		phase = r.report.Phase
+		id += "/" + phase
+		r.report.of(name).Workflow = id
+	}
 	err := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
-		WorkflowID:          childID(ctx, name),
+		WorkflowID:          id,
 		StaticSummary:       "Rotate the certificate of cluster " + name,
 		WaitForCancellation: true,
 	}), RotateCluster, RotateClusterInput{
 		Spec: r.spec.Only(name), Cluster: name, TaskQueue: r.Queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
-		Target: r.Target, Server: r.Server, Lineage: r.Lineage, Trust: r.Trust,
+		Target: r.Target, Server: r.Server, Lineage: r.Lineage, Trust: trust, Returns: r.Away[name],
 	}).Get(ctx, &out)
+	out.Phase = phase
 	return out, err
 }
 

@@ -121,6 +121,7 @@ func (r *caRotation) run(ctx workflow.Context) error {
 		if err := r.readSpec(ctx); err != nil {
 			return err
 		}
+		r.parks = true
 		return release(ctx, caLock(ctx, r.spec), r.thereOrBack(ctx))
 	}
 	record, err := r.of.preflight(ctx)
@@ -134,6 +135,7 @@ func (r *caRotation) run(ctx workflow.Context) error {
 		if err := r.begin(ctx, record); err != nil {
 			return err
 		}
+		r.parks = true
 		return r.thereOrBack(ctx)
 	})
 }
@@ -164,6 +166,10 @@ type longRotation struct {
 	// nothing else, stored and loaded.
 	At      rotation.Mode   `json:"at,omitempty"`
 	Reached map[string]bool `json:"reached,omitempty"`
+	// RootKeyless says that the key of Root is gone. RolesLand is until when a role
+	// that was moved forward may still be.
+	RootKeyless bool      `json:"rootKeyless,omitempty"`
+	RolesLand   time.Time `json:"rolesLand,omitzero"`
 	// Passed is the part in which everybody has a turn, while it is under way.
 	Passed string `json:"passed,omitempty"`
 }
@@ -351,6 +357,9 @@ func (r *caRotation) settle(ctx workflow.Context) error {
 			return err
 		}
 		for _, name := range lagging {
+			if r.fleet.status[name] == rollout.Skipped {
+				continue // its role is moved once more, and it stays left out
+			}
 			r.fleet.status[name] = rollout.Waiting
 			r.report.cluster(ctx, name, procedure.Pending, "its role has come back to the previous intermediate")
 		}

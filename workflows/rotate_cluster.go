@@ -32,6 +32,9 @@ type RotateClusterInput struct {
 	// Lineage and Trust are of a rotation of the root.
 	Lineage *relay.Lineage `json:"lineage,omitempty"`
 	Trust   trustChange    `json:"trust,omitzero"`
+	// Returns says that the cluster comes back from quarantine: its handshakes may
+	// fail until this is done.
+	Returns bool `json:"returns,omitempty"`
 }
 
 // RotateCluster has one cluster's certificate issued anew and its agent use it:
@@ -76,7 +79,7 @@ func (c *clusterRotation) run(ctx workflow.Context) error {
 }
 
 func (c *clusterRotation) rotate(ctx workflow.Context) error {
-	if c.Target.IssuerID != "" && !c.Trust.Only {
+	if c.Target.IssuerID != "" && !c.trustAlone() {
 		// First, and also where the cluster does not answer: its cert-manager may
 		// renew by itself at any time, and is then given what everybody accepts.
 		if _, err := c.step(ctx, "role", "Have the cluster's role sign with the intermediate "+vault.IntermediateName(c.Target.Generation), func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -85,12 +88,22 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 			return err
 		}
 	}
-	if c.Mode.Writes() {
+	// To trust more harms nobody; to trust less comes when it is known that what is
+	// left is enough.
+	more, less := trustChange{AddPEM: c.Trust.AddPEM}, trustChange{DropPEM: c.Trust.DropPEM}
+	if !c.Mode.Writes() { // what is there does not become more in between
+		more, less = c.Trust, trustChange{}
+	}
+	added, err := c.trust(ctx, more)
+	if err != nil {
+		return err
+	}
+	if c.Mode.Writes() && !c.Returns {
 		if err := c.handshakes(ctx, "handshakes before"); err != nil {
 			return err
 		}
 	}
-	rewritten, err := c.trust(ctx)
+	dropped, err := c.trust(ctx, less)
 	if err != nil {
 		return err
 	}
@@ -98,7 +111,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	rewritten = rewritten || anew
+	rewritten := (added || dropped) && c.workload.Agent.Trust != mesh.TrustOwn || anew
 	if c.workload.Agent.Reload == mesh.ReloadRestart {
 		if _, err := c.step(ctx, "agent", "Restart the agent, which reads its Secrets at its start alone", func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, on(c.TaskQueue, waiting), kubernetes.RestartDeployment, cluster.RestartInput{
@@ -121,13 +134,14 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 }
 
 // trust changes what the agent trusts, in a rotation of the root.
-func (c *clusterRotation) trust(ctx workflow.Context) (changed bool, err error) {
-	if c.Trust.nothing() {
+func (c *clusterRotation) trust(ctx workflow.Context, change trustChange) (changed bool, err error) {
+	if change.nothing() {
 		return false, nil
 	}
 	out, err := c.step(ctx, "agent's trust", "Change the anchors that the agent trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.ChangeTrust, cluster.ChangeTrustInput{
-			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: c.Trust.AddPEM, DropPEM: c.Trust.DropPEM, Mode: c.Mode,
+			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, AddPEM: change.AddPEM, DropPEM: change.DropPEM,
+			AddPrintedBy: change.AddPrintedBy, Optional: c.workload.Agent.Trust == mesh.TrustOwn, Mode: c.Mode,
 		})
 	})
 	return len(out.Changes) > 0, err
@@ -135,7 +149,7 @@ func (c *clusterRotation) trust(ctx workflow.Context) (changed bool, err error) 
 
 // certificate has the certificate issued anew.
 func (c *clusterRotation) certificate(ctx workflow.Context) (changed bool, err error) {
-	if c.Trust.Only {
+	if c.trustAlone() {
 		return false, nil
 	}
 	out, err := c.step(ctx, "certificate", "Have the certificate issued anew", func(ctx workflow.Context) (procedure.Outcome, error) {
@@ -149,6 +163,10 @@ func (c *clusterRotation) certificate(ctx workflow.Context) (changed bool, err e
 	})
 	return len(out.Changes) > 0, err
 }
+
+// trustAlone says that the certificate stays. That of who comes back does not: it may
+// be one that nobody accepts any more.
+func (c *clusterRotation) trustAlone() bool { return c.Trust.Only && !c.Returns }
 
 // secrets are those that the agent has to have loaded.
 func (c *clusterRotation) secrets() []string {
@@ -168,6 +186,9 @@ func (c *clusterRotation) handshakes(ctx workflow.Context, name string) error {
 		if err == nil && len(pair.Problems) > 0 {
 			err = failure.Permanent(failure.Mismatch, "handshakes between this cluster's agent and the server would fail: %s. Nothing more is changed here; take the rotation back (relaypki rollback %s --reason WHY) or put this right and retry",
 				strings.Join(pair.Problems, "; "), c.Spec.Mesh)
+		}
+		if c.result.Leaf.Serial == "" { // of a certificate that stays
+			c.result.Leaf = pair.Leaf
 		}
 		pair.Detail = fmt.Sprintf("presents %s, trusts %s", pair.Presents, strings.Join(pair.Trusts, ", "))
 		return pair.Outcome, err

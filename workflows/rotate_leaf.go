@@ -108,6 +108,10 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 	if len(r.input.Clusters) == 0 {
 		r.keepOut(ctx, record.Quarantined)
 	}
+	r.Away = map[string]bool{}
+	for name := range record.Quarantined {
+		r.Away[name] = true
+	}
 	r.Target.Since = workflow.Now(ctx)
 	if err := r.aim(ctx); err != nil {
 		return err
@@ -118,7 +122,7 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 		return err
 	}
 	_, err = r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, r.members(), false, nil)
+		return r.pairs(ctx, slices.DeleteFunc(slices.Clone(r.members()), func(name string) bool { return r.Away[name] }), false, nil)
 	})
 	return err
 }
@@ -159,6 +163,13 @@ func (r *leafRotation) survey(ctx workflow.Context) (procedure.Outcome, error) {
 		return procedure.Outcome{}, err
 	}
 	r.Target.RootPEM, r.Target.IntermediatePEM = seen.Root.CertificatePEM, seen.Active.CertificatePEM
+	// The root may have been rotated while somebody was in quarantine.
+	r.AwayTrust = trustChange{AddPEM: []string{seen.Root.CertificatePEM}}
+	for _, root := range seen.Roots {
+		if !root.Signs && root.CertificatePEM != seen.Root.CertificatePEM {
+			r.AwayTrust.DropPEM = append(r.AwayTrust.DropPEM, root.CertificatePEM)
+		}
+	}
 	r.result.To = seen.Active.Authority
 	return procedure.Outcome{Detail: fmt.Sprintf("%s, until %s", seen.Active.Authority.Name, pki.Date(seen.Active.Authority.NotAfter))}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/rollout"
 	"github.com/relaypki/relaypki/internal/rotation"
+	"github.com/relaypki/relaypki/internal/strict"
 )
 
 // RotateRootCA replaces the root of a mesh, and the intermediate below it, with no
@@ -39,7 +41,7 @@ func RotateRootCA(ctx workflow.Context, in procedure.Typed[procedure.RotateRootI
 		approval = mesh.ApprovalEachPhase
 	}
 	r := &rootRotation{input: in.In, caRotation: caRotation{
-		rotating: rotating{in: in.In.MeshInput}, course: rotation.OfRoot,
+		rotating: rotating{in: in.In.MeshInput, inPhases: true}, course: rotation.OfRoot,
 		asked: caInput{plan: in.In.Plan, rollback: in.In.Rollback, reason: in.In.Reason, approval: approval, snapshot: in.In.Snapshot, deleteOld: in.In.DeleteOldKeys, what: whatRoot},
 	}}
 	r.of = r
@@ -52,6 +54,8 @@ func RotateRootCA(ctx workflow.Context, in procedure.Typed[procedure.RotateRootI
 type rootRotation struct {
 	caRotation
 	input procedure.RotateRootInput
+	// moved says that what was planned so far moves the roles.
+	moved bool
 }
 
 // forward goes through the phases. What was done before this run is done again
@@ -115,6 +119,7 @@ func (r *rootRotation) preflight(ctx workflow.Context) (record cluster.MeshRecor
 	}); err != nil {
 		return record, err
 	}
+	r.parks = record.Rotation != nil
 	pairs, err := r.observe(ctx)
 	if err != nil {
 		return record, err
@@ -148,6 +153,9 @@ func (r *rootRotation) survey(ctx workflow.Context, record cluster.MeshRecord) (
 	begun := record.Rotation
 	if begun != nil {
 		r.Record = *begun
+		if r.input.Root != (mesh.CA{}) || r.input.Intermediate != (mesh.CA{}) {
+			return procedure.Outcome{}, invalid([]strict.Problem{problem("root", "what the new CAs are like was decided when the rotation began; leave it out, or take the rotation back first: relaypki rollback %s --reason WHY", r.spec.Mesh)})
+		}
 		if r.input.Snapshot != "" {
 			r.Record.Snapshot = r.input.Snapshot
 		}
@@ -157,6 +165,9 @@ func (r *rootRotation) survey(ctx workflow.Context, record cluster.MeshRecord) (
 			Workflow: holder(ctx), Began: workflow.Now(ctx), Snapshot: r.input.Snapshot,
 		}
 		r.Record.ToRoot, r.Record.To = successors(seen, r.Record.FromRoot, r.Record.From)
+		if slices.ContainsFunc(seen.Intermediates, func(i vault.IntermediateState) bool { return i.Generation == r.Record.To }) {
+			r.Record.Furthest, r.Record.Lacked = rotation.Final, true // what was done by hand, nobody has written down
+		}
 		if r.input.Root != (mesh.CA{}) {
 			root := r.spec.PKI.Root.CA.With(r.input.Root)
 			r.Record.Root = &root
@@ -175,10 +186,14 @@ func (r *rootRotation) survey(ctx workflow.Context, record cluster.MeshRecord) (
 	if err := r.find(seen); err != nil {
 		return procedure.Outcome{}, err
 	}
+	if err := r.wayBack(ctx); err != nil {
+		return procedure.Outcome{}, err
+	}
+	pending := r.Record.Next != ""
 	if err := r.inTime(seen); err != nil {
 		return procedure.Outcome{}, err
 	}
-	if r.Record.Next != "" { // another run was about to have Vault give it
+	if pending { // another run was about to have Vault give it
 		r.Lands = workflow.Now(ctx).Add(landing)
 	}
 	if err := r.fit(ctx); err != nil {
@@ -228,7 +243,7 @@ func successors(seen vault.SurveyResult, fromRoot, from int) (root, intermediate
 // has come there.
 func (r *rootRotation) find(seen vault.SurveyResult) error {
 	missing := func(what string) error {
-		return failure.Permanent(failure.Preflight, "Vault %q: %s, which the rotation goes out from, is not there; nothing was changed. relaypki verify %s says what is", r.spec.Vault.Name, what, r.spec.Mesh)
+		return failure.Permanent(failure.Preflight, "Vault %q: %s, which the rotation goes out from, is not there; nothing more is changed. relaypki verify %s says what is", r.spec.Vault.Name, what, r.spec.Mesh)
 	}
 	for _, i := range seen.Intermediates {
 		ca := vault.CAResult{Authority: i.Authority, CertificatePEM: i.CertificatePEM}
@@ -239,12 +254,12 @@ func (r *rootRotation) find(seen vault.SurveyResult) error {
 			r.To = ca
 		}
 	}
-	rootKeyless := false
+	r.RootKeyless = false
 	for _, root := range seen.Roots {
 		ca := vault.CAResult{Authority: root.Authority, CertificatePEM: root.CertificatePEM}
 		switch root.Generation {
 		case r.Record.FromRoot:
-			r.Root, rootKeyless = ca, !root.HasKey
+			r.Root, r.RootKeyless = ca, !root.HasKey
 		case r.Record.ToRoot:
 			r.NewRoot = ca
 		}
@@ -255,9 +270,9 @@ func (r *rootRotation) find(seen vault.SurveyResult) error {
 	case r.Root.CertificatePEM == "":
 		return missing("the root " + vault.RootName(r.Record.FromRoot))
 	case !signedBy(r.From.CertificatePEM, r.Root.CertificatePEM):
-		return failure.Permanent(failure.Preflight, "Vault %q: %s is not of the root %s; nothing was changed. relaypki verify %s says what is there",
+		return failure.Permanent(failure.Preflight, "Vault %q: %s is not of the root %s; nothing more is changed. relaypki verify %s says what is there",
 			r.spec.Vault.Name, r.From.Authority.Name, r.Root.Authority.Name, r.spec.Mesh)
-	case rootKeyless && r.To.CertificatePEM == "":
+	case r.RootKeyless && r.To.CertificatePEM == "":
 		return failure.Permanent(failure.Preflight, "Vault %q: the key of the root %s is not in the mount %s, and without it there is no bridge to a new root; nothing was changed. Put the key back, or have the mesh issued anew under another root without a bridge, which interrupts it",
 			r.spec.Vault.Name, r.Root.Authority.Name, r.spec.RootMount())
 	}
@@ -281,7 +296,7 @@ func (r *rootRotation) inTime(seen vault.SurveyResult) error {
 	if !given {
 		now = ""
 	}
-	if known := r.Record.Mode != "" || r.Record.Next != ""; known && now != r.Record.Mode && now != r.Record.Next {
+	if known := r.Record.Mode != "" || r.Record.Next != ""; known && now != r.Record.Mode && (r.Record.Next == "" || now != r.Record.Next) {
 		was := r.Record.Mode
 		if was == "" {
 			was = r.Record.Next
@@ -345,7 +360,7 @@ func (r *rootRotation) reach(mode rotation.Mode) {
 
 // fit says why a rotation that begins now would not come to its end.
 func (r *rootRotation) fit(ctx workflow.Context) error {
-	if r.Record.Back != "" || r.To.CertificatePEM != "" {
+	if r.Record.Back != "" || r.Record.Mode != "" {
 		return nil
 	}
 	now := workflow.Now(ctx)
@@ -353,14 +368,14 @@ func (r *rootRotation) fit(ctx workflow.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := pki.MayBridge(root, 0, now); err != nil {
+	if err := pki.MayBridge(root, 0, now); err != nil && r.Bridge.CertificatePEM == "" {
 		return failure.Permanent(failure.Preflight, "the root cannot be rotated over a bridge; nothing was changed: %v", err)
 	}
 	if err := rotation.RootLasts(root.NotAfter, r.spec.Certificates.LongestLife(), pace(r.spec), now); err != nil {
 		return failure.Permanent(failure.Preflight, "the root %s does not live long enough to be rotated over a bridge; nothing was changed: %v", r.Root.Authority.Name, err)
 	}
 	next := r.next().PKI
-	if next.Root.TTL.Duration < next.Intermediate.TTL.Duration {
+	if r.NewRoot.CertificatePEM == "" && next.Root.TTL.Duration < next.Intermediate.TTL.Duration {
 		return failure.Permanent(failure.InvalidInput, "the new root would live %s, and the intermediate below it %s; nothing was changed. Ask for a longer root or a shorter intermediate", next.Root.TTL, next.Intermediate.TTL)
 	}
 	return nil
@@ -381,7 +396,7 @@ func (r *rootRotation) next() mesh.Spec {
 // prepare makes the new root, the bridge and the new intermediate, whose chain
 // leads to both roots from its first moment. Nothing uses them yet.
 func (r *rootRotation) prepare(ctx workflow.Context) error {
-	if r.NewRoot.CertificatePEM == "" {
+	if r.To.CertificatePEM == "" {
 		if err := r.snapshot(ctx); err != nil {
 			return err
 		}
@@ -443,7 +458,9 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 // for before it matters, which is after everybody has a chain that leads to both
 // roots.
 func (r *rootRotation) trust(ctx workflow.Context) error {
-	return r.change(ctx, "trust", trustChange{AddPEM: []string{r.NewRoot.CertificatePEM}, Only: true}, false)
+	add := adding(r.NewRoot)
+	add.Only = true
+	return r.change(ctx, "trust", add, true)
 }
 
 // to is the phase in which everybody is issued the chain of that mode.
@@ -455,7 +472,10 @@ func (r *rootRotation) to(mode rotation.Mode) func(workflow.Context) error {
 		if err := r.give(ctx, mode); err != nil {
 			return err
 		}
-		return r.issue(ctx, mode, trustChange{AddPEM: []string{r.NewRoot.CertificatePEM}})
+		if !r.mode.Writes() { // what was planned before puts the new root everywhere
+			return r.issue(ctx, mode, trustChange{})
+		}
+		return r.issue(ctx, mode, r.both())
 	}
 }
 
@@ -474,12 +494,14 @@ func (r *rootRotation) contract(ctx workflow.Context) error {
 // drop takes an anchor out of every agent's trust, and leaves the other.
 func (r *rootRotation) drop(ctx workflow.Context, which string, keep, gone vault.CAResult) error {
 	if r.mode.Writes() && r.Record.Dropped != which {
-		r.Record.Dropped = which
+		r.Record.Dropped, r.Record.Lacked = which, r.Record.Lacked || which == procedure.DroppedOld
 		if err := r.note(ctx, "record the rotation", "Record that a root is taken out of agents' trust"); err != nil {
 			return err
 		}
 	}
-	return r.change(ctx, "without "+gone.Authority.Name, trustChange{AddPEM: []string{keep.CertificatePEM}, DropPEM: []string{gone.CertificatePEM}, Only: true}, true)
+	change := adding(keep)
+	change.DropPEM, change.Only = []string{gone.CertificatePEM}, true
+	return r.change(ctx, "without "+gone.Authority.Name, change, false)
 }
 
 // consumers lists what else holds the old root. What that breaks when the root is
@@ -497,7 +519,10 @@ func (r *rootRotation) consumers(ctx workflow.Context) error {
 				Context: w.Context, RootPEM: r.Root.CertificatePEM, Known: r.known(),
 			})
 			if err != nil {
-				return procedure.Outcome{}, err
+				if ctx.Err() != nil {
+					return procedure.Outcome{}, ctx.Err()
+				}
+				out.Unseen = append(out.Unseen, failure.Message(err))
 			}
 			looked += out.Looked
 			for _, c := range out.Consumers {
@@ -518,7 +543,7 @@ func (r *rootRotation) consumers(ctx workflow.Context) error {
 	for _, what := range workflow.DeterministicKeys(unseen) {
 		r.result.Consumers = append(r.result.Consumers, fmt.Sprintf("not looked at in %s: %s", strings.Join(unseen[what], ", "), what))
 	}
-	if len(r.result.Consumers) == 0 || r.input.Consumers || !r.mode.Writes() {
+	if len(r.result.Consumers) == 0 || r.input.Consumers || r.Record.Dropped == procedure.DroppedOld || !r.mode.Writes() {
 		return nil
 	}
 	return r.awaitApproval(ctx, phaseConsumers, "somebody's word for what may still rely on the old root, which is about to be taken out of agents' trust:\n- "+strings.Join(r.result.Consumers, "\n- ")+"\n")
@@ -564,10 +589,6 @@ func (r *rootRotation) retire(ctx workflow.Context) error {
 		if err := r.note(ctx, "record the rotation", "Record that nothing is left of the previous CAs"); err != nil {
 			return err
 		}
-		// Who has joined until then may have been given the old root too.
-		if err := r.drop(ctx, procedure.DroppedOld, r.NewRoot, r.Root); err != nil {
-			return err
-		}
 	}
 	if err := r.waitOut(ctx); err != nil {
 		return err
@@ -611,6 +632,7 @@ func (r *rootRotation) backward(ctx workflow.Context) error {
 		if r.cut || r.turn == nil { // what another run was at, nobody knows
 			r.Lands = workflow.Now(ctx).Add(landing)
 		}
+		r.RolesLand = workflow.Now(ctx).Add(landing)
 		r.fleet.again(ctx)
 	}
 	if err := r.landed(ctx); err != nil {
@@ -626,8 +648,10 @@ func (r *rootRotation) backward(ctx workflow.Context) error {
 	if err := r.inTime(seen); err != nil {
 		return err
 	}
-	if err := r.useCA(ctx, whatRoot, r.Root, true, r.Root); err != nil {
-		return err
+	if !r.RootKeyless { // what is below it serves the mesh without it
+		if err := r.useCA(ctx, whatRoot, r.Root, true, r.Root); err != nil {
+			return err
+		}
 	}
 	if err := r.use(ctx, r.From, true, r.From); err != nil {
 		return err
@@ -651,41 +675,70 @@ func (r *rootRotation) backward(ctx workflow.Context) error {
 }
 
 // unwind goes back chain by chain, then has the previous intermediate sign again,
-// and last takes the new root out of agents' trust.
+// and last takes the new root out of agents' trust. How far it has come is in the
+// record where Vault does not tell.
 func (r *rootRotation) unwind(ctx workflow.Context) error {
-	both := trustChange{AddPEM: []string{r.Root.CertificatePEM, r.NewRoot.CertificatePEM}}
+	if r.Record.Leg == "" {
+		if err := r.toBridged(ctx); err != nil {
+			return err
+		}
+		if err := r.gate(ctx, rotation.UseOld); err != nil {
+			return err
+		}
+		if err := r.begins(ctx, procedure.LegOld); err != nil {
+			return err
+		}
+	}
+	if r.Record.Leg == procedure.LegOld {
+		// A role that was moved forward before may still be by a request that was cut off.
+		if err := workflow.Sleep(ctx, r.RolesLand.Sub(workflow.Now(ctx))); err != nil {
+			return err
+		}
+		if err := r.issue(ctx, rotation.Old, trustChange{AddPEM: []string{r.Root.CertificatePEM}}); err != nil {
+			return err
+		}
+		if err := r.gate(ctx, rotation.DropNew); err != nil {
+			return err
+		}
+		if err := r.begins(ctx, procedure.LegDrop); err != nil {
+			return err
+		}
+	}
+	return r.drop(ctx, procedure.DroppedNew, r.Root, r.NewRoot)
+}
+
+// begins records that a leg of the way back begins.
+func (r *rootRotation) begins(ctx workflow.Context, leg string) error {
+	r.Record.Leg = leg
+	return r.note(ctx, "record the rotation", "Record how far the rotation has gone back")
+}
+
+// toBridged has agents trust both roots, and everybody have a chain that leads to
+// both.
+func (r *rootRotation) toBridged(ctx workflow.Context) error {
 	if r.Record.Dropped == procedure.DroppedOld {
-		only := both
-		only.Only = true
-		if err := r.change(ctx, "both roots", only, true); err != nil {
+		both := r.both()
+		both.Only = true
+		if err := r.change(ctx, "both roots", both, true); err != nil {
 			return err
 		}
 		r.Record.Dropped = ""
-		if err := r.note(ctx, "record the rotation", "Record that agents trust both roots again"); err != nil {
+		if err := r.note(ctx, "record the rotation", "Record that agents are given both roots again"); err != nil {
 			return err
 		}
 	}
 	for _, mode := range []rotation.Mode{rotation.Pivot, rotation.Bridged} {
-		if r.At <= mode && (r.At != mode || r.Record.Furthest == mode) {
+		if r.At < mode || r.At == mode && r.Record.Furthest == mode {
 			continue
 		}
 		if err := r.give(ctx, mode); err != nil {
 			return err
 		}
-		if err := r.issue(ctx, mode, both); err != nil {
+		if err := r.issue(ctx, mode, r.both()); err != nil {
 			return err
 		}
 	}
-	if err := r.gate(ctx, rotation.UseOld); err != nil {
-		return err
-	}
-	if err := r.issue(ctx, rotation.Old, trustChange{AddPEM: []string{r.Root.CertificatePEM}}); err != nil {
-		return err
-	}
-	if err := r.gate(ctx, rotation.DropNew); err != nil {
-		return err
-	}
-	return r.drop(ctx, procedure.DroppedNew, r.Root, r.NewRoot)
+	return nil
 }
 
 // putAway takes the right to issue from the CAs that were made.
@@ -701,9 +754,27 @@ func (r *rootRotation) putAway(ctx workflow.Context) error {
 	return r.useCA(ctx, whatRoot, r.NewRoot, false, r.Root)
 }
 
+// wayBack has a rotation go forward that was to be taken back and cannot be any
+// more; to ask for it anew is refused.
+func (r *rootRotation) wayBack(ctx workflow.Context) error {
+	if r.Record.Back == "" {
+		return nil
+	}
+	err := r.noWayBack(ctx)
+	if err == nil || r.input.Rollback {
+		return err
+	}
+	r.Record.Back = ""
+	return nil
+}
+
 // noWayBack says why the previous CAs cannot serve the mesh once more.
 func (r *rootRotation) noWayBack(ctx workflow.Context) error {
-	err := rotation.WayBack(r.From.Authority.NotAfter, r.spec.Certificates.LongestLife(), pace(r.spec), workflow.Now(ctx))
+	ends := r.From.Authority.NotAfter
+	if root := r.Root.Authority.NotAfter; root.Before(ends) {
+		ends = root
+	}
+	err := rotation.WayBack(ends, r.spec.Certificates.LongestLife(), pace(r.spec), workflow.Now(ctx))
 	if r.Keyless {
 		err = fmt.Errorf("the key of %s is not in Vault any more", r.From.Authority.Name)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"go.temporal.io/sdk/workflow"
 
@@ -25,11 +26,22 @@ import (
 type trustChange struct {
 	AddPEM  []string `json:"addPEM,omitempty"`
 	DropPEM []string `json:"dropPEM,omitempty"`
+	// AddPrintedBy is in a plan the command that prints an anchor which is still to
+	// be made.
+	AddPrintedBy string `json:"addPrintedBy,omitempty"`
 	// Only leaves the certificates as they are.
 	Only bool `json:"only,omitempty"`
 }
 
-func (t trustChange) nothing() bool { return len(t.AddPEM)+len(t.DropPEM) == 0 }
+func (t trustChange) nothing() bool { return len(t.AddPEM)+len(t.DropPEM) == 0 && t.AddPrintedBy == "" }
+
+// adding puts a root into agents' trust.
+func adding(root vault.CAResult) trustChange {
+	if root.CertificatePEM == "" { // in a plan
+		return trustChange{AddPrintedBy: root.PrintedBy}
+	}
+	return trustChange{AddPEM: []string{root.CertificatePEM}}
+}
 
 // give has Vault give the new intermediate's next chain, if it does not yet, under
 // its gate. From then on any member may be issued it, whenever it renews.
@@ -64,12 +76,21 @@ func (r *rootRotation) give(ctx workflow.Context, mode rotation.Mode) error {
 	if mode == rotation.Bridged && !r.mode.Writes() { // it was made with that chain
 		return nil
 	}
+	// Until it is known that it was done at the first try, one that was cut off may
+	// still happen.
+	r.Lands = workflow.Now(ctx).Add(landing)
 	if _, err := r.step(ctx, "chain "+mode.String(), "Have Vault give the chain "+mode.String()+" from now on", func(ctx workflow.Context) (procedure.Outcome, error) {
 		out, err := call[vault.SetChainResult](ctx, acting, vaults.SetChain, vault.SetChainInput{
 			Spec: r.spec.Only(""), IssuerID: r.issuer(r.To), AbovePEM: r.above(mode), Mode: r.mode,
 		})
-		if out.Tries > 1 { // one that was cut off may still happen
-			r.Lands = workflow.Now(ctx).Add(landing)
+		r.Lands = workflow.Now(ctx).Add(landing)
+		if err == nil && out.Tries == 1 {
+			r.Lands = time.Time{}
+		}
+		if long := r.loading(true); !r.mode.Writes() && long > 0 && len(out.Changes) > 0 {
+			change := &out.Changes[len(out.Changes)-1]
+			change.Detail += ", once everybody has loaded what was stored before"
+			change.Commands = append([]string{fmt.Sprintf("sleep %d # until those have loaded what was stored who read their changed Secrets by themselves", int(long.Seconds()))}, change.Commands...)
 		}
 		return out.Outcome, err
 	}); err != nil || !r.mode.Writes() {
@@ -86,8 +107,17 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 		return err
 	}
 	if r.pass("chain "+mode.String(), trust) {
-		r.At, r.Reached = mode, map[string]bool{}
+		r.At, r.Reached = mode, nil
 		r.fleet.again(ctx)
+	}
+	if r.Reached == nil {
+		r.Reached = map[string]bool{}
+	}
+	if !r.mode.Writes() {
+		if r.moved { // by what was planned before
+			r.Target.IssuerID = ""
+		}
+		r.moved = true
 	}
 	if r.spec.PKI.Isolation == mesh.IsolationShared {
 		// One role signs for everybody.
@@ -95,11 +125,15 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 			return err
 		}
 	}
+	r.fleet.passing = r.Record.Back != "" && mode == rotation.Pivot // who does not answer is in nobody's way yet
+	defer func() { r.fleet.passing = false }()
 	if names := canaries(r.spec); len(names) > 0 && !r.Server.Ended {
+		waits := slices.ContainsFunc(names, func(name string) bool { return r.fleet.status[name] != rollout.Done })
 		if err := r.clusters(ctx, names); err != nil {
 			return err
 		}
-		if r.mode.Writes() {
+		// Who goes back is in a hurry.
+		if r.mode.Writes() && waits && r.Record.Back == "" {
 			if err := r.soak(ctx, names); err != nil {
 				return err
 			}
@@ -122,14 +156,17 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 	r.Passed = ""
 	r.Reached[serverReached] = true
 	for _, name := range r.names() {
-		r.Reached[name] = r.fleet.status[name] == rollout.Done
+		if r.fleet.status[name] == rollout.Done {
+			r.Reached[name] = true
+			delete(r.Away, name)
+		}
 	}
 	return nil
 }
 
-// change has every agent's trust changed, and loaded. With all, who does not answer
-// is waited for.
-func (r *rootRotation) change(ctx workflow.Context, name string, trust trustChange, all bool) error {
+// change has every agent's trust changed, and loaded. With passing, who does not
+// answer is not waited for.
+func (r *rootRotation) change(ctx workflow.Context, name string, trust trustChange, passing bool) error {
 	if r.pass(name, trust) {
 		r.fleet.again(ctx)
 	}
@@ -146,7 +183,7 @@ func (r *rootRotation) change(ctx workflow.Context, name string, trust trustChan
 			r.leavers(ctx)
 			r.newcomers(ctx)
 		}
-		r.fleet.passing = !all
+		r.fleet.passing = passing
 		err := r.clusters(ctx, r.names())
 		r.fleet.passing = false
 		if err != nil {
@@ -181,30 +218,31 @@ func (r *rootRotation) pass(name string, trust trustChange) bool {
 	return true
 }
 
-// load waits as long as those take who read their changed Secrets by themselves. That
-// an agent has loaded something cannot be seen.
+// load waits as long as those agents take who read their changed Secrets by
+// themselves. That an agent has loaded something cannot be seen.
 func (r *rootRotation) load(ctx workflow.Context) error {
-	long := r.spec.Rotation.ReloadWithin.Duration
-	hot := slices.ContainsFunc(r.spec.Workloads, func(w mesh.Workload) bool {
-		return w.Agent.Reload == mesh.ReloadHot && r.fleet.status[w.Name] != rollout.Skipped
-	})
-	if !hot || long == 0 {
+	long := r.loading(false)
+	if long == 0 || !r.mode.Writes() {
 		return nil
-	}
-	if !r.mode.Writes() {
-		_, err := r.step(ctx, "time to load", "Wait until agents have loaded what was stored", func(workflow.Context) (procedure.Outcome, error) {
-			var out procedure.Outcome
-			out.Detail = "those that read their Secrets by themselves have " + mesh.Duration{Duration: long}.String() + " to do so"
-			out.By(r.mode, fmt.Sprintf("sleep %d # until agents that read their Secrets by themselves have loaded them", int(long.Seconds())))
-			return out, nil
-		})
-		return err
 	}
 	until := workflow.Now(ctx).Add(long)
 	r.fleet.await(ctx, "agents that read their Secrets by themselves to have loaded them, until "+pki.Date(until), false)
 	err := workflow.Sleep(ctx, long)
 	r.fleet.await(ctx, "", false)
 	return err
+}
+
+// loading is how long those agents take who read their changed Secrets by
+// themselves, or the server too; 0 if there are none. What the server has loaded can
+// be seen, but not by the commands of a plan.
+func (r *rootRotation) loading(server bool) time.Duration {
+	hot := server && r.spec.Management.Reload == mesh.ReloadHot || slices.ContainsFunc(r.spec.Workloads, func(w mesh.Workload) bool {
+		return w.Agent.Reload == mesh.ReloadHot && r.fleet.status[w.Name] != rollout.Skipped
+	})
+	if !hot {
+		return 0
+	}
+	return r.spec.Rotation.ReloadWithin.Duration
 }
 
 // aim makes what Vault gives in a mode the target of what follows, and proves by a
@@ -252,7 +290,7 @@ func (r *rootRotation) handshakes(ctx workflow.Context, when string) error {
 		return err
 	}
 	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server, "+when, func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, r.names(), false, nil)
+		return r.pairs(ctx, r.inTouch(), false, nil)
 	})
 	return err
 }
@@ -270,12 +308,26 @@ func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error 
 		}
 		r.leavers(ctx)
 		r.newcomers(ctx)
+		if r.Target.RootPEM == "" { // nothing was aimed at by this run
+			if err := r.aim(ctx, r.At); err != nil {
+				return err
+			}
+		}
 		pairs, err := r.observe(ctx)
 		if err != nil {
 			return err
 		}
-		parked := namesOf(r.fleet.in(procedure.Parked))
-		if reasons = waits(r.fleetOf(pairs), kind); len(reasons) == 0 && len(parked) == 0 {
+		lagging, err := r.lagging(ctx)
+		if err != nil {
+			return err
+		}
+		for _, name := range lagging { // somebody has moved its role since
+			delete(r.Reached, name)
+		}
+		reasons = waits(r.fleetOf(pairs), kind)
+		held := len(r.fleet.in(procedure.Parked)) > 0 || len(lagging) > 0
+		// Back from final to pivot, nobody is in the way.
+		if len(reasons) == 0 && (!held || kind == rotation.ToPivot && r.Record.Back != "") {
 			return nil
 		}
 		for _, reason := range reasons {
@@ -284,7 +336,7 @@ func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error 
 				r.report.cluster(ctx, reason.Member, procedure.Pending, reason.String())
 			}
 		}
-		if err := r.issue(ctx, r.At, r.Trust); err != nil {
+		if err := r.issue(ctx, r.At, r.both()); err != nil {
 			return err
 		}
 	}
@@ -294,6 +346,15 @@ func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error 
 	}
 	return failure.Permanent(failure.Conflict, "%s is not safe, and it has not become so:\n- %s\nNothing more is changed. See who changes it meanwhile, then start the rotation again, or take it back: relaypki rollback %s --reason WHY",
 		rotation.Step{Kind: kind, Member: "any member"}, strings.Join(lines, "\n- "), r.spec.Mesh)
+}
+
+// both are the roots of which nobody's trust is short as long as the rotation is
+// between them. Whose trust has dropped one does not get it back on the way forward.
+func (r *rootRotation) both() trustChange {
+	if r.Record.Back == "" {
+		return trustChange{AddPEM: []string{r.NewRoot.CertificatePEM}}
+	}
+	return trustChange{AddPEM: []string{r.Root.CertificatePEM, r.NewRoot.CertificatePEM}}
 }
 
 // gateTries are how often members are gone over again before a gate is given up.
@@ -332,9 +393,33 @@ func (r *rootRotation) observe(ctx workflow.Context) (map[string]relay.CheckPair
 	}
 	pairs := map[string]relay.CheckPairResult{}
 	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return r.pairs(ctx, r.names(), false, func(name string, pair relay.CheckPairResult) { pairs[name] = pair })
+		return r.pairs(ctx, r.inTouch(), false, func(name string, pair relay.CheckPairResult) { pairs[name] = pair })
 	})
+	for mode := range rotation.Final + 1 {
+		for _, name := range r.names() {
+			if pairs[name].Stored == rotation.In(mode) || r.Server.Stored == rotation.In(mode) {
+				r.reach(mode)
+			}
+		}
+	}
 	return pairs, err
+}
+
+// inTouch are the members whose handshakes have to succeed: all but those who are
+// still joining, and those who come back from quarantine, until they have been
+// issued something again.
+func (r *rootRotation) inTouch() []string {
+	for _, name := range r.names() {
+		if r.fleet.status[name] == rollout.Skipped {
+			if r.Away == nil {
+				r.Away = map[string]bool{}
+			}
+			r.Away[name] = true
+		}
+	}
+	return slices.DeleteFunc(r.names(), func(name string) bool {
+		return slices.Contains(r.joining, name) || r.Away[name] && r.fleet.status[name] != rollout.Done
+	})
 }
 
 // fleetOf is the mesh as the gates see it. What cannot be seen, because a process
@@ -350,7 +435,7 @@ func (r *rootRotation) fleetOf(pairs map[string]relay.CheckPairResult) rotation.
 		}
 	}
 	f.Server = rotation.Member{Name: r.spec.Management.Context, OwnTrust: true,
-		Chain:        rotation.Copies[rotation.Modes]{InFlight: ever, Stored: r.Server.Stored & ever, Loaded: r.Server.Loaded & ever},
+		Chain:        rotation.Copies[rotation.Modes]{InFlight: ever, Stored: r.Server.Stored, Loaded: r.Server.Loaded},
 		LoadedAnchor: r.Server.LoadedAnchor}
 	if r.Reached[serverReached] && r.Server.Stored == rotation.In(r.At) && r.Server.Loaded.Has(r.At) {
 		f.Server.Chain = rotation.Copies[rotation.Modes]{InFlight: rotation.In(r.At), Stored: r.Server.Stored, Loaded: rotation.In(r.At)}
@@ -380,7 +465,7 @@ const serverReached = ""
 // bundles are those that an agent may have loaded of which it is not known.
 func (r *rootRotation) bundles() rotation.Stores {
 	stores := rotation.Trusting(rotation.OldRoot, rotation.OldRoot|rotation.NewRoot)
-	if r.Record.Dropped == procedure.DroppedOld {
+	if r.Record.Lacked {
 		stores |= rotation.Trusting(rotation.NewRoot)
 	}
 	return stores

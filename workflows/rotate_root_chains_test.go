@@ -127,7 +127,7 @@ func TestFleetOfARotation(t *testing.T) {
 		"back from bridged, a bundle lacks the old":     {rotation.Bridged, rotation.Final, newOnly, nil, rotation.UseOld, "bundle"},
 		"back from bridged, one may trust the new":      {rotation.Bridged, rotation.Final, both, func(m mesh) { m.Reached[own] = false }, rotation.UseOld, "own"},
 		"the old was taken from a bundle, and put back but not loaded": {rotation.Bridged, rotation.Final, both,
-			func(m mesh) { m.Record.Dropped, m.Reached[bundle] = procedure.DroppedOld, false }, rotation.UseOld, "bundle"},
+			func(m mesh) { m.Record.Lacked, m.Reached[bundle] = true, false }, rotation.UseOld, "bundle"},
 		"all old again":           {rotation.Old, rotation.Final, both, nil, rotation.DropNew, ""},
 		"the server may be final": {rotation.Old, rotation.Final, both, func(m mesh) { m.Reached[serverReached] = false }, rotation.DropNew, "mgmt"},
 	} {

@@ -274,8 +274,8 @@ func TestJoinARotationOfTheRoot(t *testing.T) {
 	c := newRootCAs(t)
 	both := textOf(c.r1) + textOf(c.r2)
 	now := procedure.Rotation{Procedure: procedure.RotateRootCA, From: 1, To: 2, FromRoot: 1, ToRoot: 2}
-	converged := now
-	converged.Converged = time.Now()
+	contracted, back := now, now
+	contracted.Dropped, back.Dropped = procedure.DroppedOld, procedure.DroppedNew
 	chains := c.chains()
 	for name, w := range map[string]struct {
 		rotation *procedure.Rotation
@@ -292,7 +292,8 @@ func TestJoinARotationOfTheRoot(t *testing.T) {
 		"bridged":                              {&now, true, chains[rotation.Bridged], textOf(c.r1), textOf(c.bridge), both},
 		"pivot":                                {&now, true, chains[rotation.Pivot], textOf(c.bridge), textOf(c.bridge), both},
 		"final":                                {&now, true, chains[rotation.Final], textOf(c.r2), "", both},
-		"nothing of the old is left":           {&converged, true, chains[rotation.Final], textOf(c.r2), "", textOf(c.r2)},
+		"the old root is being dropped":        {&contracted, true, chains[rotation.Final], textOf(c.r2), "", textOf(c.r2)},
+		"taken back, the new is being dropped": {&back, false, texts(c.r1), textOf(c.r1), "", textOf(c.r1)},
 	} {
 		s := c.seen(nil)
 		s.Active = intermediateState(1, c.i1)

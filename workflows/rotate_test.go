@@ -208,6 +208,7 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		})
 		return out, err
 	})
+	env.OnActivity(kubernetes.ChangeTrust, mock.Anything, mock.Anything).Return(procedure.Outcome{}, nil)
 	env.OnActivity(kubernetes.RestartDeployment, mock.Anything, mock.Anything).Return(func(_ context.Context, in cluster.RestartInput) (out procedure.Outcome, err error) {
 		return out, change("RestartDeployment", in.Context, func() {})
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/shell"
 	"github.com/relaypki/relaypki/internal/site"
 )
 
@@ -248,11 +249,25 @@ func (r *reissue) would(ctx context.Context) (CertificateResult, error) {
 		return r.result, nil
 	}
 	r.result.Changed(procedure.Update, r.name, why)
-	// It is Ready all the while, with the certificate before it.
-	next := fmt.Sprintf("--for=jsonpath={.status.revision}=%d", r.beforeRevision+1)
-	r.result.By(r.in.Mode, append(renewCommands(r.c, r.in.Namespace, r.in.Certificate.Name),
-		kube.Kubectl(r.c, "-n", r.in.Namespace, "wait", next, "--timeout=5m", "certificate/"+r.in.Certificate.Name))...)
+	r.result.By(r.in.Mode, r.commands()...)
 	return r.result, nil
+}
+
+// commands issue it anew by hand, also more than once in one script. What is under
+// way already may be what Vault gave before the script changed that, so it is waited
+// for first. Ready says nothing: it is that all the while, with the certificate
+// before it; so the revision is looked at.
+func (r *reissue) commands() []string {
+	certificate := r.in.Certificate.Name
+	status := "issued() { " + kube.Kubectl(r.c, "-n", r.in.Namespace, "get", "certificate/"+certificate) + ` -o "jsonpath={.status.$1}"; }`
+	wait := func(until, what string) string {
+		return fmt.Sprintf(`SECONDS=0; until %s; do sleep 1; [ "$SECONDS" -lt 300 ] || { echo %s >&2; exit 1; }; done`, until, shell.Quote(fmt.Sprintf("cluster %s: %s %s", r.c.Name, r.name, what)))
+	}
+	commands := []string{status,
+		wait(`[ "$(issued 'conditions[?(@.type=="Issuing")].status')" != True ]`, "is still being issued"),
+		`revision="$(issued revision)"`}
+	commands = append(commands, renewCommands(r.c, r.in.Namespace, certificate)...)
+	return append(commands, wait(`[ "$(issued revision)" -gt "$revision" ]`, "was not issued anew"))
 }
 
 // backdating is by how much Vault dates a certificate back (not_before_duration).

@@ -14,6 +14,8 @@ import (
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/shell"
+	"github.com/relaypki/relaypki/internal/site"
 )
 
 // ChangeTrustInput says which trust anchors go into an agent's trust and which
@@ -23,9 +25,14 @@ type ChangeTrustInput struct {
 	Context   string `json:"context"`
 	Namespace string `json:"namespace"`
 	// AddPEM and DropPEM are certificates. What is neither stays as it is.
-	AddPEM  []string       `json:"addPEM,omitempty"`
-	DropPEM []string       `json:"dropPEM,omitempty"`
-	Mode    procedure.Mode `json:"mode"`
+	AddPEM  []string `json:"addPEM,omitempty"`
+	DropPEM []string `json:"dropPEM,omitempty"`
+	// Optional: the agent does not read it, so one that is missing may be.
+	Optional bool `json:"optional,omitempty"`
+	// AddPrintedBy is, in a look ahead at an anchor that is still to be made, the
+	// command that prints it once it is there.
+	AddPrintedBy string         `json:"addPrintedBy,omitempty"`
+	Mode         procedure.Mode `json:"mode"`
 }
 
 // ChangeTrust puts anchors into the agents' trust (Secret relay-root-tls-secret,
@@ -54,6 +61,10 @@ func (a *Activities) ChangeTrust(ctx context.Context, in ChangeTrustInput) (proc
 	if err != nil {
 		return out, err
 	}
+	if live == nil && in.Optional {
+		out.Detail = name + " is not there, and the agent reads none"
+		return out, nil
+	}
 	if live == nil {
 		return out, failure.Permanent(failure.Preflight, "cluster %q: %s is not there, so there is no trust to change. Run the setup again, which makes it", c.Name, name)
 	}
@@ -66,6 +77,11 @@ func (a *Activities) ChangeTrust(ctx context.Context, in ChangeTrustInput) (proc
 		return out, failure.Permanent(failure.Mismatch, "cluster %q: %s of %s cannot be read: %v. It is left as it is. Put the roots that the agent is to trust there, and nothing else, and run this again", c.Name, rootKey, name, err)
 	}
 	want := changedTrust(have, add, drop)
+	if in.Mode == procedure.Plan && in.AddPrintedBy != "" {
+		out.Changed(procedure.Update, name, strings.TrimPrefix(trustDetail(have, want)+", with the new root, once it is there", ", "))
+		out.By(in.Mode, trustCommands(c, in, want)...)
+		return out, nil
+	}
 	switch {
 	case len(want) == 0:
 		return out, failure.Permanent(failure.Mismatch, "cluster %q: without %s nothing would be left in %s, and the agent would trust no server. It is left as it is. Put the anchor there that is to stay, and run this again", c.Name, anchorNames(have), name)
@@ -93,6 +109,17 @@ func (a *Activities) ChangeTrust(ctx context.Context, in ChangeTrustInput) (proc
 		out.Detail = "would hold " + anchorNames(want)
 	}
 	return out, nil
+}
+
+// trustCommands make the trust by hand of these anchors and of the one that is still
+// to be made.
+func trustCommands(c *site.Cluster, in ChangeTrustInput, anchors []*x509.Certificate) []string {
+	// Written as the setup writes it: each certificate ends with its line.
+	printed := `printf '%s\n' "$(` + in.AddPrintedBy + `)"`
+	if len(anchors) > 0 {
+		printed = "{ printf %s " + shell.Quote(string(pki.EncodeChain(anchors...))) + "; " + printed + "; }"
+	}
+	return kube.SecretCommands(c, in.Mesh, in.Namespace, mesh.RootSecretName, rootKey, printed+` | base64 | tr -d '\n'`)
 }
 
 // givenAnchors are the certificates of PEM texts.

@@ -2,19 +2,25 @@ package cluster
 
 import (
 	"crypto/x509"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/pki/pkitest"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/site"
 )
 
 func TestChangedTrust(t *testing.T) {
@@ -147,4 +153,39 @@ func TestLabChangeTrust(t *testing.T) {
 		}
 	}
 	t.Logf("%d conflicts", len(conflicts))
+}
+
+// The trust with a root that is still to be made, written by hand once it is there,
+// is what ChangeTrust would write.
+func TestTrustByHand(t *testing.T) {
+	old, next := pkitest.Root(t, "root").Cert, pkitest.Root(t, "root G2").Cert
+	in := ChangeTrustInput{Mesh: "demo", Namespace: "gloo-mesh", AddPrintedBy: "vault read -field=certificate pki/issuer/relay-root-g2"}
+	for name, anchors := range map[string][]*x509.Certificate{"beside another": {old}, "alone": nil} {
+		dir := t.TempDir()
+		for name, text := range map[string]string{
+			"kubectl": "#!/bin/sh\ncat > " + dir + "/object\n",
+			"vault":   "#!/bin/sh\n[ \"$*\" = \"read -field=certificate pki/issuer/relay-root-g2\" ] && printf %s '" + strings.TrimSpace(string(pki.EncodeChain(next))) + "'\n",
+		} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		commands := strings.Join(trustCommands(&site.Cluster{Name: "cluster1"}, in, anchors), "\n")
+		cmd := exec.CommandContext(t.Context(), "bash", "-c", "set -euo pipefail\n"+commands)
+		cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH")}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s\n%s", name, err, out, commands)
+		}
+		text, err := os.ReadFile(filepath.Join(dir, "object"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var secret corev1.Secret
+		if err := yaml.UnmarshalStrict(text, &secret); err != nil {
+			t.Fatal(err)
+		}
+		if want := string(pki.EncodeChain(append(anchors, next)...)); string(secret.Data[rootKey]) != want || secret.Name != mesh.RootSecretName || secret.Labels["relaypki.io/mesh"] != "demo" {
+			t.Errorf("%s: the Secret is\n%s\nwith\n%s", name, text, secret.Data[rootKey])
+		}
+	}
 }

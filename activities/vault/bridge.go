@@ -62,7 +62,7 @@ func (a *Activities) BridgeRoot(ctx context.Context, in BridgeInput) (CAResult, 
 	if err := s.holdDefault(ctx, in.Mode, &out, relay); err != nil {
 		return CAResult{}, err
 	}
-	root := `"$(` + s.command("read", "-field=certificate", in.Spec.Vault.RootMount+"/issuer/"+RootName(in.Generation)) + `)"`
+	root := `"$(` + s.certificate(in.Spec.Vault.RootMount, RootName(in.Generation)) + `)"`
 	if _, err := s.importCA(ctx, in.Mode, &out, relay, RootName(in.Generation), b.root.certificate, root); err != nil {
 		return CAResult{}, err
 	}

@@ -81,11 +81,16 @@ func (s session) imported(mount, path, argument string, settings map[string]any)
 	}
 }
 
+// certificate is the command that prints an issuer's certificate.
+func (s session) certificate(mount, issuer string) string {
+	return s.command("read", "-field=certificate", mount+"/issuer/"+issuer)
+}
+
 // rootCommands bring the root's certificate into the relay mount, and into the
 // chain of the intermediate.
 func (s session) rootCommands(in IntermediateInput) []string {
 	root, intermediate := RootName(in.Generation), IntermediateName(in.Generation)
-	certificate := `"$(` + s.command("read", "-field=certificate", in.RootMount+"/issuer/"+in.rootRef()) + `)"`
+	certificate := `"$(` + s.certificate(in.RootMount, in.rootRef()) + `)"`
 	if in.RootMount == "" {
 		certificate = shell.Quote(in.RootPEM)
 	}

@@ -133,7 +133,7 @@ func (a *Activities) GenerateRoot(ctx context.Context, in GenerateRootInput) (CA
 		if !in.Mode.Writes() {
 			path, data := generateRoot(in, root.keyID)
 			out.By(in.Mode, s.data("write", path, data))
-			return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
+			return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}, PrintedBy: s.certificate(in.Mount, name)}, nil
 		}
 		if err := s.roomFor(ctx, in.Mount, in.CA.TTL); err != nil {
 			return CAResult{}, err

@@ -272,6 +272,14 @@ func TestManagement(t *testing.T) {
 		{"server has not loaded the Secret", func(t *testing.T, w *world) {
 			w.Replicas[0].Loaded.Chain[0] = w.relay.Leaf(t, w.spec.Certificates.Server.DNSNames).Cert
 		}, []expectation{{check.ServedCertificate, "fail", "rollout restart"}}},
+		{"server loads at its start alone, and its certificate was renewed", func(t *testing.T, w *world) {
+			w.Management.Spec.Management.Reload = mesh.ReloadRestart
+			w.Management.Secret.Chain[0] = w.relay.Leaf(t, w.spec.Certificates.Server.DNSNames).Cert
+		}, []expectation{{check.ServedCertificate, "warn", "until then"}}},
+		{"server loads at its start alone, and another CA has issued since", func(t *testing.T, w *world) {
+			w.Management.Spec.Management.Reload = mesh.ReloadRestart
+			w.Replicas[0].Loaded.Chain = []*x509.Certificate{w.relay.Leaf(t, w.spec.Certificates.Server.DNSNames).Cert, other.Cert}
+		}, []expectation{{check.ServedCertificate, "fail", "rollout restart"}}},
 		{"server trusts an old root", func(_ *testing.T, w *world) { w.Replicas[0].Loaded.AcceptableCAs = [][]byte{other.Cert.RawSubject} },
 			[]expectation{{check.AcceptableCAs, "fail", "rollout restart"}}},
 		{"server asks for no certificate", func(_ *testing.T, w *world) {

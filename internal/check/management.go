@@ -85,6 +85,8 @@ func (r *report) loaded(spec mesh.Spec, seen SeenReplica, stored []*x509.Certifi
 	}
 	served := seen.Loaded.Chain
 	switch err := servable(served, root, spec.Gloo.Authority, now); {
+	case len(stored) > 0 && !served[0].Equal(stored[0]) && err == nil && spec.Management.Reload == mesh.ReloadRestart && slices.EqualFunc(served[1:], stored[1:], (*x509.Certificate).Equal):
+		r.warn(ServedCertificate, object, fmt.Sprintf("serves the certificate from before the last renewal, until %s: it reads its Secret at its start alone", pki.Date(served[0].NotAfter)), "until then, "+restart)
 	case len(stored) > 0 && !served[0].Equal(stored[0]):
 		// A renewal may have come a moment ago.
 		r.transient(ServedCertificate, object, fmt.Sprintf("serves serial %s, and the Secret holds %s: the server has not loaded it", pki.Serial(served[0]), pki.Serial(stored[0])), restart)

@@ -88,8 +88,10 @@ type SetupResult struct {
 type ClusterResult struct {
 	Cluster  string `json:"cluster"`
 	Workflow string `json:"workflow"`
-	Changed  bool   `json:"changed"`
-	Leaf     Leaf   `json:"leaf"`
+	// Phase is, in the plan of a root's rotation, the one that this is of.
+	Phase   string `json:"phase,omitempty"`
+	Changed bool   `json:"changed"`
+	Leaf    Leaf   `json:"leaf"`
 }
 
 // Authority is a CA certificate in public terms.

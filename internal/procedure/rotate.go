@@ -173,6 +173,11 @@ type Rotation struct {
 	Furthest rotation.Mode `json:"furthest,omitempty"`
 	// Dropped is which root agents' trust is, or may be, without; empty for none.
 	Dropped string `json:"dropped,omitempty"`
+	// Lacked says that agents' trust was ever without the old root: what a process has
+	// loaded may be from then.
+	Lacked bool `json:"lacked,omitempty"`
+	// Leg is how far it has gone back, beyond what Vault tells of it.
+	Leg string `json:"leg,omitempty"`
 	// Root is what the new root is like, if that is not what the mesh's spec says of
 	// the one at work.
 	Root *mesh.CA `json:"root,omitempty"`
@@ -195,6 +200,15 @@ type Rotation struct {
 const (
 	DroppedOld = "the old root"
 	DroppedNew = "the new root"
+)
+
+// Values of Rotation.Leg.
+const (
+	// LegOld: the previous intermediate signs again, or is about to.
+	LegOld = "roles"
+	// LegDrop: nobody has a certificate of the new one; its root is taken out of
+	// agents' trust.
+	LegDrop = "trust"
 )
 
 // Deletion is a previous CA whose key is still to be deleted, as was

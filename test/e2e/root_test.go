@@ -111,6 +111,7 @@ func TestRotateRoot(t *testing.T) {
 				}
 			}
 			looking.ended(t)
+			sameHistories(t, c, ofRoot)
 			path := filepath.Join(t.TempDir(), "mesh.yaml")
 			if err := os.WriteFile(path, []byte(rotationSpec(rootSpec(reload))), 0o600); err != nil {
 				t.Fatal(err)

@@ -575,7 +575,8 @@ func (w *world) rootNotRotated(t *testing.T, want rootGenerations) []string {
 			continue
 		}
 		served, names := w.servedChain(t)
-		if len(served) != len(chain) || !served[0].Equal(chain[0]) {
+		// A server that loads at its start alone serves the leaf of then.
+		if len(served) != len(chain) || !slices.EqualFunc(served[1:], chain[1:], (*x509.Certificate).Equal) {
 			problem("%s: what is served has serial %x, what is stored %x", cluster, served[0].SerialNumber, chain[0].SerialNumber)
 		}
 		if len(names) != 1 || !bytes.Equal(names[0], root.certificate.RawSubject) {

@@ -152,7 +152,8 @@ func (r rotating) until(t *testing.T, phase string) {
 		approved := false
 		eventually(t, 3*time.Minute, func() error {
 			got := queried(t, r.c, r.id)
-			approved = slices.ContainsFunc(got.Approvals, func(a procedure.ApproveInput) bool { return a.Phase == p })
+			approved = slices.ContainsFunc(got.Approvals, func(a procedure.ApproveInput) bool { return a.Phase == p }) ||
+				slices.Index(r.asking, got.Asked) > slices.Index(r.asking, p) // over by an earlier run
 			if approved || p == got.Asked || p == "finish" && strings.Contains(got.Awaiting, "approve demo finish") {
 				return nil
 			}
