@@ -156,6 +156,7 @@ func (a *addition) authorities(ctx workflow.Context) (procedure.Outcome, error) 
 // being rotated: the chain that Vault gives, and both roots in its trust for as long
 // as anybody may present either.
 func (a *addition) inRotation(seen vault.SurveyResult) error {
+	a.bridgePEM, a.trustPEM = "", "" // what was read before may be over
 	now := a.rotation
 	if now == nil || now.Procedure != procedure.RotateRootCA {
 		return nil

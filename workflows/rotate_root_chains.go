@@ -154,6 +154,9 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 		return err
 	}
 	r.Passed = ""
+	if r.Reached == nil { // nobody had been, where the run before was continued as new
+		r.Reached = map[string]bool{}
+	}
 	r.Reached[serverReached] = true
 	for _, name := range r.names() {
 		if r.fleet.status[name] == rollout.Done {

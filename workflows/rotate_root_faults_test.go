@@ -109,6 +109,24 @@ func TestARollBackThatIsContinuedAsNewGoesOn(t *testing.T) {
 	}
 }
 
+// Continued as new while agents are gone over for the last time, those that have
+// joined late are gone over all the same.
+func TestTheLastPassIsContinuedAsNew(t *testing.T) {
+	w := newRootWorld(t)
+	w.happens = func(event string) {
+		if event == "use root 1 false" {
+			w.join("cluster4", 1, 2)
+			w.env.SetContinueAsNewSuggested(true)
+		}
+	}
+	_, err := w.start(unattended)
+	_, runs, err := w.goesOn(err)
+	if err != nil || runs < 2 {
+		t.Fatalf("%d runs: %v", runs, err)
+	}
+	w.everywhere(2, 2)
+}
+
 // Somebody has made the CAs by hand and given the new intermediate the chain that it
 // is to have at last. Nobody is issued it yet, so it can be given another.
 func TestAFinalChainMadeByHand(t *testing.T) {

@@ -555,7 +555,7 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 			}
 			out.Loaded = rotation.PresentedModes(w.chainOf(w.loaded[""]), of)
 			out.LoadedAnchor = rotation.Trusting(rotation.Held([]*x509.Certificate{w.anchor(w.loaded[""])}, of))
-			out.Presents, out.Trusted = vault.IntermediateName(w.stored[""].by), []string{pki.Name(w.anchor(w.stored[""]))}
+			out.Presents, out.Trusted = vault.IntermediateName(w.stored[""].by), []string{w.anchor(w.stored[""]).Subject.CommonName}
 			return nil
 		})
 		return out, err
@@ -570,7 +570,7 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 			if !w.own[name] {
 				out.Bundle = rotation.Trusting(rotation.Held(w.trust[name], of))
 			}
-			out.Presents, out.Trusts = vault.IntermediateName(w.stored[name].by), []string{pki.Name(w.anchors(name)[0][0])}
+			out.Presents, out.Trusts = vault.IntermediateName(w.stored[name].by), []string{w.anchors(name)[0][0].Subject.CommonName}
 			out.Problems = append(out.Problems, w.problems(name)...)
 			out.Problems = append(out.Problems, w.inFlight(name, in)...)
 			return nil

@@ -116,6 +116,21 @@ func TestRecord(t *testing.T) {
 	if rotated(2).spec.PKI.Intermediate != ca || rotated(1).spec.PKI.Intermediate != done.spec.PKI.Intermediate {
 		t.Error("a rotation that is over, or taken back, is not described by its intermediate")
 	}
+	root := mesh.CA{CommonName: "another root", KeyType: "ec", KeyBits: 384}
+	ofRoot := RecordRotationInput{Mesh: "demo", Rotation: &procedure.Rotation{Procedure: procedure.RotateRootCA, From: 1, To: 2, FromRoot: 1, ToRoot: 2, Root: &root, Intermediate: &ca}}
+	rooted := must(done.rotate(ofRoot))
+	if rooted.spec.PKI != done.spec.PKI {
+		t.Error("the mesh is described by the root that is still to come")
+	}
+	over := must(rooted.rotate(RecordRotationInput{Mesh: "demo", Generations: &procedure.Generations{Root: 2, Intermediate: 2}}))
+	if over.spec.PKI.Root.CA != root || over.spec.PKI.Intermediate != ca || over.cas.Rotation != nil || over.cas.generations() != (procedure.Generations{Root: 2, Intermediate: 2}) {
+		t.Errorf("a rotation of the root that is over: %+v, %+v", over.spec.PKI, over.cas)
+	}
+	if taken := must(rooted.rotate(RecordRotationInput{Mesh: "demo", Generations: &procedure.Generations{Root: 1, Intermediate: 1}})); taken.spec.PKI != done.spec.PKI || taken.cas.Rotation != nil {
+		t.Errorf("one that was taken back: %+v", taken.spec.PKI)
+	}
+	_, err = rooted.rotate(RecordRotationInput{Mesh: "demo", Rotation: &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2}})
+	refused("a rotation of the intermediate in one of the root", err, failure.Conflict, "RotateRootCA")
 	asked := must(done.rotate(RecordRotationInput{Mesh: "demo", Deletions: []procedure.Deletion{{Generation: 1}}}))
 	during := must(asked.rotate(RecordRotationInput{Mesh: "demo", Rotation: &procedure.Rotation{From: 2, To: 3}}))
 	if gone := must(during.rotate(RecordRotationInput{Mesh: "demo", Deletions: []procedure.Deletion{}})); len(during.public().Deletions) != 1 || len(gone.public().Deletions) != 0 {
