@@ -308,18 +308,24 @@ func (r *rootRotation) inTime(seen vault.SurveyResult) error {
 			r.spec.Vault.Name, was, now, r.spec.Mesh)
 	}
 	r.At = rotation.Old
-	if given {
-		r.Record.Mode, r.Record.Next = now, ""
-		if chain != rotation.Bridged {
-			r.At = chain
-		}
-		for _, role := range workflow.DeterministicKeys(seen.Roles) {
-			if seen.Roles[role] == r.To.Authority.IssuerID {
-				r.At = chain
-			}
-		}
-		r.reach(chain)
+	if !given {
+		return nil
 	}
+	used := false
+	for _, role := range workflow.DeterministicKeys(seen.Roles) {
+		used = used || seen.Roles[role] == r.To.Authority.IssuerID
+	}
+	switch {
+	case chain == rotation.Pinned:
+		return failure.Permanent(failure.Conflict, "Vault %q: the intermediate %s is pinned (its manual_chain is itself alone), which is no chain of this rotation. Nothing more is changed. See who has set it (vault read %s/issuer/%[2]s)",
+			r.spec.Vault.Name, r.To.Authority.Name, r.spec.Vault.RelayMount)
+	case r.Record.Mode == "" && r.Record.Next == "" && !used && chain != rotation.Bridged:
+		return nil // made by hand, and nobody has been issued it: it is given another chain first
+	case used || chain != rotation.Bridged:
+		r.At = chain
+	}
+	r.Record.Mode, r.Record.Next = now, ""
+	r.reach(chain)
 	return nil
 }
 

@@ -106,8 +106,9 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 	if err := r.aim(ctx, mode); err != nil {
 		return err
 	}
+	r.At = mode
 	if r.pass("chain "+mode.String(), trust) {
-		r.At, r.Reached = mode, nil
+		r.Reached = nil
 		r.fleet.again(ctx)
 	}
 	if r.Reached == nil {
