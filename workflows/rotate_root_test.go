@@ -769,6 +769,7 @@ func TestRotateRoot(t *testing.T) {
 // Whatever is renewed and whatever starts anew, at whatever moment, no handshake
 // fails, forward and back.
 func TestRotateRootAmongRenewals(t *testing.T) {
+	withoutRaceDetector(t)
 	for seed := range uint64(8) {
 		w := newRootWorld(t)
 		dice := rand.New(rand.NewPCG(seed, 1))
@@ -964,6 +965,7 @@ func TestTheNextChainWaitsForTheOneBefore(t *testing.T) {
 // Taken back in any phase, it goes through the chains that it came by, and the roles
 // go back to the previous intermediate only then; the new root is dropped last.
 func TestRotateRootRollsBack(t *testing.T) {
+	withoutRaceDetector(t)
 	for phase, chains := range map[string][]string{
 		"prepare": nil, "trust": {}, "bridge": {}, "pivot": {}, "commit": {"give bridged"},
 		"contract": {"give pivot", "give bridged"}, "retire": {"give pivot", "give bridged"}, "finish": {"give pivot", "give bridged"},
@@ -1020,6 +1022,7 @@ func TestRotateRootRollsBack(t *testing.T) {
 
 // Lost at any point of its second half, another run goes on with it.
 func TestRotateRootGoesOn(t *testing.T) {
+	withoutRaceDetector(t)
 	for _, lost := range []string{"root 2", "intermediate 2", "trust cluster3 +2", "role 2 cluster1", "reissue", "give pivot", "record pivot>", "give final", "record final>", "record final> the old root",
 		"trust cluster3 -1", "use intermediate 1 false", "use root 1 false", "record the end"} {
 		t.Run(lost, func(t *testing.T) {
@@ -1122,6 +1125,7 @@ func (w *rootWorld) join(name string, trust ...int) {
 
 // Who joins, whenever, is gone over like the others.
 func TestMembersJoinARotationOfTheRoot(t *testing.T) {
+	withoutRaceDetector(t)
 	for at, trust := range map[string][]int{
 		"record >": {1}, "trust cluster1 +2": {1}, "role 2 cluster1": {1, 2}, "record bridged>pivot": {1, 2}, "record pivot>": {1, 2}, "reissue": {1, 2}, "give final": {1, 2}, "consumers mgmt": {1, 2},
 		"trust cluster1 -1": {1, 2}, "use intermediate 1 false": {2},
@@ -1237,5 +1241,14 @@ func TestPlanOfARotationOfTheRoot(t *testing.T) {
 		if !slices.Contains(phases, phase) {
 			t.Errorf("nothing is said of %s, of %q", phase, phases)
 		}
+	}
+}
+
+// withoutRaceDetector leaves a test of many runs to the run of this package that
+// test/run.sh makes without the race detector.
+func withoutRaceDetector(t *testing.T) {
+	t.Helper()
+	if raced {
+		t.Skip("run without the race detector")
 	}
 }
