@@ -109,7 +109,7 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 		r.keepOut(ctx, record.Quarantined)
 	}
 	r.Away = map[string]bool{}
-	for name := range record.Quarantined {
+	for _, name := range workflow.DeterministicKeys(record.Quarantined) {
 		r.Away[name] = true
 	}
 	r.Target.Since = workflow.Now(ctx)
