@@ -128,7 +128,7 @@ func (p paper) draw(v view) []string {
 		}
 		lines = append(lines, notices[:min(len(notices), max(p.height/2, 1))]...)
 	}
-	steps, clusters := p.steps(v.Progress.Steps), p.clusters(v)
+	steps, clusters := p.steps(folded(v.Progress.Steps, v.Progress.Phase)), p.clusters(v)
 	room := p.height - 1 - len(lines) // the last line is the cursor's
 	if len(steps)+len(clusters)+2 > room {
 		steps = p.steps(unfinished(v.Progress.Steps))
@@ -195,6 +195,36 @@ func (p paper) header(v view) string {
 		spans = append(spans, span{"  " + does, dim})
 	}
 	return p.line(spans...)
+}
+
+// folded has each phase that is over, and in which nothing went wrong, as one step:
+// a rotation has as many as a screen has lines, in all.
+func folded(steps []procedure.Step, now string) []procedure.Step {
+	var out []procedure.Step
+	for len(steps) > 0 {
+		phase, n := steps[0].Phase, 1
+		for n < len(steps) && steps[n].Phase == phase {
+			n++
+		}
+		part := steps[:n]
+		steps = steps[n:]
+		if phase == "" || phase == now || len(unfinished(part)) > 0 {
+			out = append(out, part...)
+			continue
+		}
+		changed := 0
+		for _, s := range part {
+			if s.State == procedure.Changed || s.State == procedure.Created {
+				changed++
+			}
+		}
+		one := procedure.Step{Name: phase, State: procedure.Done, Detail: fmt.Sprintf("%d steps, of which %d changed something", n, changed)}
+		if n == 1 {
+			one.Detail = part[0].Name
+		}
+		out = append(out, one)
+	}
+	return out
 }
 
 func (p paper) steps(steps []procedure.Step) []string {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,5 +199,34 @@ func TestASCIIOnly(t *testing.T) {
 		if got := asciiOnly(func(name string) string { return test.env[name] }); got != test.want {
 			t.Errorf("asciiOnly(%v) = %v", test.env, got)
 		}
+	}
+}
+
+// Of a rotation, what is over and went well takes a line for each phase.
+func TestFolded(t *testing.T) {
+	step := func(phase, name string, state procedure.State) procedure.Step {
+		return procedure.Step{Phase: phase, Name: name, State: state}
+	}
+	got := folded([]procedure.Step{
+		step("preflight", "server", procedure.UpToDate), step("preflight", "lock", procedure.UpToDate),
+		step("prepare", "new root", procedure.Created), step("prepare", "bridge", procedure.Created), step("prepare", "prove", procedure.UpToDate),
+		step("trust", "note", procedure.Changed),
+		step("bridge", "roles", procedure.Failed), step("bridge", "roles", procedure.Done),
+		step("pivot", "chain pivot", procedure.Changed), step("pivot", "server", procedure.Running),
+	}, "pivot")
+	var lines []string
+	for _, s := range got {
+		lines = append(lines, strings.TrimSpace(fmt.Sprint(s.Name, " ", s.State, " ", s.Detail)))
+	}
+	want := []string{
+		"preflight done 2 steps, of which 0 changed something", "prepare done 3 steps, of which 2 changed something", "trust done note",
+		"roles failed", "roles done", "chain pivot changed", "server running",
+	}
+	if !slices.Equal(lines, want) {
+		t.Errorf("%q", lines)
+	}
+	// A setup's steps are of no phase.
+	if alone := folded([]procedure.Step{step("", "root CA", procedure.Created)}, "verification"); len(alone) != 1 || alone[0].Name != "root CA" {
+		t.Errorf("%+v", alone)
 	}
 }
