@@ -218,11 +218,7 @@ func folded(steps []procedure.Step, now string) []procedure.Step {
 				changed++
 			}
 		}
-		one := procedure.Step{Name: phase, State: procedure.Done, Detail: fmt.Sprintf("%d steps, of which %d changed something", n, changed)}
-		if n == 1 {
-			one.Detail = part[0].Name
-		}
-		out = append(out, one)
+		out = append(out, procedure.Step{Name: phase, State: procedure.Done, Detail: fmt.Sprintf("steps: %d, of which changed something: %d", n, changed)})
 	}
 	return out
 }

@@ -219,7 +219,7 @@ func TestFolded(t *testing.T) {
 		lines = append(lines, strings.TrimSpace(fmt.Sprint(s.Name, " ", s.State, " ", s.Detail)))
 	}
 	want := []string{
-		"preflight done 2 steps, of which 0 changed something", "prepare done 3 steps, of which 2 changed something", "trust done note",
+		"preflight done steps: 2, of which changed something: 0", "prepare done steps: 3, of which changed something: 2", "trust done steps: 1, of which changed something: 1",
 		"roles failed", "roles done", "chain pivot changed", "server running",
 	}
 	if !slices.Equal(lines, want) {
