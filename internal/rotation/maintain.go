@@ -182,7 +182,7 @@ func decideIntermediate(s State, percent int, leaves bool) Decision {
 		d.Why = fmt.Sprintf("%s; due at %d%%, on %s", share, percent, day(ca.at(percent)))
 	case s.Root.NotAfter.Before(s.Now.Add(s.IntermediateTTL)):
 		d.Why = fmt.Sprintf("%s; due, and not begun: the root %s ends on %s, before a new intermediate would", share, s.Root.Name, day(s.Root.NotAfter))
-		d.Warning = fmt.Sprintf("the intermediate %s is due, and cannot be rotated: the root %s ends on %s, before a new intermediate would. Shorten pki.intermediate.ttl, or rotate the root first",
+		d.Warning = fmt.Sprintf("the intermediate %s is due, and cannot be rotated: the root %s ends on %s, before a new intermediate would. Shorten pki.intermediate.ttl, or rotate the root first (relaypki rotate root MESH --plan)",
 			ca.Name, s.Root.Name, day(s.Root.NotAfter))
 	case s.Busy != "":
 		d.Why = fmt.Sprintf("%s; due, and not begun: %s is at work on the mesh's CAs", share, s.Busy)
@@ -226,6 +226,9 @@ func decideRoot(s State, percent int) Decision {
 		d.Warning = fmt.Sprintf("the rotation of the root %s had to begin by %s to be over in time: it ends on %s", ca.Name, day(ca.LatestStart), day(ca.NotAfter))
 	case d.Due:
 		d.Warning = fmt.Sprintf("the root %s is due, it ends on %s. Its rotation is not begun by itself%s", ca.Name, day(ca.NotAfter), by)
+	}
+	if d.Warning != "" {
+		d.Warning += ". What it would do: relaypki rotate root MESH --plan"
 	}
 	switch {
 	case d.Due:
