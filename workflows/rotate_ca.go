@@ -404,6 +404,23 @@ func (r *caRotation) lagging(ctx workflow.Context) ([]string, error) {
 	return lagging, nil
 }
 
+// windUp has Vault tidy up, records that nothing is left of what was replaced, and
+// waits until the last certificate of that has ended.
+func (r *caRotation) windUp(ctx workflow.Context, replaced string) error {
+	if _, err := r.step(ctx, "CRL and tidy", "Have Vault renew its CRLs and tidy away what has expired", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, acting, vaults.ConfigureTidy, vault.TidyInput{Spec: r.spec.Only(""), Mode: r.mode})
+	}); err != nil {
+		return err
+	}
+	if r.mode.Writes() && r.Record.Converged.IsZero() {
+		r.Record.Converged = workflow.Now(ctx)
+		if err := r.note(ctx, "record the rotation", "Record that nothing is left of the previous "+replaced); err != nil {
+			return err
+		}
+	}
+	return r.waitOut(ctx)
+}
+
 // waitOut waits for the end of the longest leaf. Whoever knows that no other
 // certificate of the previous intermediate matters may end it.
 func (r *caRotation) waitOut(ctx workflow.Context) error {

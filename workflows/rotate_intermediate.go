@@ -398,18 +398,7 @@ func (r *intermediateRotation) retire(ctx workflow.Context) error {
 	if err := r.use(ctx, r.From, false, r.To); err != nil {
 		return err
 	}
-	if _, err := r.step(ctx, "CRL and tidy", "Have Vault renew its CRLs and tidy away what has expired", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, acting, vaults.ConfigureTidy, vault.TidyInput{Spec: r.spec.Only(""), Mode: r.mode})
-	}); err != nil {
-		return err
-	}
-	if r.mode.Writes() && r.Record.Converged.IsZero() {
-		r.Record.Converged = workflow.Now(ctx)
-		if err := r.note(ctx, "record the rotation", "Record that nothing is left of the previous intermediate"); err != nil {
-			return err
-		}
-	}
-	if err := r.waitOut(ctx); err != nil {
+	if err := r.windUp(ctx, "intermediate"); err != nil {
 		return err
 	}
 	return r.end(ctx)

@@ -585,18 +585,7 @@ func (r *rootRotation) retire(ctx workflow.Context) error {
 	if err := r.useCA(ctx, whatRoot, r.Root, false, r.NewRoot); err != nil {
 		return err
 	}
-	if _, err := r.step(ctx, "CRL and tidy", "Have Vault renew its CRLs and tidy away what has expired", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, acting, vaults.ConfigureTidy, vault.TidyInput{Spec: r.spec.Only(""), Mode: r.mode})
-	}); err != nil {
-		return err
-	}
-	if r.mode.Writes() && r.Record.Converged.IsZero() {
-		r.Record.Converged = workflow.Now(ctx)
-		if err := r.note(ctx, "record the rotation", "Record that nothing is left of the previous CAs"); err != nil {
-			return err
-		}
-	}
-	if err := r.waitOut(ctx); err != nil {
+	if err := r.windUp(ctx, "CAs"); err != nil {
 		return err
 	}
 	return r.end(ctx)
