@@ -55,14 +55,7 @@ what, and refuses a rotation that would cut anybody off.`,
 				return badInput(c.again("status"), "%q is not the name of a mesh", args[0])
 			}
 			in.Mesh, in.Plan = args[0], plan
-			problems := in.Validate()
-			if ttl != "" {
-				life, err := mesh.ParseDuration(ttl)
-				if err != nil {
-					problems = append(problems, strict.Problem{Path: "intermediate.ttl", Message: err.Error()})
-				}
-				in.Intermediate.TTL = life
-			}
+			problems := append(in.Validate(), setTTL(&in.Intermediate, ttl, "intermediate.ttl")...)
 			if len(problems) == 0 && in.DeleteOldKey && !plan {
 				if err := c.confirm(cmd, yes, danger{
 					question:    fmt.Sprintf("Have the key of mesh %s's previous intermediate deleted at the end?", in.Mesh),
@@ -335,4 +328,16 @@ func rotationResult(e ending) (procedure.RotateResult, bool) {
 	var r procedure.RotateResult
 	_, of := courses[e.Procedure]
 	return r, of && json.Unmarshal(e.Result, &r) == nil && r.Mesh != ""
+}
+
+// setTTL gives a CA that is to be made the life that a flag says, if it says one.
+func setTTL(ca *mesh.CA, text, path string) []strict.Problem {
+	if text == "" {
+		return nil
+	}
+	var err error
+	if ca.TTL, err = mesh.ParseDuration(text); err != nil {
+		return []strict.Problem{{Path: path, Message: err.Error()}}
+	}
+	return nil
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
-	"github.com/relaypki/relaypki/internal/strict"
 )
 
 func (c *cli) rotateRootCommand() *cobra.Command {
@@ -54,19 +53,8 @@ what, and refuses a rotation that would cut anybody off.`,
 				return badInput(c.again("status"), "%q is not the name of a mesh", args[0])
 			}
 			in.Mesh, in.Plan = args[0], plan
-			problems := in.Validate()
-			for _, life := range []struct {
-				path, text string
-				of         *mesh.CA
-			}{{"root.ttl", ttl, &in.Root}, {"intermediate.ttl", intermediateTTL, &in.Intermediate}} {
-				if life.text == "" {
-					continue
-				}
-				var err error
-				if life.of.TTL, err = mesh.ParseDuration(life.text); err != nil {
-					problems = append(problems, strict.Problem{Path: life.path, Message: err.Error()})
-				}
-			}
+			problems := append(in.Validate(), setTTL(&in.Root, ttl, "root.ttl")...)
+			problems = append(problems, setTTL(&in.Intermediate, intermediateTTL, "intermediate.ttl")...)
 			if len(problems) == 0 && in.DeleteOldKeys && !plan {
 				if err := c.confirm(cmd, yes, danger{
 					question:    fmt.Sprintf("Have the keys of mesh %s's previous root and intermediate deleted at the end?", in.Mesh),

@@ -42,9 +42,8 @@ type caRotation struct {
 
 // caInput is what the inputs of the rotations of CAs have in common.
 type caInput struct {
-	plan, rollback             bool
-	reason, approval, snapshot string
-	deleteOld                  bool
+	plan, rollback, deleteOld bool
+	approval                  string
 	// what is what is rotated, as the command says it.
 	what string
 }
@@ -58,8 +57,6 @@ const (
 // caProcedure is what the rotations of CAs do each in its own way.
 type caProcedure interface {
 	preflight(ctx workflow.Context) (cluster.MeshRecord, error)
-	// plan says what each phase would do; what it finds in the way is in the matrix.
-	plan(ctx workflow.Context) error
 	forward(ctx workflow.Context) error
 	backward(ctx workflow.Context) error
 	// noWayBack says why the mesh cannot go back to the previous CAs.
@@ -129,7 +126,7 @@ func (r *caRotation) run(ctx workflow.Context) error {
 		return err
 	}
 	if r.asked.plan {
-		return r.of.plan(workflow.WithValue(ctx, inTurnKey{}, true))
+		return r.plan(workflow.WithValue(ctx, inTurnKey{}, true))
 	}
 	return locked(ctx, r.step, caLock(ctx, r.spec), theCAs, func(ctx workflow.Context) error {
 		if err := r.begin(ctx, record); err != nil {
@@ -138,6 +135,33 @@ func (r *caRotation) run(ctx workflow.Context) error {
 		r.parks = true
 		return r.thereOrBack(ctx)
 	})
+}
+
+// look reads the mesh's record, and refuses what it is in the way of. Its phase is
+// the last one if keys that an earlier rotation has left are all that is to be
+// done.
+func (r *caRotation) look(ctx workflow.Context) (record cluster.MeshRecord, err error) {
+	if r.Queues, err = r.report.describe(ctx, string(rotation.PhasePreflight)); err != nil {
+		return record, err
+	}
+	if record, err = r.read(ctx); err != nil {
+		return record, err
+	}
+	r.Deletions = record.Deletions
+	if r.asked.deleteOld && !r.asked.rollback && record.Rotation == nil && len(record.Deletions) > 0 {
+		r.Phase = r.course.Last()
+		return record, nil
+	}
+	r.report.Clusters = pending(ctx, r.spec)
+	r.fleet.follow(r.spec.Rollout)
+	r.keepOut(ctx, record.Quarantined)
+	if r.asked.rollback && record.Rotation == nil {
+		return record, failure.Permanent(failure.InvalidInput, "the mesh %q is in no rotation that could be taken back; nothing was changed. To be rid of the %[2]s at work, rotate to a new one: relaypki rotate %[2]s %[1]s", r.spec.Mesh, r.asked.what)
+	}
+	if begun := record.Rotation; begun != nil && begun.Procedure != r.report.Procedure {
+		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. Finish that first", r.spec.Mesh, begun.Procedure, begun.Workflow)
+	}
+	return record, nil
 }
 
 // longRotation is what a rotation that is continued as new goes on from.
@@ -172,6 +196,16 @@ type longRotation struct {
 	RolesLand   time.Time `json:"rolesLand,omitzero"`
 	// Passed is the part in which everybody has a turn, while it is under way.
 	Passed string `json:"passed,omitempty"`
+}
+
+// plan says what each phase would do; what it finds in the way is in the matrix.
+func (r *caRotation) plan(ctx workflow.Context) error {
+	for _, p := range r.result.Matrix {
+		if len(p.Broken) > 0 {
+			return failure.Permanent(failure.Preflight, "this rotation would cut agents off, and is refused; nothing was changed:\n- in phase %s: %s", p.Phase, strings.Join(p.Broken, "\n- "))
+		}
+	}
+	return r.of.forward(ctx)
 }
 
 // thereOrBack goes through the phases; told to roll back, it ends what it is at
@@ -222,6 +256,20 @@ func (r *caRotation) phases(ctx workflow.Context, legs ...leg) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// wayBack has a rotation go forward that was to be taken back and cannot be any
+// more; to ask for it anew is refused.
+func (r *caRotation) wayBack(ctx workflow.Context) error {
+	if r.Record.Back == "" {
+		return nil
+	}
+	err := r.of.noWayBack(ctx)
+	if err == nil || r.asked.rollback {
+		return err
+	}
+	r.Record.Back = ""
 	return nil
 }
 
@@ -522,6 +570,23 @@ func (r *caRotation) close(ctx workflow.Context, intermediate, root int, summary
 		return r.recordRotation(ctx, nil, &generations)
 	})
 	return err
+}
+
+// turned begins the way back.
+func (r *caRotation) turned(ctx workflow.Context) error {
+	if err := r.report.phase(ctx, "rollback"); err != nil {
+		return err
+	}
+	r.result.RolledBack = r.Record.Back
+	if r.Turned {
+		return nil
+	}
+	r.Turned = true
+	if r.cut || r.turn == nil { // what another run was at, nobody knows
+		r.Lands = workflow.Now(ctx).Add(landing)
+	}
+	r.fleet.again(ctx)
+	return nil
 }
 
 // landing is for how long a request that was cut off may still change something

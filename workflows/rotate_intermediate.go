@@ -37,7 +37,7 @@ import (
 func RotateIntermediateCA(ctx workflow.Context, in procedure.Typed[procedure.RotateIntermediateInput], long *longRotation) (procedure.RotateResult, error) {
 	r := &intermediateRotation{input: in.In, caRotation: caRotation{
 		rotating: rotating{in: in.In.MeshInput}, course: rotation.OfIntermediate,
-		asked: caInput{plan: in.In.Plan, rollback: in.In.Rollback, reason: in.In.Reason, approval: in.In.Approval, snapshot: in.In.Snapshot, deleteOld: in.In.DeleteOldKey, what: whatIntermediate},
+		asked: caInput{plan: in.In.Plan, rollback: in.In.Rollback, approval: in.In.Approval, deleteOld: in.In.DeleteOldKey, what: whatIntermediate},
 	}}
 	r.of = r
 	return r.start(ctx, procedure.RotateIntermediateCA, append(in.Problems, in.In.Validate()...), long, func(ctx workflow.Context, next longRotation) error {
@@ -71,25 +71,8 @@ func (r *intermediateRotation) over(rotation.Phase) bool { return false }
 // preflight looks at all that the rotation relies on; nothing has been changed
 // by its end.
 func (r *intermediateRotation) preflight(ctx workflow.Context) (record cluster.MeshRecord, err error) {
-	if r.Queues, err = r.report.describe(ctx, string(rotation.PhasePreflight)); err != nil {
+	if record, err = r.look(ctx); err != nil || r.Phase == r.course.Last() {
 		return record, err
-	}
-	if record, err = r.read(ctx); err != nil {
-		return record, err
-	}
-	r.Deletions = record.Deletions
-	if r.input.DeleteOldKey && !r.input.Rollback && record.Rotation == nil && len(record.Deletions) > 0 {
-		r.Phase = rotation.PhaseDeleteKey // all that the rotation has left to do
-		return record, nil
-	}
-	r.report.Clusters = pending(ctx, r.spec)
-	r.fleet.follow(r.spec.Rollout)
-	r.keepOut(ctx, record.Quarantined)
-	if r.input.Rollback && record.Rotation == nil {
-		return record, failure.Permanent(failure.InvalidInput, "the mesh %q is in no rotation that could be taken back; nothing was changed. To be rid of the intermediate at work, rotate to a new one: relaypki rotate intermediate %[1]s", r.spec.Mesh)
-	}
-	if record.Rotation != nil && record.Rotation.Procedure != procedure.RotateIntermediateCA {
-		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. Finish that first", r.spec.Mesh, record.Rotation.Procedure, record.Rotation.Workflow)
 	}
 	if _, err := r.step(ctx, "certificate authorities", "Read the CAs in Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return r.survey(ctx, record)
@@ -167,20 +150,6 @@ func (r *intermediateRotation) survey(ctx workflow.Context, record cluster.MeshR
 		detail += fmt.Sprintf("; the rotation to %s that was begun by hand goes on", vault.IntermediateName(byHand))
 	}
 	return procedure.Outcome{Detail: detail}, nil
-}
-
-// wayBack has a rotation go forward that was to be taken back and cannot be any
-// more; to ask for it anew is refused.
-func (r *intermediateRotation) wayBack(ctx workflow.Context) error {
-	if r.Record.Back == "" {
-		return nil
-	}
-	err := r.noWayBack(ctx)
-	if err == nil || r.input.Rollback {
-		return err
-	}
-	r.Record.Back = ""
-	return nil
 }
 
 // noWayBack says why the previous intermediate cannot serve the mesh once more.
@@ -427,16 +396,8 @@ func (r *intermediateRotation) end(ctx workflow.Context) error {
 // of the previous. Both are accepted by everybody, so the order is free. What was
 // staged stays, and may not issue: deleting is never part of going back.
 func (r *intermediateRotation) backward(ctx workflow.Context) error {
-	if err := r.report.phase(ctx, "rollback"); err != nil {
+	if err := r.turned(ctx); err != nil {
 		return err
-	}
-	r.result.RolledBack = r.Record.Back
-	if !r.Turned {
-		r.Turned = true
-		if r.cut || r.turn == nil { // what another run was at, nobody knows
-			r.Lands = workflow.Now(ctx).Add(landing)
-		}
-		r.fleet.again(ctx)
 	}
 	if err := r.giveBack(ctx); err != nil {
 		return err
@@ -493,16 +454,6 @@ func (r *intermediateRotation) putAway(ctx workflow.Context) error {
 		return nil
 	}
 	return r.use(ctx, r.To, false, r.From)
-}
-
-// plan says what each phase would do; what it finds in the way is in the matrix.
-func (r *intermediateRotation) plan(ctx workflow.Context) error {
-	for _, p := range r.result.Matrix {
-		if len(p.Broken) > 0 {
-			return failure.Permanent(failure.Preflight, "this rotation would cut agents off, and is refused; nothing was changed:\n- in phase %s: %s", p.Phase, strings.Join(p.Broken, "\n- "))
-		}
-	}
-	return r.forward(ctx)
 }
 
 // matrix is who presents and who trusts what in each phase.

@@ -42,7 +42,7 @@ func RotateRootCA(ctx workflow.Context, in procedure.Typed[procedure.RotateRootI
 	}
 	r := &rootRotation{input: in.In, caRotation: caRotation{
 		rotating: rotating{in: in.In.MeshInput, inPhases: true}, course: rotation.OfRoot,
-		asked: caInput{plan: in.In.Plan, rollback: in.In.Rollback, reason: in.In.Reason, approval: approval, snapshot: in.In.Snapshot, deleteOld: in.In.DeleteOldKeys, what: whatRoot},
+		asked: caInput{plan: in.In.Plan, rollback: in.In.Rollback, approval: approval, deleteOld: in.In.DeleteOldKeys, what: whatRoot},
 	}}
 	r.of = r
 	return r.start(ctx, procedure.RotateRootCA, append(in.Problems, in.In.Validate()...), long, func(ctx workflow.Context, next longRotation) error {
@@ -97,22 +97,12 @@ func (r *rootRotation) over(phase rotation.Phase) bool {
 // preflight looks at all that the rotation relies on; nothing has been changed
 // by its end.
 func (r *rootRotation) preflight(ctx workflow.Context) (record cluster.MeshRecord, err error) {
-	if r.Queues, err = r.report.describe(ctx, string(rotation.PhasePreflight)); err != nil {
+	if record, err = r.look(ctx); err != nil || r.Phase == r.course.Last() {
 		return record, err
 	}
-	if record, err = r.read(ctx); err != nil {
-		return record, err
-	}
-	r.Deletions = record.Deletions
-	if r.input.DeleteOldKeys && !r.input.Rollback && record.Rotation == nil && len(record.Deletions) > 0 {
-		r.Phase = rotation.PhaseDeleteKeys // all that the rotation has left to do
-		return record, nil
-	}
-	r.report.Clusters = pending(ctx, r.spec)
-	r.fleet.follow(r.spec.Rollout)
-	r.keepOut(ctx, record.Quarantined)
-	if err := r.may(record); err != nil {
-		return record, err
+	if r.spec.PKI.Root.Offline() {
+		return record, failure.Permanent(failure.InvalidInput, "the root of the mesh %q is kept outside Vault (pki.root.kept: %s), and this procedure makes and signs with roots that are in Vault; nothing was changed. relaypki rotate intermediate %[1]s replaces what is below it",
+			r.spec.Mesh, mesh.KeptOffline)
 	}
 	if _, err := r.step(ctx, "certificate authorities", "Read the CAs in Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return r.survey(ctx, record)
@@ -126,21 +116,6 @@ func (r *rootRotation) preflight(ctx workflow.Context) (record cluster.MeshRecor
 	}
 	r.matrix(pairs)
 	return record, nil
-}
-
-// may says why the mesh's record is in the way.
-func (r *rootRotation) may(record cluster.MeshRecord) error {
-	begun := record.Rotation
-	switch {
-	case r.input.Rollback && begun == nil:
-		return failure.Permanent(failure.InvalidInput, "the mesh %q is in no rotation that could be taken back; nothing was changed. To be rid of the root at work, rotate to a new one: relaypki rotate root %[1]s", r.spec.Mesh)
-	case begun != nil && begun.Procedure != procedure.RotateRootCA:
-		return failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. Finish that first", r.spec.Mesh, begun.Procedure, begun.Workflow)
-	case r.spec.PKI.Root.Offline():
-		return failure.Permanent(failure.InvalidInput, "the root of the mesh %q is kept outside Vault (pki.root.kept: %s), and this procedure makes and signs with roots that are in Vault; nothing was changed. relaypki rotate intermediate %[1]s replaces what is below it",
-			r.spec.Mesh, mesh.KeptOffline)
-	}
-	return nil
 }
 
 // survey decides between which CAs the rotation goes: those of the one that has
@@ -344,7 +319,7 @@ func (r *rootRotation) chainInVault(seen vault.SurveyResult) (mode rotation.Mode
 			}
 			above = append(above, c)
 		}
-		lineage, err := r.lineage()
+		lineage, err := r.lineagePEM().Certificates()
 		if err != nil {
 			return 0, false, err
 		}
@@ -618,17 +593,11 @@ func (r *rootRotation) end(ctx workflow.Context) error {
 // backward takes the rotation back through the same chains, each under its gate.
 // What was made stays, and may not issue: deleting is never part of going back.
 func (r *rootRotation) backward(ctx workflow.Context) error {
-	if err := r.report.phase(ctx, "rollback"); err != nil {
-		return err
-	}
-	r.result.RolledBack = r.Record.Back
 	if !r.Turned {
-		r.Turned = true
-		if r.cut || r.turn == nil { // what another run was at, nobody knows
-			r.Lands = workflow.Now(ctx).Add(landing)
-		}
 		r.RolesLand = workflow.Now(ctx).Add(landing)
-		r.fleet.again(ctx)
+	}
+	if err := r.turned(ctx); err != nil {
+		return err
 	}
 	if err := r.landed(ctx); err != nil {
 		return err
@@ -749,20 +718,6 @@ func (r *rootRotation) putAway(ctx workflow.Context) error {
 	return r.useCA(ctx, whatRoot, r.NewRoot, false, r.Root)
 }
 
-// wayBack has a rotation go forward that was to be taken back and cannot be any
-// more; to ask for it anew is refused.
-func (r *rootRotation) wayBack(ctx workflow.Context) error {
-	if r.Record.Back == "" {
-		return nil
-	}
-	err := r.noWayBack(ctx)
-	if err == nil || r.input.Rollback {
-		return err
-	}
-	r.Record.Back = ""
-	return nil
-}
-
 // noWayBack says why the previous CAs cannot serve the mesh once more.
 func (r *rootRotation) noWayBack(ctx workflow.Context) error {
 	ends := r.From.Authority.NotAfter
@@ -777,16 +732,6 @@ func (r *rootRotation) noWayBack(ctx workflow.Context) error {
 		return nil
 	}
 	return failure.Permanent(failure.Preflight, "the rotation is not taken back to %s: %v. It only goes forward: relaypki rotate root %s", r.From.Authority.Name, err, r.spec.Mesh)
-}
-
-// plan says what each phase would do.
-func (r *rootRotation) plan(ctx workflow.Context) error {
-	for _, p := range r.result.Matrix {
-		if len(p.Broken) > 0 {
-			return failure.Permanent(failure.Preflight, "this rotation would cut agents off, and is refused; nothing was changed:\n- in phase %s: %s", p.Phase, strings.Join(p.Broken, "\n- "))
-		}
-	}
-	return r.forward(ctx)
 }
 
 // landed waits until what was cut off in Vault has happened or not.

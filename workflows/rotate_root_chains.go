@@ -1,7 +1,6 @@
 package workflows
 
 import (
-	"crypto/x509"
 	"fmt"
 	"slices"
 	"strings"
@@ -449,7 +448,7 @@ func (r *rootRotation) fleetOf(pairs map[string]relay.CheckPairResult) rotation.
 		m := rotation.Member{Name: w.Name, OwnTrust: w.Agent.Trust == mesh.TrustOwn, Quarantined: r.fleet.status[w.Name] == rollout.Skipped,
 			Chain:        rotation.Copies[rotation.Modes]{InFlight: ever, Stored: ever, Loaded: ever},
 			Bundle:       rotation.Copies[rotation.Stores]{Stored: rotation.AnyStore, Loaded: r.bundles()},
-			LoadedAnchor: anchors(ever)}
+			LoadedAnchor: ever.Anchors()}
 		if seen {
 			m.Chain.Stored, m.Bundle.Stored = pair.Stored, pair.Bundle
 		}
@@ -482,17 +481,6 @@ func upTo(mode rotation.Mode) rotation.Modes {
 		modes |= rotation.In(m)
 	}
 	return modes
-}
-
-// anchors are the trust stores of members that trust their ca.crt.
-func anchors(of rotation.Modes) rotation.Stores {
-	var stores rotation.Stores
-	for m := range rotation.Final + 1 {
-		if of.Has(m) {
-			stores |= rotation.Trusting(m.Anchor())
-		}
-	}
-	return stores
 }
 
 // What Vault gives in each mode: the chain above the intermediate, what of it is
@@ -536,22 +524,6 @@ func named(known, name string) string {
 
 func (r *rootRotation) lineagePEM() *relay.Lineage {
 	return &relay.Lineage{OldRootPEM: r.Root.CertificatePEM, NewRootPEM: r.NewRoot.CertificatePEM, OldIntermediatePEM: r.From.CertificatePEM, NewIntermediatePEM: r.To.CertificatePEM}
-}
-
-// lineage are the certificates of the rotation; what is not there yet is nil.
-func (r *rootRotation) lineage() (of rotation.Lineage, err error) {
-	for _, ca := range []struct {
-		text string
-		into **x509.Certificate
-	}{{r.Root.CertificatePEM, &of.OldRoot}, {r.NewRoot.CertificatePEM, &of.NewRoot}, {r.From.CertificatePEM, &of.OldIntermediate}, {r.To.CertificatePEM, &of.NewIntermediate}} {
-		if ca.text == "" {
-			continue
-		}
-		if *ca.into, err = certificateOf(ca.text); err != nil {
-			return of, err
-		}
-	}
-	return of, nil
 }
 
 // matrix is who presents and who trusts what in each phase.

@@ -26,11 +26,11 @@ func TestWhatMayHaveBeenIssued(t *testing.T) {
 		if got := upTo(mode); got != want.modes {
 			t.Errorf("up to %s: %s", mode, got)
 		}
-		if got := anchors(upTo(mode)); got != want.anchors {
+		if got := upTo(mode).Anchors(); got != want.anchors {
 			t.Errorf("the anchors up to %s: %s", mode, got)
 		}
 	}
-	if got := anchors(rotation.In(rotation.Final)); got != fresh {
+	if got := rotation.In(rotation.Final).Anchors(); got != fresh {
 		t.Errorf("the anchors of final: %s", got)
 	}
 }

@@ -39,8 +39,9 @@ type Lineage struct {
 	NewIntermediatePEM string `json:"newIntermediatePEM"`
 }
 
-// lineage are the certificates; what is not there yet is empty.
-func (l Lineage) lineage() (rotation.Lineage, error) {
+// Certificates are those of the CAs; what is not there yet is nil. One that cannot be
+// read is InvalidInput.
+func (l Lineage) Certificates() (rotation.Lineage, error) {
 	var of rotation.Lineage
 	for _, ca := range []struct {
 		text string
@@ -98,7 +99,7 @@ func (a *Activities) ReadServer(ctx context.Context, in ServerInput) (ServerResu
 	spec := in.Spec.WithDefaults()
 	var of *rotation.Lineage
 	if in.Lineage != nil {
-		lineage, err := in.Lineage.lineage()
+		lineage, err := in.Lineage.Certificates()
 		if err != nil {
 			return ServerResult{}, err
 		}
@@ -437,7 +438,7 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 	}
 	var of rotation.Lineage
 	if in.Lineage != nil {
-		if of, err = in.Lineage.lineage(); err != nil {
+		if of, err = in.Lineage.Certificates(); err != nil {
 			return result, err
 		}
 	}

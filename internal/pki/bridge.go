@@ -10,12 +10,10 @@ import (
 // MayBridge says why a root cannot, from now on, vouch for another root's key by a
 // bridge of that life, with an intermediate and its leaves below the bridge; or nil.
 func MayBridge(root *x509.Certificate, life time.Duration, now time.Time) error {
+	if err := maySign(root); err != nil {
+		return err
+	}
 	switch {
-	case !root.IsCA || !root.BasicConstraintsValid:
-		return fmt.Errorf("%s is no CA certificate", Name(root))
-	// As for MayIssue.
-	case root.KeyUsage != 0 && root.KeyUsage&x509.KeyUsageCertSign == 0:
-		return fmt.Errorf("%s may not sign certificates: its key usage lacks it", Name(root))
 	case limited(root) && root.MaxPathLen < 2:
 		return fmt.Errorf("%s has path length %d, and a bridge with an intermediate below it needs 2", Name(root), root.MaxPathLen)
 	case now.Before(root.NotBefore):

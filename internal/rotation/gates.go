@@ -40,7 +40,7 @@ type Member struct {
 // loaded what is stored, or that which is in flight.
 func (m Member) mayLack(roots Roots) bool {
 	if m.OwnTrust {
-		return (m.LoadedAnchor | (m.Chain.InFlight | m.Chain.Stored).anchors()).without(roots)
+		return (m.LoadedAnchor | (m.Chain.InFlight | m.Chain.Stored).Anchors()).without(roots)
 	}
 	return (m.Bundle.Stored | m.Bundle.Loaded).without(roots)
 }

@@ -286,7 +286,7 @@ func TestWrongProcedures(t *testing.T) {
 		"loaded told by when the container started": func(m *model) {
 			m.mistakes = func(server bool, m *Member) {
 				if !server {
-					m.Chain.Loaded, m.Bundle.Loaded, m.LoadedAnchor = m.Chain.Stored, m.Bundle.Stored, m.Chain.Stored.anchors()
+					m.Chain.Loaded, m.Bundle.Loaded, m.LoadedAnchor = m.Chain.Stored, m.Bundle.Stored, m.Chain.Stored.Anchors()
 				}
 			}
 		},
@@ -294,7 +294,7 @@ func TestWrongProcedures(t *testing.T) {
 		"the server's trust told by its chain": func(m *model) {
 			m.mistakes = func(server bool, m *Member) {
 				if server {
-					m.LoadedAnchor = m.Chain.Loaded.anchors()
+					m.LoadedAnchor = m.Chain.Loaded.Anchors()
 				}
 			}
 		},
@@ -446,7 +446,7 @@ func randomFleet(random *rand.Rand) Fleet {
 			m.Chain.Loaded = randomModes(random)
 		}
 		if ownTrust {
-			m.LoadedAnchor = m.Chain.Loaded.anchors()
+			m.LoadedAnchor = m.Chain.Loaded.Anchors()
 		} else {
 			m.Bundle = Copies[Stores]{Stored: store(), Loaded: store()}
 		}

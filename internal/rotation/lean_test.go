@@ -32,7 +32,7 @@ func leaned(t truth) truth {
 	if t.since.Has(t.chain) {
 		t.chain = noMode
 	}
-	if t.ownTrust && t.since.anchors()&Trusting(t.anchor) != 0 || !t.ownTrust && t.anchor == t.bundle {
+	if t.ownTrust && t.since.Anchors()&Trusting(t.anchor) != 0 || !t.ownTrust && t.anchor == t.bundle {
 		t.anchor = 0
 	}
 	return t
@@ -46,7 +46,7 @@ func leanTrusts(t truth) Stores {
 		stores = Trusting(t.anchor)
 	}
 	if t.ownTrust {
-		return stores | t.since.anchors()
+		return stores | t.since.Anchors()
 	}
 	return stores | Trusting(t.bundle)
 }
@@ -71,7 +71,7 @@ func (m model) leanNature(t truth, mode Mode) changes {
 				chains = append(chains, gone)
 				fallthrough
 			default:
-				if t.ownTrust && t.anchor == 0 && left.anchors()&Trusting(anchor) == 0 {
+				if t.ownTrust && t.anchor == 0 && left.Anchors()&Trusting(anchor) == 0 {
 					anchors = append(anchors, anchor)
 				}
 			}

@@ -171,8 +171,8 @@ func alternatives(text []byte, whatever func(), one func(name string) bool) erro
 	return nil
 }
 
-// anchors are the trust stores that ca.crt may be.
-func (s Modes) anchors() Stores {
+// Anchors are the trust stores that ca.crt may be.
+func (s Modes) Anchors() Stores {
 	var stores Stores
 	for m := range Mode(modes) {
 		if s.Has(m) {
