@@ -47,12 +47,14 @@ type fleet struct {
 	// are on their way.
 	parked  map[string]time.Time
 	telling int
+	// unreached are parked clusters that did not answer: nothing is known of them.
+	unreached map[string]bool
 }
 
 // newFleet is the fleet of the report's clusters. What it is told by updates is
 // in the report: that is what a person sees, and what a continued run starts from.
 func newFleet(r *report, how mesh.Rollout, abort workflow.CancelFunc) *fleet {
-	f := &fleet{report: r, abort: abort, status: map[string]rollout.Status{}, parked: map[string]time.Time{}, leaveOut: procedure.LeaveOut(r.Procedure),
+	f := &fleet{report: r, abort: abort, status: map[string]rollout.Status{}, parked: map[string]time.Time{}, unreached: map[string]bool{}, leaveOut: procedure.LeaveOut(r.Procedure),
 		rest: "What is done stays; start again with the same input for the rest"}
 	f.follow(how)
 	for _, c := range r.Clusters {
@@ -235,9 +237,15 @@ func (f *fleet) begin(ctx workflow.Context, cluster string, do work) {
 			f.status[cluster] = rollout.Waiting
 			f.report.cluster(ctx, cluster, procedure.Failed, "canceled")
 		default:
-			f.park(ctx, cluster, failure.Message(err))
+			f.failed(ctx, cluster, err)
 		}
 	})
+}
+
+// failed parks a cluster that something failed in.
+func (f *fleet) failed(ctx workflow.Context, cluster string, err error) {
+	f.park(ctx, cluster, failure.Message(err))
+	f.unreached[cluster] = failure.KindOf(err) == failure.Unavailable
 }
 
 // park notes that a cluster waits for a person, and why. It is always said
@@ -246,6 +254,7 @@ func (f *fleet) park(ctx workflow.Context, cluster, problem string) {
 	if f.status[cluster] != rollout.Parked {
 		f.status[cluster], f.parked[cluster] = rollout.Parked, workflow.Now(ctx)
 	}
+	delete(f.unreached, cluster)
 	f.report.cluster(ctx, cluster, procedure.Parked, strings.TrimPrefix(problem, fmt.Sprintf("cluster %q: ", cluster)))
 }
 

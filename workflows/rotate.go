@@ -159,7 +159,7 @@ func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, s
 				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, InFlightCAs: r.Target.InFlightCAs, Lineage: r.Lineage, RootsOnly: rootsOnly})
 			if err != nil {
 				if ctx.Err() == nil && !r.left(ctx, w.Name) {
-					r.unseen(ctx, w.Name, failure.Message(err))
+					r.unseen(ctx, w.Name, err)
 				}
 				return
 			}
@@ -180,13 +180,13 @@ func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, s
 
 // unseen parks a cluster that could not be looked at. A plan says so, and goes on
 // to what would be done in the others.
-func (r *rotating) unseen(ctx workflow.Context, name, why string) {
+func (r *rotating) unseen(ctx workflow.Context, name string, err error) {
 	if r.mode.Writes() {
-		r.fleet.park(ctx, name, why)
+		r.fleet.failed(ctx, name, err)
 		return
 	}
 	r.fleet.status[name] = rollout.Done
-	r.report.cluster(ctx, name, procedure.Failed, why)
+	r.report.cluster(ctx, name, procedure.Failed, failure.Message(err))
 }
 
 // clusters has the given clusters' certificates issued, in the order of the
@@ -242,7 +242,7 @@ func (r *rotating) lookAt(ctx workflow.Context, names []string) error {
 		r.report.cluster(ctx, name, procedure.Running, "")
 		out, err := r.cluster(ctx, name)
 		if err != nil {
-			r.unseen(ctx, name, failure.Message(err))
+			r.unseen(ctx, name, err)
 			continue
 		}
 		r.Results = append(r.Results, out)

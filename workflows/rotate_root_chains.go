@@ -127,16 +127,9 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 	}
 	r.fleet.passing = r.Record.Back != "" && mode == rotation.Pivot // who does not answer is in nobody's way yet
 	defer func() { r.fleet.passing = false }()
-	if names := canaries(r.spec); len(names) > 0 && !r.Server.Ended {
-		waits := slices.ContainsFunc(names, func(name string) bool { return r.fleet.status[name] != rollout.Done })
-		if err := r.clusters(ctx, names); err != nil {
+	if !r.Server.Ended {
+		if err := r.canary(ctx); err != nil {
 			return err
-		}
-		// Who goes back is in a hurry.
-		if r.mode.Writes() && waits && r.Record.Back == "" {
-			if err := r.soak(ctx, names); err != nil {
-				return err
-			}
 		}
 	}
 	if err := r.server(ctx); err != nil {
@@ -163,6 +156,36 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 			r.Reached[name] = true
 			delete(r.Away, name)
 		}
+	}
+	return nil
+}
+
+// canary has the canary issued, and left to itself for a while. One that does not
+// answer tells nothing, and is in the way of no chain but the next; unless the spec
+// names who goes first, another cluster does.
+func (r *rootRotation) canary(ctx workflow.Context) error {
+	passing := r.fleet.passing
+	names := canaries(r.spec)
+	for others := r.names(); len(names) > 0; others = others[1:] {
+		waits := slices.ContainsFunc(names, func(name string) bool { return r.fleet.status[name] != rollout.Done })
+		r.fleet.passing = passing || len(r.spec.Rollout.Canary) == 0
+		err := r.clusters(ctx, names)
+		r.fleet.passing = passing
+		if err != nil {
+			return err
+		}
+		if len(others) > 1 && r.fleet.status[names[0]] == rollout.Parked && r.fleet.unreached[names[0]] {
+			names = others[1:2]
+			continue
+		}
+		if err := r.clusters(ctx, names); err != nil { // for people, if something is wrong with it
+			return err
+		}
+		// Who goes back is in a hurry.
+		if r.mode.Writes() && waits && r.Record.Back == "" {
+			return r.soak(ctx, names)
+		}
+		return nil
 	}
 	return nil
 }
