@@ -21,6 +21,7 @@ func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(RotateLeafCertificates, workflow.RegisterOptions{Name: procedure.RotateLeafCertificates})
 	r.RegisterWorkflowWithOptions(RotateIntermediateCA, workflow.RegisterOptions{Name: procedure.RotateIntermediateCA})
 	r.RegisterWorkflowWithOptions(RotateRootCA, workflow.RegisterOptions{Name: procedure.RotateRootCA})
+	r.RegisterWorkflowWithOptions(EmergencyReissue, workflow.RegisterOptions{Name: procedure.EmergencyReissue})
 	r.RegisterWorkflowWithOptions(RotateCluster, workflow.RegisterOptions{Name: procedure.RotateCluster})
 	r.RegisterWorkflowWithOptions(RotateIssuerCredentials, workflow.RegisterOptions{Name: procedure.RotateIssuerCredentials})
 	r.RegisterWorkflowWithOptions(MaintainMesh, workflow.RegisterOptions{Name: procedure.MaintainMesh})

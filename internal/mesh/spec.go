@@ -111,6 +111,9 @@ const (
 type PKI struct {
 	Root         Root `json:"root,omitempty"`
 	Intermediate CA   `json:"intermediate,omitempty"`
+	// StandbyRoot has the next root made ahead and put into every agent's trust, so
+	// that it can take the place of a compromised one in minutes.
+	StandbyRoot bool `json:"standbyRoot,omitempty"`
 	// Role is the management server's role in the relay mount, and everybody's
 	// when Isolation is "shared".
 	Role string `json:"role,omitempty"`

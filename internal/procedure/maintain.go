@@ -60,6 +60,7 @@ var idPrefixes = map[string]string{
 	RotateLeafCertificates:  "rotate-leaf-",
 	RotateIntermediateCA:    "rotate-intermediate-",
 	RotateRootCA:            "rotate-root-",
+	EmergencyReissue:        "emergency-",
 	RotateIssuerCredentials: "rotate-credentials-",
 	ApplySchedules:          "schedules-",
 }

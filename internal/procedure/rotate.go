@@ -127,6 +127,8 @@ type RotateResult struct {
 	// Consumers are what else holds the old root, in a rotation of it, as it was
 	// seen before the root was dropped.
 	Consumers []string `json:"consumers,omitempty"`
+	// Emergency is, of an EmergencyReissue, what it is for, and how long it took.
+	Emergency *Emergency `json:"emergency,omitempty"`
 	// Quarantined are the members that were left out, with the reasons.
 	Quarantined map[string]string `json:"quarantined,omitempty"`
 	// Server is the management server's certificate, Clusters the agents'.
@@ -187,6 +189,8 @@ type Rotation struct {
 	// Workflow is the run that began it, as a lock's holder is written.
 	Workflow string    `json:"workflow"`
 	Began    time.Time `json:"began"`
+	// Emergency is of an EmergencyReissue.
+	Emergency *Emergency `json:"emergency,omitempty"`
 	// Back is why it goes back; empty as long as it goes forward.
 	Back string `json:"back,omitempty"`
 	// Snapshot is what was said of a snapshot of Vault, or where it was put.
