@@ -322,7 +322,7 @@ func (p *hosted) restate(ctx context.Context, seen *corev1.Pod) {
 	p.mu.Lock()
 	denied := p.status.deniedBy(seen)
 	p.mu.Unlock()
-	if denied {
+	if denied && ctx.Err() == nil {
 		p.h.wg.Go(func() { p.report(ctx, func(*containerStatus) {}) })
 	}
 }
