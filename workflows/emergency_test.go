@@ -1,0 +1,272 @@
+package workflows
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/testsuite"
+
+	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rotation"
+)
+
+// emergency runs an EmergencyReissue in the world, with the given input but for the
+// mesh and why.
+func (w *rootWorld) emergency(input string, people ...func(*testsuite.TestWorkflowEnvironment)) (procedure.RotateResult, error) {
+	w.t.Helper()
+	was := w.procedure
+	w.procedure = procedure.EmergencyReissue
+	defer func() { w.procedure = was }()
+	return w.start(`{"mesh":"demo","reason":"a laptop was stolen","incident":"INC-7",`+input+`}`, people...)
+}
+
+// frozen is what was done to schedules and rotations under way.
+func (w *rootWorld) frozen(env *testsuite.TestWorkflowEnvironment) {
+	env.OnActivity(temporals.FreezeSchedules, mock.Anything, mock.Anything).Return(func(_ context.Context, in temporalactivities.FreezeInput) (out procedure.Outcome, err error) {
+		if in.Mode.Writes() {
+			err = w.act(fmt.Sprintf("freeze %v", !in.Thaw), func() error { return nil })
+		}
+		return out, err
+	})
+	env.OnActivity(temporals.TakeOver, mock.Anything, mock.Anything).Return(func(_ context.Context, in temporalactivities.TakeOverInput) (out temporalactivities.TakeOverResult, err error) {
+		if in.Mode.Writes() {
+			err = w.act("take over", func() error { return nil })
+		}
+		out.Ended = w.underway
+		return out, err
+	})
+}
+
+const (
+	intermediateGone = `"compromised":"intermediate","first":`
+	rootGone         = `"compromised":"root","first":`
+	available        = `"availability"`
+	contained        = `"containment"`
+)
+
+// pinned says that everybody has what that intermediate issues, and trusts nothing
+// else, and that nothing else may issue.
+func (w *rootWorld) pinned(intermediate int, but ...string) {
+	w.t.Helper()
+	ca := w.intermediates[intermediate]
+	for name, have := range w.stored {
+		if slices.Contains(but, name) {
+			continue
+		}
+		if have.by != intermediate || w.loaded[name].by != intermediate || w.roles[name] != intermediate || !w.anchor(have).Equal(ca.Cert) {
+			w.t.Errorf("%q has a certificate of generation %d, and a role of %d, with %s as ca.crt", name, have.by, w.roles[name], pki.Name(w.anchor(have)))
+		}
+		if name == "" {
+			continue
+		}
+		for _, trust := range w.anchors(name) {
+			if len(trust) != 1 || !trust[0].Equal(ca.Cert) {
+				w.t.Errorf("%q trusts %d anchors, %s the first", name, len(trust), pki.Name(trust[0]))
+			}
+		}
+	}
+	for g, ca := range w.intermediates {
+		if ca.signs != (g == intermediate) {
+			w.t.Errorf("the intermediate %d may issue: %v", g, ca.signs)
+		}
+	}
+	r := w.o.record.Rotation
+	if r == nil || r.Procedure != procedure.EmergencyReissue || r.Mode != rotation.Pinned.String() || r.Emergency == nil || !r.Emergency.Pinned {
+		w.t.Errorf("recorded is %+v", r)
+	}
+}
+
+// timed says that what is asked of an emergency's times has come, in that order.
+func timed(t *testing.T, of *procedure.Emergency, times ...time.Time) {
+	t.Helper()
+	if of == nil {
+		t.Fatal("the result says nothing of the emergency")
+	}
+	last := of.Began
+	for i, at := range times {
+		if at.Before(last) || at.IsZero() {
+			t.Errorf("time %d of %+v is not in its place", i, of)
+		}
+		last = at
+	}
+}
+
+func TestEmergencyOfAnIntermediate(t *testing.T) {
+	w := newRootWorld(t)
+	result, err := w.emergency(intermediateGone + available)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pinned(2)
+	w.unbroken()
+	of := result.Emergency
+	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
+	w.order("take over", "freeze true", "record >", "intermediate 2", "record final>", "prove 2", "role 2 cluster1", "trust cluster1 +i2", "reissue cluster1", "restart cluster1", "shake cluster1",
+		"role 2", "reissue", "restart mgmt", "reissue cluster3", "use intermediate 1 false", "record final>pinned", "give pinned", "record pinned>",
+		"trust cluster1 -1", "reissue cluster1", "reissue", "restart mgmt", "reissue cluster3", "record pinned>", "freeze false")
+	if w.o.record.Generations.Intermediate != 1 || w.count("root") > 0 || w.count("bridge") > 0 {
+		t.Errorf("generations %+v, %q", w.o.record.Generations, w.events)
+	}
+
+	// Once more, nothing is left to do; another rotation is refused until it is lifted.
+	w.events = nil
+	if _, err := w.emergency(intermediateGone + available); err != nil {
+		t.Fatal(err)
+	}
+	if w.count("give") > 0 || w.count("intermediate 3") > 0 {
+		t.Errorf("%q", w.events)
+	}
+	w.pinned(2)
+	if _, err := w.start(unattended); failure.KindOf(err) != failure.Conflict || !strings.Contains(err.Error(), "relaypki emergency lift demo") {
+		t.Errorf("a rotation of a pinned mesh: %v", err)
+	}
+
+	// To lift it is to accept again what the compromised one signs.
+	if _, err := w.emergency(`"lift":true`); failure.KindOf(err) != failure.Preflight || !strings.Contains(err.Error(), "relay-intermediate-g1") {
+		t.Errorf("lifted without a word: %v", err)
+	}
+	if _, err := w.emergency(`"lift":true,"exposed":true`); err != nil {
+		t.Fatal(err)
+	}
+	w.everywhere(2, 1)
+}
+
+func TestEmergencyOfAnIntermediateAtOnce(t *testing.T) {
+	w := newRootWorld(t)
+	result, err := w.emergency(intermediateGone + contained)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pinned(2)
+	of := result.Emergency
+	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
+	// Nothing else comes before the server.
+	w.order("freeze true", "intermediate 2", "record final>pinned", "give pinned", "role 2", "role 2 cluster1", "use intermediate 1 false", "reissue", "restart mgmt", "ReadServer", "record pinned>", "reissue cluster1", "freeze false")
+	if at := slices.Index(w.events, "reissue cluster1"); at < slices.Index(w.events, "restart mgmt") {
+		t.Errorf("an agent comes before the server: %q", w.events)
+	}
+	// Every agent was cut off, and comes back.
+	if len(w.broken) == 0 {
+		t.Error("nobody was cut off, so the server was not first")
+	}
+	for _, name := range w.members() {
+		if problems := w.problems(name); len(problems) > 0 {
+			t.Errorf("%s: %v", name, problems)
+		}
+	}
+}
+
+func TestEmergencyOfARoot(t *testing.T) {
+	w := newRootWorld(t)
+	result, err := w.emergency(rootGone + available)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.everywhere(2, 2)
+	of := result.Emergency
+	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
+	w.order("freeze true", "root 2", "bridge 2", "intermediate 2", "trust cluster1 +2", "reissue cluster1", "use root 1 false", "use intermediate 1 false", "give pivot", "give final", "trust cluster1 -1", "record the end", "freeze false")
+	if result.From.Name != "relay-root-g1" || result.To.Name != "relay-root-g2" {
+		t.Errorf("%+v", result)
+	}
+}
+
+func TestEmergencyOfARootAtOnce(t *testing.T) {
+	w := newRootWorld(t)
+	result, err := w.emergency(rootGone + contained)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := w.broken
+	w.broken = nil
+	w.everywhere(2, 2)
+	of := result.Emergency
+	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
+	w.order("freeze true", "root 2", "unbridged 2", "intermediate 2", "role 2", "use root 1 false", "use intermediate 1 false", "reissue", "restart mgmt", "trust cluster1 +2", "trust cluster1 -1", "reissue cluster1", "shake cluster1", "record the end", "freeze false")
+	if len(broken) == 0 || w.count("bridge") > 0 {
+		t.Errorf("%d cut off, %q", len(broken), w.events)
+	}
+}
+
+// A leaf's old certificate stays accepted; it is said until when.
+func TestEmergencyOfALeaf(t *testing.T) {
+	w := newRootWorld(t)
+	result, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := result.Emergency
+	timed(t, of, of.Reconnected)
+	if !of.IssuingStopped.IsZero() || !of.Distrusted.IsZero() || of.Pinned {
+		t.Errorf("%+v", of)
+	}
+	w.order("take over", "freeze true", "reissue cluster2", "restart cluster2", "reissue", "restart mgmt", "record the end", "freeze false")
+	if w.count("reissue cluster1") > 0 || w.count("give") > 0 {
+		t.Errorf("%q", w.events)
+	}
+	w.everywhere(1, 1)
+	if len(result.Clusters) != 1 {
+		t.Errorf("%+v", result.Clusters)
+	}
+}
+
+// A rotation of the root that waits is taken over, from wherever it has come to.
+func TestEmergencyTakesOver(t *testing.T) {
+	for _, first := range []string{available, contained} {
+		for _, phase := range []string{"record bridged>", "give pivot", "give final", "consumers mgmt"} {
+			t.Run(first+" at "+phase, func(t *testing.T) {
+				w := newRootWorld(t)
+				w.fails[phase] = failure.Permanent(failure.Denied, "here it ends")
+				if _, err := w.start(unattended); err == nil {
+					t.Fatal("the rotation did not end there")
+				}
+				w.fails, w.underway = map[string]error{}, []string{"rotate-root-demo"}
+				result, err := w.emergency(intermediateGone + first)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if first == contained {
+					w.broken = nil
+				}
+				w.everywhere(2, 2)
+				if of := result.Emergency; of.TookOver != "rotate-root-demo" || of.Reconnected.IsZero() || of.Compromised != procedure.CompromisedIntermediate {
+					t.Errorf("%+v", of)
+				}
+				if w.count("root 3") > 0 {
+					t.Errorf("%q", w.events)
+				}
+			})
+		}
+	}
+}
+
+// One that does not answer is waited for, and is in nobody's way.
+func TestEmergencyWithoutAMember(t *testing.T) {
+	w := newRootWorld(t)
+	w.fails["trust cluster3 +i2"] = failure.Permanent(failure.Unavailable, "it does not answer")
+	var before []string
+	result, err := w.emergency(intermediateGone+contained, func(env *testsuite.TestWorkflowEnvironment) {
+		env.RegisterDelayedCallback(func() {
+			before = slices.Clone(w.events)
+			(&answers{}).send(t, env, procedure.QuarantineUpdate, `{"clusters":["cluster3"],"reason":"in repair"}`)
+		}, time.Hour)
+	})
+	if failure.KindOf(err) != failure.Incomplete {
+		t.Fatalf("%v, %+v", err, result)
+	}
+	w.pinned(2, "cluster3")
+	if !slices.Contains(before, "shake cluster1") || !slices.Contains(before, "shake cluster2") {
+		t.Errorf("the others waited for it: %q", before)
+	}
+	if w.roles["cluster3"] != 2 {
+		t.Error("its role was left behind")
+	}
+}
