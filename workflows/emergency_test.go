@@ -253,12 +253,15 @@ func TestEmergencyWithoutAMember(t *testing.T) {
 	w := newRootWorld(t)
 	w.fails["trust cluster3 +i2"] = failure.Permanent(failure.Unavailable, "it does not answer")
 	var before []string
-	result, err := w.emergency(intermediateGone+contained, func(env *testsuite.TestWorkflowEnvironment) {
-		env.RegisterDelayedCallback(func() {
+	result, err := w.emergency(intermediateGone+contained, w.attended(func(p procedure.Progress) (string, string) {
+		if !p.Person || !strings.Contains(p.Awaiting, "relaypki quarantine demo cluster3") {
+			return "", ""
+		}
+		if before == nil {
 			before = slices.Clone(w.events)
-			(&answers{}).send(t, env, procedure.QuarantineUpdate, `{"clusters":["cluster3"],"reason":"in repair"}`)
-		}, time.Hour)
-	})
+		}
+		return procedure.QuarantineUpdate, `{"clusters":["cluster3"],"reason":"in repair"}`
+	}))
 	if failure.KindOf(err) != failure.Incomplete {
 		t.Fatalf("%v, %+v", err, result)
 	}
@@ -268,5 +271,53 @@ func TestEmergencyWithoutAMember(t *testing.T) {
 	}
 	if w.roles["cluster3"] != 2 {
 		t.Error("its role was left behind")
+	}
+}
+
+// Whatever it fails at, started again it goes on and comes to the same end, with one
+// new CA of each kind.
+func TestEmergencyGoesOn(t *testing.T) {
+	for _, kind := range []string{intermediateGone + available, intermediateGone + contained, rootGone + available, rootGone + contained} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			root := strings.HasPrefix(kind, rootGone)
+			for n, more := 1, true; more; n += 7 {
+				w := newRootWorld(t)
+				at, event := 0, ""
+				w.happens = func(e string) {
+					if at++; at == n {
+						event = e
+						w.fails = map[string]error{e: failure.Permanent(failure.Denied, "here it ends")}
+					}
+				}
+				_, err := w.emergency(kind, w.attended(func(p procedure.Progress) (string, string) {
+					if p.Person { // parked: this run ends, too
+						return procedure.AbortUpdate, `{"reason":"gone"}`
+					}
+					return "", ""
+				}))
+				if more = event != ""; !more {
+					break
+				}
+				w.happens, w.fails = nil, map[string]error{}
+				if over := w.o.record.Rotation == nil && w.count("record the end") > 0; err == nil || over {
+					t.Logf("%q did not end it (%v)", event, err)
+				} else if _, err := w.emergency(kind); err != nil {
+					t.Fatalf("after %q (%d): %v", event, n, err)
+				}
+				if strings.HasSuffix(kind, available) {
+					w.unbroken()
+				}
+				w.broken = nil
+				if root {
+					w.everywhere(2, 2)
+				} else {
+					w.pinned(2)
+				}
+				if t.Failed() {
+					t.Fatalf("after %q (%d), %q", event, n, w.events)
+				}
+			}
+		})
 	}
 }

@@ -587,8 +587,11 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 		err = w.act("CheckPair "+in.Cluster, func() error {
 			of := lineageOf(in.Lineage)
 			name := in.Cluster
-			if out.Stored, err = w.modeOf(w.stored[name], of); err != nil {
-				out.Problems = append(out.Problems, err.Error())
+			if in.Lineage != nil {
+				var problem error
+				if out.Stored, problem = w.modeOf(w.stored[name], of); problem != nil {
+					out.Problems = append(out.Problems, problem.Error())
+				}
 			}
 			if !w.own[name] {
 				out.Bundle = rotation.Trusting(rotation.Held(w.trust[name], of))
