@@ -11,7 +11,9 @@ import (
 	"github.com/stretchr/testify/mock"
 	"go.temporal.io/sdk/testsuite"
 
+	"github.com/relaypki/relaypki/activities/cluster"
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
@@ -277,11 +279,12 @@ func TestEmergencyWithoutAMember(t *testing.T) {
 // Whatever it fails at, started again it goes on and comes to the same end, with one
 // new CA of each kind.
 func TestEmergencyGoesOn(t *testing.T) {
+	withoutRaceDetector(t)
 	for _, kind := range []string{intermediateGone + available, intermediateGone + contained, rootGone + available, rootGone + contained} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			root := strings.HasPrefix(kind, rootGone)
-			for n, more := 1, true; more; n += 7 {
+			for n, more := 1, true; more; n += 11 {
 				w := newRootWorld(t)
 				at, event := 0, ""
 				w.happens = func(e string) {
@@ -320,4 +323,96 @@ func TestEmergencyGoesOn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// From what a mesh is in, an emergency goes out with the CAs that its record names.
+func TestOpening(t *testing.T) {
+	began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	now := began.Add(time.Hour)
+	seen := vault.SurveyResult{Highest: 3, HighestRoot: 2, Intermediates: []vault.IntermediateState{
+		{Authority: procedure.Authority{Name: "relay-intermediate-g3", NotAfter: now.Add(time.Hour)}, Generation: 3, HasKey: true, Signs: true},
+	}}
+	standing := seen
+	standing.Roots = []vault.RootState{{Generation: 4, HasKey: true, Signs: true}}
+	root := &procedure.Rotation{Procedure: procedure.RotateRootCA, From: 3, To: 4, FromRoot: 2, ToRoot: 3, Mode: "pivot", Furthest: rotation.Final, Back: "changed our mind", Leg: procedure.LegDrop, Dropped: procedure.DroppedNew, Began: began, Workflow: "w"}
+	intermediate := &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 3, To: 4, Began: began, Back: "changed our mind", Workflow: "w"}
+	pinned := &procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 3, To: 4, FromRoot: 2, ToRoot: 2, Mode: "pinned", Began: began,
+		Emergency: &procedure.Emergency{Compromised: "intermediate", First: "availability", Incident: "INC-1", Began: began, Pinned: true}}
+	busy := &procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 3, To: 4, FromRoot: 2, ToRoot: 2, Mode: "final", Began: began,
+		Emergency: &procedure.Emergency{Compromised: "intermediate", First: "availability", Incident: "INC-1", Began: began}}
+	leaf := procedure.EmergencyInput{Compromised: "leaf", Clusters: []string{"a"}, Incident: "INC-2"}
+	distrust := procedure.EmergencyInput{Compromised: "leaf", Clusters: []string{"a"}, Distrust: true, First: "availability", Incident: "INC-2"}
+	of := func(what, first, incident string) procedure.EmergencyInput {
+		return procedure.EmergencyInput{Compromised: what, First: first, Incident: incident}
+	}
+	for name, test := range map[string]struct {
+		want  procedure.EmergencyInput
+		begun *procedure.Rotation
+		seen  *vault.SurveyResult
+		// cas are From, To, FromRoot, ToRoot; refused is part of why it is refused.
+		cas     [4]int
+		refused string
+		is      func(procedure.Rotation) bool
+	}{
+		"a leaf":                                 {want: leaf, cas: [4]int{3, 3, 2, 2}},
+		"a leaf that is distrusted":              {want: distrust, cas: [4]int{3, 4, 2, 2}},
+		"an intermediate":                        {want: of("intermediate", "availability", "INC-2"), cas: [4]int{3, 4, 2, 2}},
+		"a root":                                 {want: of("root", "containment", "INC-2"), cas: [4]int{3, 4, 2, 3}},
+		"a root, and one stands by":              {want: of("root", "availability", "INC-2"), seen: &standing, cas: [4]int{3, 4, 2, 4}},
+		"a leaf while the root is rotated":       {want: leaf, begun: root, refused: "relaypki emergency leaf"},
+		"an intermediate while the root is":      {want: of("intermediate", "availability", "INC-2"), begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
+		"a root while it is rotated":             {want: of("root", "containment", "INC-2"), begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
+		"a leaf that is distrusted while it is":  {want: distrust, begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
+		"an intermediate that is rotated":        {want: of("intermediate", "containment", "INC-2"), begun: intermediate, cas: [4]int{3, 4, 2, 2}},
+		"a root while an intermediate is":        {want: of("root", "containment", "INC-2"), begun: intermediate, cas: [4]int{3, 4, 2, 3}},
+		"the same without a cut":                 {want: of("root", "availability", "INC-2"), begun: intermediate, refused: "--first containment"},
+		"the incident goes on":                   {want: of("intermediate", "availability", "INC-1"), begun: busy, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Emergency.Began.Equal(began) && r.Mode == "final" }},
+		"in another order":                       {want: of("intermediate", "containment", "INC-1"), begun: busy, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Emergency.First == "containment" }},
+		"the next incident":                      {want: of("intermediate", "containment", "INC-2"), begun: pinned, cas: [4]int{4, 5, 2, 2}},
+		"the next incident without a cut":        {want: of("intermediate", "availability", "INC-2"), begun: pinned, refused: "INC-1"},
+		"a root that vouches for what is pinned": {want: of("root", "containment", "INC-1"), begun: pinned, cas: [4]int{4, 5, 2, 3}},
+		"to lift what is not pinned":             {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, begun: busy, refused: "nothing to lift"},
+		"to lift in no emergency":                {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, refused: "nothing to lift"},
+		"to lift what is exposed":                {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, begun: pinned, refused: "relay-intermediate-g3"},
+		"to lift it all the same":                {want: procedure.EmergencyInput{Lift: true, Exposed: true, Incident: "INC-2"}, begun: pinned, cas: [4]int{3, 4, 2, 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if test.seen == nil {
+				test.seen = &seen
+			}
+			test.want.Mesh, test.want.Reason = "demo", "why"
+			record := cluster.MeshRecord{Generations: procedure.Generations{Root: 2, Intermediate: 3}, Rotation: test.begun}
+			got, err := opening(test.want, record, *test.seen, "holder", now)
+			if test.refused != "" {
+				if err == nil || !strings.Contains(err.Error(), test.refused) || !strings.Contains(strings.ToLower(err.Error()), "nothing was changed") {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cas := [4]int{got.From, got.To, got.FromRoot, got.ToRoot}; cas != test.cas {
+				t.Errorf("from and to %v, want %v", cas, test.cas)
+			}
+			if got.Procedure != procedure.EmergencyReissue || got.Emergency == nil || got.Back != "" {
+				t.Errorf("%+v", got)
+			}
+			if !test.want.Lift && (got.Emergency.Incident != test.want.Incident || got.Emergency.First != test.want.First) {
+				t.Errorf("%+v", got.Emergency)
+			}
+			if test.is != nil && !test.is(got) {
+				t.Errorf("%+v, %+v", got, got.Emergency)
+			}
+			if test.begun != nil && test.begun.Emergency != nil && test.begun.Emergency.First != "availability" {
+				t.Error("the record was written into")
+			}
+		})
+	}
+}
+
+// forward says that a rotation of the root which was being taken back goes forward,
+// from the chain that Vault gives.
+func forward(r procedure.Rotation) bool {
+	return r.Leg == "" && r.Dropped == "" && r.Mode == "pivot" && r.Furthest == rotation.Final
 }
