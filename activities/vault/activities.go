@@ -57,9 +57,13 @@ type BridgeInput struct {
 	// OldRoot and NewRoot are as Survey and GenerateRoot gave them, with the ids of
 	// their issuers in the root mount. In a look ahead at a new root that is still to
 	// be made, NewRoot has its name alone.
-	OldRoot CAResult       `json:"oldRoot"`
-	NewRoot CAResult       `json:"newRoot"`
-	Mode    procedure.Mode `json:"mode"`
+	OldRoot CAResult `json:"oldRoot"`
+	NewRoot CAResult `json:"newRoot"`
+	// Unbridged is for an emergency, whose new root the old one, which is compromised,
+	// must not vouch for: no bridge is signed, and the new root alone is imported into
+	// the relay mount, without its key. The answer is that root there.
+	Unbridged bool           `json:"unbridged,omitempty"`
+	Mode      procedure.Mode `json:"mode"`
 }
 
 // SetChainInput says which CAs Vault returns above an intermediate from now on.
