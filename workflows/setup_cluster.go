@@ -114,7 +114,7 @@ func (c *clusterSetup) apply(ctx workflow.Context) error {
 	if err != nil || !c.loadsTrust(agent) {
 		return err
 	}
-	_, err = c.step(ctx, "agent's trust", "Restart the agent if it has not loaded its trust", func(ctx workflow.Context) (procedure.Outcome, error) {
+	_, err = c.step(ctx, "agent restart", "Restart the agent if it has not loaded its trust", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, on(c.TaskQueue, waiting), kubernetes.RestartDeployment, cluster.RestartInput{
 			Context: c.workload.Context, Namespace: c.Spec.Namespace, Deployment: mesh.AgentDeployment,
 			Secrets: []string{mesh.RootSecretName}, Rewritten: len(c.trust.Changes) > 0 && !c.Mode.Writes(), Mode: c.Mode,
