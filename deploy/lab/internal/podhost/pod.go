@@ -50,6 +50,10 @@ type hosted struct {
 	kill    chan struct{} // closed when its time is over
 	grace   time.Duration
 
+	// reporting is held while a status is written, so that a later one is not
+	// overtaken by an earlier.
+	reporting sync.Mutex
+
 	mu     sync.Mutex
 	local  map[int32]int
 	ready  bool
@@ -311,9 +315,23 @@ func (p *hosted) remove(ctx context.Context, log *zap.Logger) {
 	}
 }
 
+// restate writes the Pod's status again where somebody else has written that it is
+// not ready, as the node's controller does of a node that it has not heard of for a
+// while. A kubelet does so too.
+func (p *hosted) restate(ctx context.Context, seen *corev1.Pod) {
+	p.mu.Lock()
+	denied := p.status.deniedBy(seen)
+	p.mu.Unlock()
+	if denied && ctx.Err() == nil {
+		p.h.wg.Go(func() { p.report(ctx, func(*containerStatus) {}) })
+	}
+}
+
 // report changes what is known of the container and writes the Pod's status,
 // trying again while the API server does not answer.
 func (p *hosted) report(ctx context.Context, change func(*containerStatus)) {
+	p.reporting.Lock()
+	defer p.reporting.Unlock()
 	p.mu.Lock()
 	change(&p.status)
 	status := p.status.pod(p.pod, p.program.container)

@@ -194,7 +194,9 @@ func (h *host) observe(ctx context.Context, pod *corev1.Pod) {
 			grace = time.Duration(*s) * time.Second
 		}
 		p.end(grace)
+		return
 	}
+	p.restate(ctx, pod)
 }
 
 // forget ends the process of a Pod whose object is gone.

@@ -118,6 +118,28 @@ func TestPodStatus(t *testing.T) {
 	}
 }
 
+// The node's controller says of Pods that they are not ready while a node is not heard
+// of; what says so of a ready one is denied, and nothing else is.
+func TestReadyIsDenied(t *testing.T) {
+	for name, test := range map[string]struct {
+		ready bool
+		says  []corev1.PodCondition
+		want  bool
+	}{
+		"it says so":              {true, []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}}, true},
+		"it does not know":        {true, []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionUnknown}}, true},
+		"it says that it is":      {true, []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}, false},
+		"nothing is written yet":  {true, nil, false},
+		"of something else":       {true, []corev1.PodCondition{{Type: corev1.PodInitialized, Status: corev1.ConditionFalse}}, false},
+		"it is not ready, indeed": {false, []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}}, false},
+	} {
+		s := containerStatus{ready: test.ready}
+		if got := s.deniedBy(&corev1.Pod{Status: corev1.PodStatus{Conditions: test.says}}); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestTargetPort(t *testing.T) {
 	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "grpc", ContainerPort: 9900}}}}}}
 	for name, test := range map[string]struct {

@@ -3,6 +3,7 @@ package podhost
 import (
 	"fmt"
 	"hash/fnv"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,6 +38,13 @@ func (s *containerStatus) running(since metav1.Time) {
 func (s *containerStatus) waiting(reason, message string) {
 	s.state = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
 	s.setReady(false)
+}
+
+// deniedBy says that a Pod's object says it is not ready, although it is.
+func (s *containerStatus) deniedBy(pod *corev1.Pod) bool {
+	return s.ready && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status != corev1.ConditionTrue
+	})
 }
 
 // pod is the status of the Pod. Containers other than the one with the process
