@@ -34,6 +34,10 @@ type rotating struct {
 	report  *report
 	fleet   *fleet
 	result  procedure.RotateResult
+	// hurry: it is an emergency, in which nothing waits for caution's sake.
+	hurry bool
+	// only are the clusters that this is for; all, if there are none.
+	only []string
 	// inPhases says that each cluster has a turn in more than one phase.
 	inPhases bool
 }
@@ -111,6 +115,9 @@ func (r *rotating) read(ctx workflow.Context) (cluster.MeshRecord, error) {
 	record, err := readMesh(ctx, r.in.Mesh, r.in.Management, r.in.Namespace)
 	if err == nil {
 		r.spec, r.joining = record.Spec.WithDefaults(), record.Joining
+		if r.hurry {
+			r.spec = hurried(r.spec)
+		}
 	}
 	return record, err
 }
@@ -361,6 +368,9 @@ func (r *rotating) verify(ctx workflow.Context) (err error) {
 // newcomers takes in members that have joined meanwhile.
 func (r *rotating) newcomers(ctx workflow.Context) {
 	for _, c := range pending(ctx, r.spec) {
+		if len(r.only) > 0 && !slices.Contains(r.only, c.Cluster) {
+			continue
+		}
 		if !slices.ContainsFunc(r.report.Clusters, func(have procedure.ClusterProgress) bool { return have.Cluster == c.Cluster }) {
 			r.report.Clusters = append(r.report.Clusters, c)
 		}

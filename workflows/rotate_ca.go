@@ -159,9 +159,20 @@ func (r *caRotation) look(ctx workflow.Context) (record cluster.MeshRecord, err 
 		return record, failure.Permanent(failure.InvalidInput, "the mesh %q is in no rotation that could be taken back; nothing was changed. To be rid of the %[2]s at work, rotate to a new one: relaypki rotate %[2]s %[1]s", r.spec.Mesh, r.asked.what)
 	}
 	if begun := record.Rotation; begun != nil && begun.Procedure != r.report.Procedure {
-		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. Finish that first", r.spec.Mesh, begun.Procedure, begun.Workflow)
+		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. %s", r.spec.Mesh, begun.Procedure, begun.Workflow, first(r.spec.Mesh, begun))
 	}
 	return record, nil
+}
+
+// first is what has to be done before anything else about a mesh's CAs.
+func first(mesh string, begun *procedure.Rotation) string {
+	if of := begun.Emergency; of != nil && of.Pinned {
+		return fmt.Sprintf("Incident %s has left it pinned; lift that first: relaypki emergency lift %s --reason WHY --incident ID", of.Incident, mesh)
+	}
+	if begun.Emergency != nil {
+		return "Finish that first: start it again with the same input"
+	}
+	return fmt.Sprintf("Finish that first: start it again, or take it back (relaypki rollback %s --reason WHY)", mesh)
 }
 
 // longRotation is what a rotation that is continued as new goes on from.
@@ -437,6 +448,7 @@ func (r *caRotation) lagging(ctx workflow.Context) ([]string, error) {
 		name, known := ours[role]
 		switch {
 		case seen.Roles[role] == r.Target.IssuerID:
+		case !known && r.hurry: // it is out of use with the intermediate that it signs with
 		case !known:
 			foreign = append(foreign, role)
 		case name == "":
@@ -500,7 +512,7 @@ func (r *caRotation) useCA(ctx workflow.Context, kind string, ca vault.CAResult,
 	}
 	_, err := r.step(ctx, name, "Say what the "+kind+" "+ca.Authority.Name+" may be used for", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, vaults.UseIssuer, vault.UseIssuerInput{
-			Spec: r.spec.Only(""), Root: kind == "root", IssuerID: ca.Authority.IssuerID, Signs: signs, Default: standard.Authority.IssuerID, Mode: r.mode,
+			Spec: r.spec.Only(""), Root: kind == "root", IssuerID: ca.Authority.IssuerID, Signs: signs, Default: standard.Authority.IssuerID, Anyway: r.hurry, Mode: r.mode,
 		})
 	})
 	return err

@@ -132,7 +132,7 @@ func (r *leafRotation) mayBegin(record cluster.MeshRecord) error {
 	if record.Rotation == nil {
 		return nil
 	}
-	return failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s, which issues every certificate anew; nothing was changed. Finish it first", r.spec.Mesh, record.Rotation.Procedure, record.Rotation.Workflow)
+	return failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s, which issues every certificate anew; nothing was changed. %s", r.spec.Mesh, record.Rotation.Procedure, record.Rotation.Workflow, first(r.spec.Mesh, record.Rotation))
 }
 
 // begin looks again, with the lock: a CA may have been rotated meanwhile, to the

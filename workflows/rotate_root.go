@@ -56,6 +56,27 @@ type rootRotation struct {
 	input procedure.RotateRootInput
 	// moved says that what was planned so far moves the roles.
 	moved bool
+	// Of an emergency. sameRoot: the intermediate alone is replaced, and may be pinned:
+	// what it replaces is linked, and both roots are one. cutting: what is given next is
+	// given whatever that breaks. served is told of what the server has come to serve.
+	sameRoot, cutting bool
+	served            func(ctx workflow.Context, mode rotation.Mode) error
+}
+
+// previous is the mode of what is replaced.
+func (r *rootRotation) previous() rotation.Mode {
+	if r.sameRoot {
+		return rotation.Linked
+	}
+	return rotation.Old
+}
+
+// first is the chain that the new intermediate is made with.
+func (r *rootRotation) first() rotation.Mode {
+	if r.sameRoot || r.cutting {
+		return rotation.Final
+	}
+	return rotation.Bridged
 }
 
 // forward goes through the phases. What was done before this run is done again
@@ -247,7 +268,7 @@ func (r *rootRotation) find(seen vault.SurveyResult) error {
 	case !signedBy(r.From.CertificatePEM, r.Root.CertificatePEM):
 		return failure.Permanent(failure.Preflight, "Vault %q: %s is not of the root %s; nothing more is changed. relaypki verify %s says what is there",
 			r.spec.Vault.Name, r.From.Authority.Name, r.Root.Authority.Name, r.spec.Mesh)
-	case r.RootKeyless && r.To.CertificatePEM == "":
+	case r.RootKeyless && r.To.CertificatePEM == "" && !r.sameRoot && !r.cutting:
 		return failure.Permanent(failure.Preflight, "Vault %q: the key of the root %s is not in the mount %s, and without it there is no bridge to a new root; nothing was changed. Put the key back, or have the mesh issued anew under another root without a bridge, which interrupts it",
 			r.spec.Vault.Name, r.Root.Authority.Name, r.spec.RootMount())
 	}
@@ -282,7 +303,7 @@ func (r *rootRotation) inTime(seen vault.SurveyResult) error {
 		return failure.Permanent(failure.Conflict, "Vault %q gives another chain than it did: it was %s, and is %s. It has gone back in time (a snapshot was restored), or somebody else steers it. Members hold what was issued meanwhile; nothing more is changed. Restore the later state of Vault; or, if what it gives now is what is wanted, compare with relaypki verify %s, and take the rotation out of the mesh's record",
 			r.spec.Vault.Name, was, now, r.spec.Mesh)
 	}
-	r.At = rotation.Old
+	r.At = r.previous()
 	if !given {
 		return nil
 	}
@@ -291,12 +312,12 @@ func (r *rootRotation) inTime(seen vault.SurveyResult) error {
 		used = used || seen.Roles[role] == r.To.Authority.IssuerID
 	}
 	switch {
-	case chain == rotation.Pinned:
+	case chain == rotation.Pinned && !r.sameRoot:
 		return failure.Permanent(failure.Conflict, "Vault %q: the intermediate %s is pinned (its manual_chain is itself alone), which is no chain of this rotation. Nothing more is changed. See who has set it (vault read %s/issuer/%[2]s)",
 			r.spec.Vault.Name, r.To.Authority.Name, r.spec.Vault.RelayMount)
-	case r.Record.Mode == "" && r.Record.Next == "" && !used && chain != rotation.Bridged:
+	case r.Record.Mode == "" && r.Record.Next == "" && !used && chain != r.first():
 		return nil // made by hand, and nobody has been issued it: it is given another chain first
-	case used || chain != rotation.Bridged:
+	case used || chain != r.first():
 		r.At = chain
 	}
 	r.Record.Mode, r.Record.Next = now, ""
@@ -382,14 +403,16 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 			return err
 		}
 	}
-	if _, err := r.step(ctx, "chain of "+r.From.Authority.Name, "Fix the chain of the intermediate at work", func(ctx workflow.Context) (procedure.Outcome, error) {
-		ca, err := call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, vault.IntermediateInput{
-			Vault: r.spec.Vault.Name, RootMount: r.spec.RootMount(), RelayMount: r.spec.Vault.RelayMount,
-			RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM, Generation: r.Record.From, Mode: r.mode, Rotation: true,
-		})
-		return ca.Outcome, err
-	}); err != nil {
-		return err
+	if !r.cutting { // nobody is issued it any more then
+		if _, err := r.step(ctx, "chain of "+r.From.Authority.Name, "Fix the chain of the intermediate at work", func(ctx workflow.Context) (procedure.Outcome, error) {
+			ca, err := call[vault.CAResult](ctx, acting, vaults.SetSignedIntermediate, vault.IntermediateInput{
+				Vault: r.spec.Vault.Name, RootMount: r.spec.RootMount(), RelayMount: r.spec.Vault.RelayMount,
+				RootIssuerID: r.Root.Authority.IssuerID, RootPEM: r.Root.CertificatePEM, Generation: r.Record.From, Mode: r.mode, Rotation: true,
+			})
+			return ca.Outcome, err
+		}); err != nil {
+			return err
+		}
 	}
 	if _, err := r.step(ctx, "new root", "Make the root "+vault.RootName(r.Record.ToRoot), func(ctx workflow.Context) (procedure.Outcome, error) {
 		var err error
@@ -401,11 +424,13 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 		return err
 	}
 	if _, err := r.step(ctx, "bridge", "Have the old root sign the new one's key, and bring both into the relay mount", func(ctx workflow.Context) (procedure.Outcome, error) {
-		var err error
-		r.Bridge, err = call[vault.CAResult](ctx, acting, vaults.BridgeRoot, vault.BridgeInput{
-			Spec: r.next().Only(""), Generation: r.Record.ToRoot, OldRoot: r.Root, NewRoot: r.NewRoot, Mode: r.mode,
+		bridge, err := call[vault.CAResult](ctx, acting, vaults.BridgeRoot, vault.BridgeInput{
+			Spec: r.next().Only(""), Generation: r.Record.ToRoot, OldRoot: r.Root, NewRoot: r.NewRoot, Unbridged: r.cutting, Mode: r.mode,
 		})
-		return r.Bridge.Outcome, err
+		if !r.cutting {
+			r.Bridge = bridge
+		}
+		return bridge.Outcome, err
 	}); err != nil {
 		return err
 	}
@@ -416,7 +441,7 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 			Vault: r.spec.Vault.Name, RootMount: r.spec.RootMount(), RelayMount: r.spec.Vault.RelayMount,
 			RootIssuerID: named(r.NewRoot.Authority.IssuerID, vault.RootName(r.Record.ToRoot)), RootPEM: r.NewRoot.CertificatePEM,
 			Generation: r.Record.To, CA: r.next().PKI.Intermediate, Mode: r.mode, Rotation: true,
-			AbovePEM: r.above(rotation.Bridged),
+			AbovePEM: r.above(r.first()),
 		})
 		return outcome, err
 	}); err != nil || !r.mode.Writes() {

@@ -48,12 +48,14 @@ func (r *rootRotation) give(ctx workflow.Context, mode rotation.Mode) error {
 	if r.Record.Mode == mode.String() && r.mode.Writes() {
 		return nil
 	}
-	kind := map[rotation.Mode]rotation.StepKind{rotation.Bridged: rotation.ToBridged, rotation.Pivot: rotation.ToPivot, rotation.Final: rotation.ToFinal}[mode]
-	if err := r.gate(ctx, kind); err != nil {
-		return err
-	}
-	if err := r.foresee(ctx, mode); err != nil {
-		return err
+	kind := map[rotation.Mode]rotation.StepKind{rotation.Bridged: rotation.ToBridged, rotation.Pivot: rotation.ToPivot, rotation.Final: rotation.ToFinal, rotation.Pinned: rotation.ToPinned}[mode]
+	if !r.cutting {
+		if err := r.gate(ctx, kind); err != nil {
+			return err
+		}
+		if err := r.foresee(ctx, mode); err != nil {
+			return err
+		}
 	}
 	if err := r.landed(ctx); err != nil {
 		return err
@@ -72,7 +74,7 @@ func (r *rootRotation) give(ctx workflow.Context, mode rotation.Mode) error {
 			return err
 		}
 	}
-	if mode == rotation.Bridged && !r.mode.Writes() { // it was made with that chain
+	if mode == r.first() && !r.mode.Writes() { // it was made with that chain
 		return nil
 	}
 	// Until it is known that it was done at the first try, one that was cut off may
@@ -127,13 +129,18 @@ func (r *rootRotation) issue(ctx workflow.Context, mode rotation.Mode, trust tru
 	}
 	r.fleet.passing = r.Record.Back != "" && mode == rotation.Pivot // who does not answer is in nobody's way yet
 	defer func() { r.fleet.passing = false }()
-	if !r.Server.Ended {
+	if !r.Server.Ended && !r.cutting {
 		if err := r.canary(ctx); err != nil {
 			return err
 		}
 	}
 	if err := r.server(ctx); err != nil {
 		return err
+	}
+	if r.served != nil && r.mode.Writes() {
+		if err := r.served(ctx, mode); err != nil {
+			return err
+		}
 	}
 	if err := r.clusters(ctx, r.names()); err != nil {
 		return err
@@ -275,7 +282,7 @@ func (r *rootRotation) loading(server bool) time.Duration {
 // throwaway signature that it gives that.
 func (r *rootRotation) aim(ctx workflow.Context, mode rotation.Mode) error {
 	ca, generation := r.To, r.Record.To
-	if mode == rotation.Old {
+	if mode == r.previous() {
 		ca, generation = r.From, r.Record.From
 	}
 	r.Target = target{IssuerID: r.issuer(ca), Generation: generation, RootPEM: r.anchor(mode), IntermediatePEM: ca.CertificatePEM, BridgePEM: r.presented(mode)}
@@ -288,7 +295,7 @@ func (r *rootRotation) aim(ctx workflow.Context, mode rotation.Mode) error {
 			r.Target.InFlight, r.Target.InFlightCAs = []string{out.ChainPEM}, []string{r.Target.RootPEM}
 		}
 		return out.Outcome, err
-	}); err != nil || !r.mode.Writes() {
+	}); err != nil || !r.mode.Writes() || r.cutting {
 		return err
 	}
 	return r.handshakes(ctx, "in what is "+mode.String())
@@ -377,6 +384,9 @@ func (r *rootRotation) gate(ctx workflow.Context, kind rotation.StepKind) error 
 // both are the roots of which nobody's trust is short as long as the rotation is
 // between them. Whose trust has dropped one does not get it back on the way forward.
 func (r *rootRotation) both() trustChange {
+	if r.sameRoot { // its root alone may be compromised no less than what is below it
+		return trustChange{AddPEM: []string{r.To.CertificatePEM}}
+	}
 	if r.Record.Back == "" {
 		return trustChange{AddPEM: []string{r.NewRoot.CertificatePEM}}
 	}
@@ -389,7 +399,7 @@ const gateTries = 3
 // waits are the gate's reasons; of a step on members one by one, those for any.
 func waits(f rotation.Fleet, kind rotation.StepKind) []rotation.Reason {
 	switch kind {
-	case rotation.ToBridged, rotation.ToPivot, rotation.ToFinal:
+	case rotation.ToBridged, rotation.ToPivot, rotation.ToFinal, rotation.ToPinned:
 		return rotation.Standard.Waits(f, rotation.Step{Kind: kind})
 	}
 	var all []rotation.Reason
@@ -421,7 +431,7 @@ func (r *rootRotation) observe(ctx workflow.Context) (map[string]relay.CheckPair
 	_, err := r.step(ctx, "handshakes", "Compute the handshakes of every agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return r.pairs(ctx, r.inTouch(), false, func(name string, pair relay.CheckPairResult) { pairs[name] = pair })
 	})
-	for mode := range rotation.Final + 1 {
+	for mode := range rotation.Pinned + 1 {
 		for _, name := range r.names() {
 			if pairs[name].Stored == rotation.In(mode) || r.Server.Stored == rotation.In(mode) {
 				r.reach(mode)
@@ -453,8 +463,8 @@ func (r *rootRotation) inTouch() []string {
 // far the mesh has ever come; for who has been gone over since Vault gives its
 // present chain, it is that.
 func (r *rootRotation) fleetOf(pairs map[string]relay.CheckPairResult) rotation.Fleet {
-	ever := upTo(r.Record.Furthest)
-	f := rotation.Fleet{Previous: rotation.Old, Mode: rotation.Bridged}
+	ever := r.ever()
+	f := rotation.Fleet{Previous: r.previous(), Mode: r.first()}
 	for mode := range r.Record.Furthest + 1 {
 		if r.Record.Mode == mode.String() {
 			f.Mode = mode
@@ -465,6 +475,9 @@ func (r *rootRotation) fleetOf(pairs map[string]relay.CheckPairResult) rotation.
 		LoadedAnchor: r.Server.LoadedAnchor}
 	if r.Reached[serverReached] && r.Server.Stored == rotation.In(r.At) && r.Server.Loaded.Has(r.At) {
 		f.Server.Chain = rotation.Copies[rotation.Modes]{InFlight: rotation.In(r.At), Stored: r.Server.Stored, Loaded: rotation.In(r.At)}
+		if r.sameRoot { // intermediates may have one name; it was restarted since
+			f.Server.LoadedAnchor = rotation.Trusting(r.At.Anchor())
+		}
 	}
 	for _, w := range r.spec.Workloads {
 		pair, seen := pairs[w.Name]
@@ -491,16 +504,23 @@ const serverReached = ""
 // bundles are those that an agent may have loaded of which it is not known.
 func (r *rootRotation) bundles() rotation.Stores {
 	stores := rotation.Trusting(rotation.OldRoot, rotation.OldRoot|rotation.NewRoot)
+	if r.sameRoot {
+		stores = rotation.Trusting(rotation.NewRoot, rotation.NewRoot|rotation.Itself)
+		if r.Record.Lacked {
+			stores |= rotation.Trusting(rotation.Itself)
+		}
+		return stores
+	}
 	if r.Record.Lacked {
 		stores |= rotation.Trusting(rotation.NewRoot)
 	}
 	return stores
 }
 
-// upTo are the modes up to one, the old one included.
-func upTo(mode rotation.Mode) rotation.Modes {
-	modes := rotation.In(rotation.Old)
-	for m := range mode + 1 {
+// ever are the modes that Vault has ever given, that of what is replaced included.
+func (r *rootRotation) ever() rotation.Modes {
+	modes := rotation.In(r.previous())
+	for m := r.first(); m <= r.Record.Furthest; m++ {
 		modes |= rotation.In(m)
 	}
 	return modes
@@ -528,6 +548,7 @@ func (r *rootRotation) presented(mode rotation.Mode) string {
 
 func (r *rootRotation) anchor(mode rotation.Mode) string {
 	return map[rotation.Mode]string{
+		rotation.Linked: r.Root.CertificatePEM, rotation.Pinned: r.To.CertificatePEM,
 		rotation.Old: r.Root.CertificatePEM, rotation.Bridged: r.Root.CertificatePEM, rotation.Pivot: r.Bridge.CertificatePEM, rotation.Final: r.NewRoot.CertificatePEM,
 	}[mode]
 }
@@ -546,6 +567,9 @@ func named(known, name string) string {
 }
 
 func (r *rootRotation) lineagePEM() *relay.Lineage {
+	if r.sameRoot { // a root that is both would be told apart nowhere
+		return &relay.Lineage{NewRootPEM: r.Root.CertificatePEM, OldIntermediatePEM: r.From.CertificatePEM, NewIntermediatePEM: r.To.CertificatePEM}
+	}
 	return &relay.Lineage{OldRootPEM: r.Root.CertificatePEM, NewRootPEM: r.NewRoot.CertificatePEM, OldIntermediatePEM: r.From.CertificatePEM, NewIntermediatePEM: r.To.CertificatePEM}
 }
 

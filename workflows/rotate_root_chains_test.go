@@ -23,10 +23,11 @@ func TestWhatMayHaveBeenIssued(t *testing.T) {
 		rotation.Pivot:   {rotation.In(rotation.Old, rotation.Bridged, rotation.Pivot), old | fresh},
 		rotation.Final:   {rotation.In(rotation.Old, rotation.Bridged, rotation.Pivot, rotation.Final), old | fresh},
 	} {
-		if got := upTo(mode); got != want.modes {
+		r := &rootRotation{caRotation: caRotation{longRotation: longRotation{Record: procedure.Rotation{Furthest: mode}}}}
+		if got := r.ever(); got != want.modes {
 			t.Errorf("up to %s: %s", mode, got)
 		}
-		if got := upTo(mode).Anchors(); got != want.anchors {
+		if got := r.ever().Anchors(); got != want.anchors {
 			t.Errorf("the anchors up to %s: %s", mode, got)
 		}
 	}

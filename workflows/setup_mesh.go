@@ -207,8 +207,8 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 		return record, err
 	}
 	if begun := record.Rotation; begun != nil {
-		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. Finish that first: start it again, or take it back (relaypki rollback %[1]s --reason WHY); clusters can be added and removed meanwhile",
-			r.spec.Mesh, begun.Procedure, begun.Workflow)
+		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. %s; clusters can be added and removed meanwhile",
+			r.spec.Mesh, begun.Procedure, begun.Workflow, first(r.spec.Mesh, begun))
 	}
 	var gone []strict.Problem
 	recorded := record.Spec.WithDefaults()

@@ -93,7 +93,8 @@ func (c cas) generations() procedure.Generations {
 // generations are given. Another's is not written over.
 func (r record) rotate(in RecordRotationInput) (record, error) {
 	was := r.cas.Rotation
-	if in.Rotation != nil && was != nil && (was.Procedure != in.Rotation.Procedure || was.To != in.Rotation.To) {
+	// An emergency takes over whatever is under way.
+	if in.Rotation != nil && in.Rotation.Emergency == nil && was != nil && (was.Procedure != in.Rotation.Procedure || was.To != in.Rotation.To) {
 		return r, failure.Permanent(failure.Conflict, "the mesh %q is in %s to generation %d, begun by %s; finish that first: start %s again, or take it back: relaypki rollback %[1]s",
 			in.Mesh, was.Procedure, was.To, was.Workflow, was.Procedure)
 	}

@@ -57,9 +57,12 @@ type BridgeInput struct {
 	// OldRoot and NewRoot are as Survey and GenerateRoot gave them, with the ids of
 	// their issuers in the root mount. In a look ahead at a new root that is still to
 	// be made, NewRoot has its name alone.
-	OldRoot CAResult       `json:"oldRoot"`
-	NewRoot CAResult       `json:"newRoot"`
-	Mode    procedure.Mode `json:"mode"`
+	OldRoot CAResult `json:"oldRoot"`
+	NewRoot CAResult `json:"newRoot"`
+	// Unbridged is of an emergency: the old root, which is compromised, does not vouch
+	// for the new one, which is all that is brought into the relay mount.
+	Unbridged bool           `json:"unbridged,omitempty"`
+	Mode      procedure.Mode `json:"mode"`
 }
 
 // SetChainInput says which CAs Vault returns above an intermediate from now on.

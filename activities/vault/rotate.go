@@ -102,13 +102,16 @@ type UseIssuerInput struct {
 	Signs bool `json:"signs"`
 	// Default is the issuer that becomes the mount's default, if given. In a look
 	// ahead at one that is still to be made it is its name.
-	Default string         `json:"default,omitempty"`
-	Mode    procedure.Mode `json:"mode"`
+	Default string `json:"default,omitempty"`
+	// Anyway takes the usage also from an issuer that roles sign with, whose renewals
+	// fail from then on: it is compromised.
+	Anyway bool           `json:"anyway,omitempty"`
+	Mode   procedure.Mode `json:"mode"`
 }
 
 // UseIssuer sets an intermediate's or a root's usage, and the mount's default issuer
 // before that. One that a role signs with is not taken its usage from, which is a
-// Conflict: that would stop renewals.
+// Conflict: that would stop renewals; unless it is to be taken anyway.
 func (a *Activities) UseIssuer(ctx context.Context, in UseIssuerInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
 	s, err := a.sessionFor(ctx, in.Mode, in.Spec.Vault.Name, site.Operate)
@@ -152,7 +155,7 @@ func (s session) mountWith(ctx context.Context, spec mesh.Spec, root bool) (caMo
 // setUsage sets an issuer's usage, also in what was read of the mount.
 func (s session) setUsage(ctx context.Context, in UseIssuerInput, relay caMount, i *issuer, out *procedure.Outcome) error {
 	// In a plan the steps before have moved the roles.
-	if users := relay.users(i.ID); !in.Signs && len(users) > 0 && in.Mode != procedure.Plan {
+	if users := relay.users(i.ID); !in.Signs && !in.Anyway && len(users) > 0 && in.Mode != procedure.Plan {
 		return failure.Permanent(failure.Conflict, "Vault %q, mount %s: the issuer %s is not taken out of use: roles sign with it, %s, and nothing of theirs could be renewed. Point them at another issuer first",
 			s.vault, relay.mount, i, strings.Join(users, ", "))
 	}

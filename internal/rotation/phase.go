@@ -32,6 +32,15 @@ const (
 	PhaseCommit     Phase = "commit"
 	PhaseContract   Phase = "contract"
 	PhaseDeleteKeys Phase = "delete keys"
+
+	// Of an emergency, beside those.
+	PhaseReissue Phase = "reissue"
+	PhaseLink    Phase = "link"
+	PhaseStop    Phase = "stop"
+	PhasePin     Phase = "pin"
+	PhaseCut     Phase = "cut"
+	PhaseLift    Phase = "lift"
+	PhaseOver    Phase = "over"
 )
 
 // Course is the phases of one procedure, in their order. The last one begins when
@@ -81,6 +90,57 @@ var OfRoot = Course{
 	{PhaseContract, "the old root is taken out of every agent's trust", cautiously},
 	{PhaseRetire, "the previous root and intermediate may no longer issue, and their last certificate is waited out", eachPhase},
 	{PhaseDeleteKeys, "the rotation is over; the previous root's and intermediate's keys are deleted, for good", always},
+}
+
+// The courses of an emergency. None of them asks anybody: whoever starts it has said
+// what comes first.
+var (
+	// OfLeaf is that of a leaf for which nobody's trust changes.
+	OfLeaf = emergency(
+		leg{PhaseReissue, "the compromised certificates are issued anew, with new keys, and open streams are cut", never},
+	)
+	// OfPinning is that of an intermediate with availability first.
+	OfPinning = emergency(
+		leg{PhaseStage, "a new intermediate is made beside the one at work; nothing uses it", never},
+		leg{PhaseLink, "every certificate is issued by it, and every agent trusts it beside the root", never},
+		leg{PhaseStop, "what is compromised may no longer issue", never},
+		leg{PhasePin, "the new intermediate becomes all that is trusted, and open streams are cut", never},
+		leg{PhaseProve, "every member is looked at", never},
+	)
+	// OfPinningAtOnce is that of an intermediate with containment first.
+	OfPinningAtOnce = emergency(
+		leg{PhaseStage, "a new intermediate is made beside the one at work; nothing uses it", never},
+		leg{PhaseCut, "the server, and then all agents together, accept what the new intermediate has issued, and nothing else; what is compromised may no longer issue", never},
+		leg{PhaseProve, "every member is looked at", never},
+	)
+	// OfNewRoot is that of a root with availability first.
+	OfNewRoot = emergency(
+		OfRoot[1], OfRoot[2], OfRoot[3],
+		leg{PhaseStop, "what is compromised may no longer issue", never},
+		OfRoot[4], OfRoot[5], OfRoot[6],
+		leg{PhaseProve, "every member is looked at", never},
+	)
+	// OfNewRootAtOnce is that of a root with containment first.
+	OfNewRootAtOnce = emergency(
+		leg{PhasePrepare, "the new root and a new intermediate are made beside those at work; nothing uses them", never},
+		leg{PhaseCut, "the server, and then all agents together, trust the new root alone; what is compromised may no longer issue", never},
+		leg{PhaseProve, "every member is looked at", never},
+	)
+	// OfLift ends what an emergency has left pinned.
+	OfLift = emergency(
+		leg{PhaseLift, "everybody trusts the root again, and not the intermediate alone", never},
+		leg{PhaseProve, "every member is looked at", never},
+	)
+)
+
+// emergency is a course that looks first, and asks nobody.
+func emergency(legs ...leg) Course {
+	c := Course{OfRoot[0]}
+	for _, l := range legs {
+		l.asks = never
+		c = append(c, l)
+	}
+	return append(c, leg{PhaseOver, "the emergency is over", never})
 }
 
 func (c Course) index(p Phase) int {
