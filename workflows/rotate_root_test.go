@@ -60,6 +60,11 @@ type rootWorld struct {
 	// ignored are members whose handshakes do not count.
 	ignored map[string]bool
 
+	// procedure is what is started; RotateRootCA if it is empty.
+	procedure string
+	// underway are the rotations that an emergency is told that it has ended.
+	underway []string
+
 	events []string
 	given  map[string]time.Time // when a chain was set last
 	asked  []string             // approvals
@@ -322,6 +327,7 @@ func (w *rootWorld) chainOfTexts(above []string) (chain []pkitest.Pair, err erro
 // script answers in the place of the activities.
 func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 	w.env = env
+	w.frozen(env)
 	for _, ca := range w.intermediates {
 		w.leafOf(ca)
 	}
@@ -348,6 +354,9 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 	env.OnActivity(vaults.BridgeRoot, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.BridgeInput) (out vault.CAResult, err error) {
 		if !in.Mode.Writes() {
 			return vault.CAResult{}, nil
+		}
+		if in.Unbridged {
+			return out, w.act(fmt.Sprintf("unbridged %d", in.Generation), func() error { return nil })
 		}
 		err = w.act(fmt.Sprintf("bridge %d", in.Generation), func() error {
 			r1, _ := w.byText(in.OldRoot.CertificatePEM)
@@ -412,6 +421,8 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 			name = "final"
 		case len(above) == 1:
 			name = "pivot"
+		case len(above) == 0:
+			name, above = "pinned", []pkitest.Pair{}
 		}
 		out.Tries = max(w.tries[name], 1)
 		err = w.act("give "+name, func() error {
@@ -463,7 +474,7 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 		}
 		return out, w.act(fmt.Sprintf("use %s %d %v", kind, g, in.Signs), func() error {
 			for name, role := range w.roles {
-				if kind == "intermediate" && role == g && !in.Signs {
+				if kind == "intermediate" && role == g && !in.Signs && !in.Anyway {
 					return failure.Permanent(failure.Conflict, "the role of %q signs with it", name)
 				}
 			}
@@ -516,6 +527,11 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 						change += fmt.Sprintf(" %s%d", []string{"+", "-"}[i], g)
 					}
 				}
+				for g, ca := range w.intermediates {
+					if textOf(ca.Pair) == text {
+						change += fmt.Sprintf(" %si%d", []string{"+", "-"}[i], g)
+					}
+				}
 			}
 		}
 		return out, w.act("trust "+in.Context+change, func() error {
@@ -541,7 +557,14 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 		if !in.Mode.Writes() {
 			return out, nil
 		}
-		return out, w.act("restart "+in.Context, func() error { w.reload(in.Context); return nil })
+		return out, w.act("restart "+in.Context, func() error {
+			if in.Deployment == mesh.ServerDeployment {
+				w.reload("")
+				return nil
+			}
+			w.reload(in.Context)
+			return nil
+		})
 	})
 	env.OnActivity(relays.ReadServer, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.ServerInput) (out relay.ServerResult, err error) {
 		err = w.act("ReadServer", func() error {
@@ -564,8 +587,11 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 		err = w.act("CheckPair "+in.Cluster, func() error {
 			of := lineageOf(in.Lineage)
 			name := in.Cluster
-			if out.Stored, err = w.modeOf(w.stored[name], of); err != nil {
-				out.Problems = append(out.Problems, err.Error())
+			if in.Lineage != nil {
+				var problem error
+				if out.Stored, problem = w.modeOf(w.stored[name], of); problem != nil {
+					out.Problems = append(out.Problems, problem.Error())
+				}
 			}
 			if !w.own[name] {
 				out.Bundle = rotation.Trusting(rotation.Held(w.trust[name], of))
@@ -650,7 +676,7 @@ func (w *rootWorld) survey(spec mesh.Spec) vault.SurveyResult {
 		state := intermediateState(g, ca.Pair)
 		state.HasKey, state.Signs = ca.key, ca.signs && ca.key
 		if ca.above != nil {
-			state.AbovePEM = texts(ca.above...)
+			state.AbovePEM = append([]string{}, texts(ca.above...)...)
 		}
 		out.Intermediates, out.Highest = append(out.Intermediates, state), g
 		if g == w.roles[""] {
@@ -697,7 +723,11 @@ func (w *rootWorld) startLong(input any, long *longRotation, people ...func(*tes
 	if long != nil {
 		env.SetContinuedExecutionRunID("the run before")
 	}
-	env.ExecuteWorkflow(procedure.RotateRootCA, input, long)
+	started := procedure.RotateRootCA
+	if w.procedure != "" {
+		started = w.procedure
+	}
+	env.ExecuteWorkflow(started, input, long)
 	var result procedure.RotateResult
 	if !env.IsWorkflowCompleted() {
 		w.t.Fatal("it did not come to an end")

@@ -35,7 +35,7 @@ func Remedies(name, mesh, paused string, parked []ClusterProgress) [][]string {
 // procedure.
 func LeaveOut(name string) string {
 	switch name {
-	case RotateRootCA, RotateIntermediateCA, RotateLeafCertificates:
+	case RotateRootCA, RotateIntermediateCA, RotateLeafCertificates, EmergencyReissue:
 		return QuarantineUpdate
 	}
 	return SkipUpdate
