@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -37,6 +36,7 @@ func TestEmergencyReissue(t *testing.T) {
 	w, _ := rotationWorld(t, emergencySpec(reload))
 	m := &emergencies{w: w, c: w.temporal(t), points: points, reload: reload}
 
+	w.emergencyIsSeen(t)
 	rotated := w.stolenLeaf(t, "cluster1").intrudes(t)
 	w.command(t, 0, "rotate", "leaf", "demo")
 	if accepted, refusals, _ := rotated.ended(t); len(refusals) > 0 || len(rotated.fools(t)) != len(w.clusters) {
@@ -100,7 +100,7 @@ func TestEmergencyTakesOver(t *testing.T) {
 	if !strings.Contains(result.Emergency.TookOver, r.id) {
 		t.Errorf("it took over %q, not %s", result.Emergency.TookOver, r.id)
 	}
-	if err := r.c.GetWorkflow(t.Context(), r.id, "").Get(t.Context(), nil); err == nil || !strings.Contains(err.Error(), incident) {
+	if err := r.c.GetWorkflow(t.Context(), r.id, "").Get(t.Context(), nil); err == nil || !strings.Contains(err.Error(), m.incident) {
 		t.Errorf("the rotation that was taken over ended with %v", err)
 	}
 	none(t, w.notContained(t, contained{issuer: "relay-intermediate-g2", anchor: "relay-root-g2", compromised: []string{"relay-intermediate-g1", "relay-root-g1"}}))
@@ -115,9 +115,6 @@ func TestEmergencyTakesOver(t *testing.T) {
 	w.noSecrets(t)
 }
 
-// incident is that of the tests' emergencies.
-const incident = "INC-0042"
-
 // unjudged is how many handshakes of an agent may come to no verdict where everybody
 // is restarted, the server more than once.
 const unjudged = 100
@@ -128,6 +125,8 @@ type emergencies struct {
 	c      client.Client
 	points uint64
 	reload string
+	// incident is the one that the last was for.
+	incident string
 }
 
 // emergency is what is compromised, and what is to be done first.
@@ -140,7 +139,7 @@ type emergency struct {
 // start runs EmergencyReissue, and returns how it ended.
 func (m *emergencies) start(t *testing.T, in procedure.EmergencyInput, result *procedure.RotateResult) error {
 	t.Helper()
-	in.Mesh, in.Incident, in.Reason = "demo", incident, "a test of emergencies"
+	in.Mesh, in.Incident, in.Reason = "demo", m.incident, "a test of emergencies"
 	run, err := m.c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: procedure.ID(procedure.EmergencyReissue, "demo"), TaskQueue: procedure.TaskQueue}, procedure.EmergencyReissue, in)
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +157,8 @@ func (m *emergencies) start(t *testing.T, in procedure.EmergencyInput, result *p
 // are kept out, and nobody else is for longer than is said.
 func (m *emergencies) run(t *testing.T, e emergency, attackers ...attacker) procedure.RotateResult {
 	t.Helper()
-	t.Logf("compromised: %s, first: %q", e.compromised, e.first)
+	m.incident = fmt.Sprintf("INC-%d", time.Now().Unix())
+	t.Logf("%s, compromised: %s, first: %q", m.incident, e.compromised, e.first)
 	looking := m.w.watchRoot(t, m.points, m.reload)
 	looking.unjudged = unjudged
 	var intrusions []*intrusion
@@ -175,7 +175,7 @@ func (m *emergencies) run(t *testing.T, e emergency, attackers ...attacker) proc
 	if got == nil || !result.Changed || result.Verification == nil || !result.Verification.Healthy {
 		t.Fatalf("%+v", result)
 	}
-	if got.Incident != incident || got.Reason == "" || got.Compromised != e.compromised || got.First != e.first {
+	if got.Incident != m.incident || got.Reason == "" || got.Compromised != e.compromised || got.First != e.first {
 		t.Errorf("it was for %+v", got)
 	}
 	t.Logf("%s: %s", e.compromised, took(result))
@@ -325,7 +325,7 @@ func (m *emergencies) freezing(t *testing.T) func(t *testing.T) {
 	return func(t *testing.T) {
 		t.Helper()
 		cancel()
-		if seen := <-notes; len(seen) != 1 || !strings.Contains(seen[0], incident) {
+		if seen := <-notes; len(seen) != 1 || !strings.Contains(seen[0], m.incident) {
 			t.Errorf("the mesh's schedule was paused with the notes %q", seen)
 		}
 		if paused, note, err := look(t.Context()); err != nil || paused {
@@ -448,13 +448,13 @@ func (w *world) notContained(t *testing.T, want contained) []string {
 	return problems
 }
 
-// What looks at a mesh after an emergency sees one in which nothing was done, and
-// attackers who are not kept out.
+// emergencyIsSeen fails the test unless notContained sees what is not so, in a mesh
+// that was just set up, and nothing else.
 func (w *world) emergencyIsSeen(t *testing.T) {
 	t.Helper()
 	sees(t, w.notContained(t, contained{issuer: "relay-intermediate-g1", anchor: "relay-intermediate-g1", compromised: []string{"relay-root-g1"}}), "a root that is trusted",
 		"relay-root-g1 in pki may still issue", "cluster1 trusts relay-root-g1", "cluster2 trusts relay-root-g1", "mgmt: ca.crt is not relay-intermediate-g1 alone", "mgmt: the server accepts", "cluster1: the agents' trust is without")
 	if problems := w.notContained(t, contained{issuer: "relay-intermediate-g1", anchor: "relay-root-g1"}); len(problems) > 0 {
-		t.Errorf("where nothing is compromised: %s", errors.New(strings.Join(problems, "\n")))
+		t.Errorf("where nothing is compromised: %s", strings.Join(problems, "\n"))
 	}
 }

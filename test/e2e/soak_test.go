@@ -68,8 +68,8 @@ func seed(t *testing.T) uint64 {
 // of one coin it takes those of the one row or those of the other, which cost about the
 // same. With -soak it takes all.
 var turns = [2][]string{
-	{"TestRootRotationInBadWeather", "TestRotationsThereAndBack", "TestRootRotationWaitsForAMember"},
-	{"TestRotationInBadWeather", "TestRootRotationsThereAndBack", "TestRootRotationWithANewMember"},
+	{"TestRootRotationInBadWeather", "TestRotationsThereAndBack", "TestRootRotationWaitsForAMember", "TestEmergencyTakesOver"},
+	{"TestRotationInBadWeather", "TestRootRotationsThereAndBack", "TestRootRotationWithANewMember", "TestEmergencyReissue"},
 }
 
 // turnOf is the row of that run.
