@@ -504,6 +504,7 @@ func (e *emergencyReissue) serves(ctx workflow.Context, mode rotation.Mode) erro
 
 // distrusted notes that nobody accepts any more what is compromised.
 func (e *emergencyReissue) distrusted(ctx workflow.Context) error {
+	e.Record.Emergency.Pinned = e.sameRoot
 	return e.mark(ctx, &e.Record.Emergency.Distrusted, "Record that nobody accepts any more what is compromised")
 }
 
@@ -542,8 +543,7 @@ func (e *emergencyReissue) prove(ctx workflow.Context) error {
 	case !e.sameRoot:
 		return e.finish(ctx, fmt.Sprintf("every certificate is of %s under %s, and nobody trusts %s", e.To.Authority.Name, e.NewRoot.Authority.Name, e.Root.Authority.Name))
 	}
-	of.Pinned = true
-	if err := e.note(ctx, "record the emergency", "Record that the mesh is pinned"); err != nil {
+	if err := e.note(ctx, "record the emergency", "Record that everybody has connected anew"); err != nil {
 		return err
 	}
 	if err := e.freeze(ctx, true); err != nil {
