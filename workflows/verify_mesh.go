@@ -105,6 +105,8 @@ type verification struct {
 	in     procedure.VerifyInput
 	report *report
 	result procedure.VerifyResult
+	// pinned says that the record has the intermediate pinned by an emergency.
+	pinned bool
 }
 
 func (v *verification) run(ctx workflow.Context) error {
@@ -128,6 +130,7 @@ func (v *verification) run(ctx workflow.Context) error {
 		spec = v.settled(spec, record)
 	}
 	v.report.Clusters = pendingChecks(spec)
+	v.pinned = record.Rotation != nil && record.Rotation.Emergency != nil && record.Rotation.Emergency.Pinned
 	v.findings(ctx, spec, others(record.Spec, spec), queues)
 	return ctx.Err()
 }
@@ -201,12 +204,12 @@ func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []s
 		})
 	}
 	look(spec.Management.Context, "", func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Others: others, Settle: v.in.Settle})
+		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Others: others, Pinned: v.pinned, Settle: v.in.Settle})
 		return out.Findings, err
 	})
 	for _, w := range spec.Workloads {
 		look(w.Name, queues[w.Context], func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name, Settle: v.in.Settle})
+			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name, Pinned: v.pinned, Settle: v.in.Settle})
 			return out.Findings, err
 		})
 	}

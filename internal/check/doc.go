@@ -17,7 +17,7 @@
 //	certificate-ready      M W    the Certificate is Ready at its generation
 //	certificate-secret     M W    the Secret is there and its tls.crt and ca.crt can be read
 //	certificate-chain      M W    tls.crt is one line, nested in time, and verifies under ca.crt
-//	certificate-root       M W    ca.crt is one self-signed root, or the bridge of a rotation in its place
+//	certificate-root       M W    ca.crt is one self-signed root, or in its place the bridge of a rotation, or the intermediate that an emergency has pinned
 //	certificate-names      M W    the names cover the authority (server), are the registered name (client)
 //	certificate-lifetime   M W    neither expired nor not yet valid, and not overdue for renewal
 //	pinned-keys            M W    the keys pinned in Vault are those of the cluster's token issuer

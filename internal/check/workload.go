@@ -15,6 +15,8 @@ import (
 type Workload struct {
 	Spec    mesh.Spec
 	Cluster mesh.Workload
+	// Pinned is as in Management.
+	Pinned bool
 	// Unreachable is why the API server did not answer; nothing else was then
 	// looked at.
 	Unreachable string
@@ -71,7 +73,7 @@ func (w Workload) Findings(now time.Time) []Finding {
 	r.issuer(spec, spec.RoleFor(w.Cluster), w.Issuer)
 	r.certificate(spec.Namespace, asked, w.Certificate)
 	root := r.secret(spec.Namespace, use{
-		asked: asked, usage: x509.ExtKeyUsageClientAuth,
+		asked: asked, usage: x509.ExtKeyUsageClientAuth, pinned: w.Pinned,
 		names:  func(leaf *x509.Certificate) error { return isNamed(leaf, w.Cluster.Name) },
 		remedy: "the Certificate's dnsNames must be the registered name: run SetupMesh again, or register the cluster under the certificate's name",
 	}, w.Secret, now)
@@ -115,7 +117,9 @@ func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, 
 	switch {
 	case s.CAError != "":
 		r.fail(AgentTrust, object, object+" has no readable ca.crt: "+s.CAError, runSetup)
-	case slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return !pki.SelfSigned(c) }):
+	case slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool {
+		return !pki.SelfSigned(c) && !(w.Pinned && root != nil && c.Equal(root))
+	}):
 		r.fail(AgentTrust, object, object+" holds a certificate that is no self-signed root", "put roots alone into it: "+runSetup)
 	case root == nil:
 		r.warn(AgentTrust, object, "there is no root to compare with", "see certificate-root")
