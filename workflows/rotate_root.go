@@ -457,7 +457,7 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 	if err := r.inTime(seen); err != nil {
 		return err
 	}
-	if err := r.note(ctx, "record the CAs", "Record that the new CAs are there"); err != nil {
+	if err := r.note(ctx, "record the CAs", "Record that the new CAs are there"); err != nil || r.cutting {
 		return err
 	}
 	return r.aim(ctx, r.At)
