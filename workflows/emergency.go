@@ -404,7 +404,7 @@ func (e *emergencyReissue) stop(ctx workflow.Context) error {
 		}
 	}
 	for _, i := range seen.Intermediates {
-		if i.Generation == e.Record.To || !i.HasKey {
+		if i.Generation == e.Record.To || i.Generation != e.Record.From && !i.Signs {
 			continue
 		}
 		if err := e.use(ctx, vault.CAResult{Authority: i.Authority, CertificatePEM: i.CertificatePEM}, false, e.To); err != nil {

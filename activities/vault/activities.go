@@ -83,7 +83,7 @@ type CAResult struct {
 	Authority procedure.Authority `json:"authority"`
 	// CertificatePEM is the CA certificate alone.
 	CertificatePEM string `json:"certificatePEM"`
-	// PrintedBy is, in a look ahead at a root that is still to be made, the command
+	// PrintedBy is, in a look ahead at a CA that is still to be made, the command
 	// that prints its certificate once it is there.
 	PrintedBy string `json:"printedBy,omitempty"`
 }

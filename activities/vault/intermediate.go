@@ -243,7 +243,8 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 			out.By(in.Mode, s.imported(in.RelayMount, "/intermediate/set-signed", `certificate="$certificate"`,
 				map[string]any{"issuer_name": name, "leaf_not_after_behavior": "err"})...)
 			if in.Rotation {
-				return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, s.chainByHand(ctx, in, &out, found, above)
+				err := s.chainByHand(ctx, in, &out, found, above)
+				return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}, PrintedBy: s.certificate(in.RelayMount, name)}, err
 			}
 			out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+RootName(in.Generation), "the root's certificate, without its key")
 			out.By(in.Mode, s.rootCommands(in)...)
