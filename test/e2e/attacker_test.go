@@ -230,7 +230,7 @@ func (a attacker) intrudes(t *testing.T) *intrusion {
 	address := a.w.relayAddress(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	i := &intrusion{attacker: a, stop: cancel, done: make(chan struct{})}
-	t.Cleanup(func() { cancel(); <-i.done })
+	t.Cleanup(cancel)
 	// A server may just be restarting.
 	eventually(t, 30*time.Second, func() error { return a.dials(ctx, address) })
 	if fooled := a.fools(t); len(fooled) != len(a.w.clusters) {
@@ -267,6 +267,7 @@ func (a attacker) intrudes(t *testing.T) *intrusion {
 			}
 		}
 	}()
+	t.Cleanup(func() { cancel(); <-i.done })
 	return i
 }
 

@@ -66,7 +66,7 @@ func seed(t *testing.T) uint64 {
 
 // turns are tests that are alike, and for which one run has not the time: by the toss
 // of one coin it takes those of the one row or those of the other, which cost about the
-// same. With -soak it takes all.
+// same. With -soak, or to record histories, it takes all.
 var turns = [2][]string{
 	{"TestRootRotationInBadWeather", "TestRotationsThereAndBack", "TestRootRotationWaitsForAMember", "TestEmergencyTakesOver"},
 	{"TestRotationInBadWeather", "TestRootRotationsThereAndBack", "TestRootRotationWithANewMember", "TestEmergencyReissue"},
@@ -86,7 +86,7 @@ func takesTurns(t *testing.T) {
 	if own < 0 {
 		t.Fatalf("%s has no turn", t.Name())
 	}
-	if *everywhere || turnOf(s) == uint64(own) {
+	if *everywhere || *record || turnOf(s) == uint64(own) {
 		return
 	}
 	with := uint64(1)
