@@ -95,6 +95,9 @@ func (c *cli) conclude(e ending, f *follower) error {
 		if err := c.printJSON(e); err != nil {
 			return err
 		}
+	} else if e.Procedure == procedure.EmergencyReissue {
+		c.paper().left(c.out, e.leftOut())
+		c.paper().reissued(c.out, e, f.view.Asked, c)
 	} else {
 		c.paper().conclude(c.out, e, c)
 	}

@@ -3,11 +3,17 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"os"
 	"os/exec"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // commands are all commands that somebody can run, by their paths.
@@ -101,7 +107,7 @@ func TestHelp(t *testing.T) {
 // Whatever is proposed to a shell, Temporal being away is silent, and quick.
 func TestCompletionWithoutTemporal(t *testing.T) {
 	t.Setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
-	for _, words := range []string{"status ", "watch ", "verify ", "retry ", "retry demo ", "skip demo cluster1 ", "pause demo --workflow ", "abort ", "rotate credentials ", "schedule list ", "schedule pause "} {
+	for _, words := range []string{"status ", "watch ", "verify ", "retry ", "retry demo ", "skip demo cluster1 ", "pause demo --workflow ", "abort ", "rotate credentials ", "emergency root ", "emergency leaf demo ", "emergency root demo --reason ", "schedule list ", "schedule pause "} {
 		var out, errOut bytes.Buffer
 		args := append([]string{"__complete"}, strings.Split(words, " ")...)
 		code := run(context.Background(), args, &out, &errOut)
@@ -109,11 +115,56 @@ func TestCompletionWithoutTemporal(t *testing.T) {
 			t.Errorf("%q: exit code %d, proposed %q", words, code, out.String())
 		}
 	}
-	for words, want := range map[string]string{"status -o ": "text\njson\n:4\n", "ret": "retry\tTry clusters again that are parked\n:4\n", "setup -f ": "yaml\nyml\njson\n:8\n", "schedule pause demo ": "verify\nrefresh\nmaintain\n:4\n"} {
+	for words, want := range map[string]string{
+		"emergency root demo --first ": "availability\tno handshake fails; what is compromised is accepted until the end\ncontainment\tit is refused at once, and with it every agent until it is issued anew\n:4\n",
+		"status -o ":                   "text\njson\n:4\n", "ret": "retry\tTry clusters again that are parked\n:4\n", "setup -f ": "yaml\nyml\njson\n:8\n", "schedule pause demo ": "verify\nrefresh\nmaintain\n:4\n",
+	} {
 		var out, errOut bytes.Buffer
 		run(context.Background(), append([]string{"__complete"}, strings.Split(words, " ")...), &out, &errOut)
 		if out.String() != want {
 			t.Errorf("%q: proposed %q, want %q", words, out.String(), want)
 		}
 	}
+}
+
+// Every command that the README names within a text is one that there is, with these
+// flags.
+func TestReadmeNamesCommands(t *testing.T) {
+	data, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`(relaypki [^`\n]+)`").FindAllStringSubmatch(string(data), -1)
+	if len(named) < 50 {
+		t.Fatalf("only %d were found", len(named))
+	}
+	for _, match := range named {
+		if err := isCommand(strings.Fields(match[1])[1:]); err != nil {
+			t.Errorf("%s: %v", match[1], err)
+		}
+	}
+	for _, stale := range []string{"rotate roots demo", "emergency", "emergency root demo --frist containment", "lift demo"} {
+		if isCommand(strings.Fields(stale)) == nil {
+			t.Errorf("%q is taken", stale)
+		}
+	}
+}
+
+// isCommand says why the words are not those of a command, whatever its arguments are.
+func isCommand(words []string) error {
+	if alternatives := slices.IndexFunc(words, func(word string) bool { return strings.Contains(word, "|") }); alternatives >= 0 {
+		words[alternatives], _, _ = strings.Cut(words[alternatives], "|")
+	}
+	cmd, rest, err := (&cli{}).rootCommand().Find(words)
+	if err != nil {
+		return err
+	}
+	if !cmd.Runnable() {
+		return fmt.Errorf("%s has commands of its own, and %q is none of them", cmd.CommandPath(), rest)
+	}
+	err = cmd.ParseFlags(rest)
+	if errors.Is(err, pflag.ErrHelp) {
+		return nil
+	}
+	return err
 }

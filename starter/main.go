@@ -148,7 +148,7 @@ func (c *cli) rootCommand() *cobra.Command {
 		id       string
 		commands []*cobra.Command
 	}{
-		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.verifyCommand(), c.scheduleCommand()}},
+		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.emergencyCommand(), c.verifyCommand(), c.scheduleCommand()}},
 		{"steering", []*cobra.Command{c.approveCommand(), c.rollbackCommand(), c.retryCommand(), c.skipCommand(), c.quarantineCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand(), c.csrCommand(), c.submitCommand()}},
 		{"looking", []*cobra.Command{c.statusCommand(), c.watchCommand(), c.schemaCommand()}},
 	} {

@@ -182,7 +182,7 @@ func (c *cli) launchMember(cmd *cobra.Command, problems []strict.Problem, in any
 		err := c.reject("the command", problems)
 		var exit *exitError
 		if errors.As(err, &exit) {
-			exit.next = "relaypki " + cmd.Name() + " --help"
+			exit.next = cmd.CommandPath() + " --help"
 		}
 		return err
 	}

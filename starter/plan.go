@@ -84,7 +84,7 @@ func (f *follower) planOf(e ending) (plan, bool) {
 	p := plan{mesh: result.Mesh, kept: result.Kept, parts: []planPart{{name: where, steps: result.Steps}}}
 	if rotated, ok := rotationResult(e); ok {
 		p.matrix, p.consumers = rotated.Matrix, rotated.Consumers
-		p.parts = f.phased(rotated, courses[e.Procedure])
+		p.parts = f.phased(rotated, courseOf(e.Procedure, rotated.Emergency, phasesOf(rotated.Steps, rotated.Clusters)...))
 		return p, true
 	}
 	for _, cluster := range f.view.Progress.Clusters {
@@ -101,10 +101,44 @@ var courses = map[string]rotation.Course{
 	procedure.RotateRootCA:           rotation.OfRoot,
 }
 
+// emergencies are the courses of an emergency, those with containment first at the end.
+var emergencies = []rotation.Course{rotation.OfLeaf, rotation.OfPinning, rotation.OfNewRoot, rotation.OfLift, rotation.OfPinningAtOnce, rotation.OfNewRootAtOnce}
+
+// courseOf is the course of a rotation. Which of its courses an emergency takes depends
+// on what the mesh was in, and is seen by the phases that are named.
+func courseOf(name string, e *procedure.Emergency, named ...rotation.Phase) rotation.Course {
+	if name != procedure.EmergencyReissue {
+		return courses[name]
+	}
+	likely := slices.Clone(emergencies)
+	if e != nil && e.First == procedure.ContainmentFirst {
+		slices.Reverse(likely)
+	}
+	for _, course := range likely {
+		if !slices.ContainsFunc(named, func(p rotation.Phase) bool { return p != "" && course.Does(p) == "" }) {
+			return course
+		}
+	}
+	return nil
+}
+
+// phasesOf are those that steps and clusters' turns are of.
+func phasesOf(steps []procedure.Step, turns []procedure.ClusterResult) []rotation.Phase {
+	var phases []rotation.Phase
+	for _, step := range steps {
+		phases = append(phases, rotation.Phase(step.Phase))
+	}
+	for _, turn := range turns {
+		phases = append(phases, rotation.Phase(turn.Phase))
+	}
+	return phases
+}
+
 // phased are the parts of a rotation's plan, in the order in which they are done:
-// of a root, each phase that goes over the clusters has steps of its own there.
+// each phase that has its turn in the clusters has steps of its own there.
 func (f *follower) phased(r procedure.RotateResult, course rotation.Course) []planPart {
 	var parts []planPart
+	first := true // of the phases in which the clusters have their turn
 	for phase, more := rotation.PhasePreflight, true; more; phase, more = course.Next(phase) {
 		part := planPart{name: string(phase)}
 		for _, step := range r.Steps {
@@ -122,25 +156,27 @@ func (f *follower) phased(r procedure.RotateResult, course rotation.Course) []pl
 			case canary && phase == rotation.PhaseCanary, !canary && phase == rotation.PhaseFleet:
 				parts = append(parts, f.clusterPart(cluster))
 			case slices.Contains(overClusters, phase):
-				if part := f.phasePart(r, cluster, phase); len(part.steps) > 0 || part.problem != "" {
+				if part := f.phasePart(r, cluster, phase, first); len(part.steps) > 0 || part.problem != "" {
 					parts = append(parts, part)
 				}
 			}
 		}
+		first = first && !slices.Contains(overClusters, phase)
 	}
 	return parts
 }
 
-// overClusters are the phases of the rotation of a root that have work in each
-// cluster.
-var overClusters = []rotation.Phase{rotation.PhaseTrust, rotation.PhaseBridge, rotation.PhasePivot, rotation.PhaseCommit, rotation.PhaseContract}
+// overClusters are the phases of the rotation of a root, and of an emergency, that have
+// work in each cluster.
+var overClusters = []rotation.Phase{rotation.PhaseTrust, rotation.PhaseBridge, rotation.PhasePivot, rotation.PhaseCommit, rotation.PhaseContract,
+	rotation.PhaseReissue, rotation.PhaseLink, rotation.PhasePin, rotation.PhaseCut, rotation.PhaseLift}
 
 // phasePart is what would be done in one cluster in one phase, which a procedure of
 // its own has planned. Why that cannot be seen is said once.
-func (f *follower) phasePart(r procedure.RotateResult, cluster procedure.ClusterProgress, phase rotation.Phase) planPart {
+func (f *follower) phasePart(r procedure.RotateResult, cluster procedure.ClusterProgress, phase rotation.Phase, first bool) planPart {
 	part := planPart{name: cluster.Cluster + ", " + string(phase), cluster: cluster.Cluster, phase: string(phase)}
 	if unseen(cluster) {
-		if phase == overClusters[0] {
+		if first {
 			part.problem = cluster.Detail
 		}
 		return part

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -20,8 +21,20 @@ type view struct {
 	Progress procedure.Progress
 	// Children are the clusters' own procedures, by workflow id.
 	Children map[string]procedure.Progress
+	// Asked is an emergency's input, which is known also where the procedure does not
+	// tell its progress.
+	Asked *procedure.EmergencyInput
 	// Notice says why there is no news, if there is none.
 	Notice string
+}
+
+// emergency is what the procedure is for, if it is one. What an emergency has come to
+// that is lifted was said at its own end.
+func (v view) emergency() *procedure.Emergency {
+	if v.Progress.Emergency != nil && (v.Asked == nil || !v.Asked.Lift) {
+		return v.Progress.Emergency
+	}
+	return emergencyFor(v.Asked)
 }
 
 // style is how a piece of a line looks, for terminals that have colours.
@@ -118,6 +131,10 @@ func (p paper) ellipsis() string {
 // draw is the picture of a procedure, as many lines as fit.
 func (p paper) draw(v view) []string {
 	lines := []string{p.header(v)}
+	if e := v.emergency(); e != nil {
+		lines = append(lines, p.line(span{"  incident ", red}, span{tidy(e.Incident), bold}, span{": " + tidy(e.Reason), plain}),
+			p.line(span{"  " + strings.Join(append([]string{occasion(*e)}, reached(*e)...), "; "), dim}))
+	}
 	if notice := v.notice(); notice != "" {
 		// Not cut: it may end with what to type.
 		notices := p.wrap(2, 2, span{notice, yellow})
@@ -128,7 +145,7 @@ func (p paper) draw(v view) []string {
 		}
 		lines = append(lines, notices[:min(len(notices), max(p.height/2, 1))]...)
 	}
-	steps, clusters := p.steps(folded(v.Progress.Steps, v.Progress.Phase)), p.clusters(v)
+	steps, clusters := p.steps(folded(telling(v.Progress.Steps), v.Progress.Phase)), p.clusters(v)
 	room := p.height - 1 - len(lines) // the last line is the cursor's
 	if len(steps)+len(clusters)+2 > room {
 		steps = p.steps(unfinished(v.Progress.Steps))
@@ -191,10 +208,20 @@ func (p paper) header(v view) string {
 		end = v.Ended
 	}
 	spans = append(spans, span{"  " + elapsed(end.Sub(v.Started)), dim})
-	if does := courses[v.Type].Does(rotation.Phase(v.Progress.Phase)); does != "" && !v.Progress.Ended {
+	now := rotation.Phase(v.Progress.Phase)
+	if does := courseOf(v.Type, v.emergency(), append(phasesOf(v.Progress.Steps, nil), now)...).Does(now); does != "" && !v.Progress.Ended {
 		spans = append(spans, span{"  " + does, dim})
 	}
 	return p.line(spans...)
+}
+
+// telling are the steps that say something: people who are not there were not told.
+func telling(steps []procedure.Step) []procedure.Step {
+	return slices.DeleteFunc(slices.Clone(steps), tellsNobody)
+}
+
+func tellsNobody(s procedure.Step) bool {
+	return s.Name == procedure.NotifyStep && s.Detail == procedure.NobodyToTell
 }
 
 // folded has each phase that is over, and in which nothing went wrong, as one step:
@@ -342,12 +369,29 @@ func changes(before, now view) []string {
 	if notice := now.notice(); notice != "" && notice != before.notice() {
 		say("-", "-", "waiting", notice)
 	}
+	if e := now.emergency(); e != nil {
+		var known []string
+		if was := before.emergency(); was == nil {
+			say("-", "-", "incident", e.Incident+": "+e.Reason+" ("+occasion(*e)+")")
+		} else {
+			known = reached(*was)
+		}
+		for _, milestone := range reached(*e) {
+			if !slices.Contains(known, milestone) {
+				say("-", "-", "measured", milestone)
+			}
+		}
+	}
 	if now.Progress.Phase != before.Progress.Phase {
 		say("-", "-", "phase", now.Progress.Phase)
 	}
 	steps := func(cluster string, before, now []procedure.Step) {
 		for i, s := range now {
 			if i < len(before) && before[i].Name == s.Name && before[i].State == s.State && before[i].Detail == s.Detail {
+				continue
+			}
+			// Whether there is anybody to tell is known when that is over.
+			if tellsNobody(s) || s.Name == procedure.NotifyStep && s.State == procedure.Running {
 				continue
 			}
 			say(cluster, s.Name, string(s.State), s.Detail)

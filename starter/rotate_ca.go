@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -171,6 +172,7 @@ func (c *cli) rollbackCommand() *cobra.Command {
 		Long: `Take a rotation of the root or the intermediate back, from whatever phase it is in
 until it is over: every certificate is of the previous CA again, and no handshake
 fails on the way. What was made for the rotation stays in Vault and may not issue.
+An emergency is not taken back: what was compromised would be trusted again.
 
 If its run is gone, another one is started that takes it back: of what was rotated
 last, as far as Temporal knows. With --of you say it yourself. Where the mesh's record
@@ -200,6 +202,9 @@ says otherwise, that run changes nothing and says so.`,
 				return t.failed(err, "find the rotation")
 			}
 			last, known := lastRotation(runs)
+			if known && last.Procedure == procedure.EmergencyReissue && (last.Ended == nil || of == "") {
+				return c.notTakenBack(last)
+			}
 			if known && last.Ended == nil {
 				if of != "" && rotationOf[of] != last.Procedure {
 					return badInput(c.again("watch", last.WorkflowID), "it is %s that runs (workflow %s)", last.Procedure, last.WorkflowID)
@@ -233,13 +238,14 @@ const (
 // rotationOf is the procedure that each of them means.
 var rotationOf = map[string]string{ofRoot: procedure.RotateRootCA, ofIntermediate: procedure.RotateIntermediateCA}
 
-// lastRotation is the rotation of a CA that runs, or else the one that was begun
-// last; false if there is none among the runs, the latest of which is the first.
+// lastRotation is the rotation of a CA, or the emergency, that runs, or else the one
+// that was begun last; false if there is none among the runs, the latest of which is the first.
 func lastRotation(runs []execution) (execution, bool) {
 	var last execution
 	found := false
 	for _, run := range runs {
-		if run.child || strings.HasPrefix(run.WorkflowID, planID("", true)) || run.Procedure != procedure.RotateRootCA && run.Procedure != procedure.RotateIntermediateCA {
+		if run.child || strings.HasPrefix(run.WorkflowID, planID("", true)) ||
+			!slices.Contains([]string{procedure.RotateRootCA, procedure.RotateIntermediateCA, procedure.EmergencyReissue}, run.Procedure) {
 			continue
 		}
 		if run.Ended == nil {
@@ -327,7 +333,7 @@ func (p paper) matrix(w io.Writer, phases []procedure.PhaseView) {
 func rotationResult(e ending) (procedure.RotateResult, bool) {
 	var r procedure.RotateResult
 	_, of := courses[e.Procedure]
-	return r, of && json.Unmarshal(e.Result, &r) == nil && r.Mesh != ""
+	return r, (of || e.Procedure == procedure.EmergencyReissue) && json.Unmarshal(e.Result, &r) == nil && r.Mesh != ""
 }
 
 // setTTL gives a CA that is to be made the life that a flag says, if it says one.

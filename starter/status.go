@@ -54,14 +54,18 @@ type execution struct {
 	child bool
 	// first is the id of the first run of a chain of continued ones.
 	first, taskQueue string
+	// emergency is what it tells of one while it runs.
+	emergency *procedure.Emergency
 }
 
 // meshStatus is what there is to say of one mesh.
 type meshStatus struct {
-	Mesh             string        `json:"mesh"`
-	Procedures       []execution   `json:"procedures"`
-	LastVerification *verdict      `json:"lastVerification,omitempty"`
-	Schedule         *nextSchedule `json:"schedule,omitempty"`
+	Mesh       string      `json:"mesh"`
+	Procedures []execution `json:"procedures"`
+	// Emergency is the one that runs, or that was last.
+	Emergency        *emergencyStatus `json:"emergency,omitempty"`
+	LastVerification *verdict         `json:"lastVerification,omitempty"`
+	Schedule         *nextSchedule    `json:"schedule,omitempty"`
 	// Refresh is the schedule that keeps the credentials current; none if none expires.
 	Refresh *nextSchedule `json:"refreshSchedule,omitempty"`
 	// Maintain is the schedule that looks whether a rotation is due.
@@ -150,7 +154,7 @@ func (t *server) status(ctx context.Context, mesh string) ([]meshStatus, error) 
 	meshes := []meshStatus{}
 	for name, executions := range of {
 		status := meshStatus{Mesh: name, Procedures: shown(executions), LastVerification: t.lastVerification(ctx, executions)}
-		if name != "" {
+		if status.Emergency = t.lastEmergency(ctx, executions); name != "" {
 			for _, s := range []struct {
 				id   string
 				next **nextSchedule
@@ -191,7 +195,7 @@ func shown(executions []execution) []execution {
 
 // changing are the procedures that are not routine.
 var changing = []string{procedure.SetupMesh, procedure.AddCluster, procedure.RemoveCluster, procedure.AdoptMesh,
-	procedure.RotateLeafCertificates, procedure.RotateIntermediateCA, procedure.RotateRootCA, procedure.RotateIssuerCredentials}
+	procedure.RotateLeafCertificates, procedure.RotateIntermediateCA, procedure.RotateRootCA, procedure.EmergencyReissue, procedure.RotateIssuerCredentials}
 
 // procedures lists runs, the latest first, of one mesh or of all, that fulfil
 // also another condition, if one is given. A run is known by its search
@@ -283,7 +287,7 @@ func (t *server) ask(ctx context.Context, list []execution) {
 		if e := &list[i]; e.Ended == nil && !e.child {
 			group.Go(func() error {
 				p, err := t.progress(ctx, e.WorkflowID)
-				e.Awaiting, e.Person, e.Paused, e.Parked, e.Silent = p.Awaiting, p.Person, p.Paused, parkedOf(p), err != nil
+				e.Awaiting, e.Person, e.Paused, e.Parked, e.Silent, e.emergency = p.Awaiting, p.Person, p.Paused, parkedOf(p), err != nil, p.Emergency
 				return nil
 			})
 		}
@@ -427,6 +431,7 @@ func (c *cli) printStatus(m meshStatus) {
 			c.say("    %s", command)
 		}
 	}
+	c.printEmergency(p, m)
 	p.print(c.out, 2, span{"Last verification: " + m.LastVerification.line(time.Now()), plain})
 	p.print(c.out, 2, span{"Next verification: " + m.Schedule.line(time.Now()), plain})
 	p.print(c.out, 2, span{"Next refresh of the credentials: " + m.Refresh.line(time.Now()), plain})

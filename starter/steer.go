@@ -171,14 +171,20 @@ reason. Started again, it goes on with the rest.`,
 	return c.steeringCommand(cmd, func(mesh string, _ []string) (order, error) {
 		return order{
 			mesh: mesh, update: procedure.AbortUpdate, in: procedure.AbortInput{Reason: reason},
-			ask: func(run execution) danger {
-				return danger{
-					question:    fmt.Sprintf("Abort %s of mesh %s (workflow %s)?", run.Procedure, mesh, run.WorkflowID),
-					consequence: "What is being worked on is cancelled; what is done stays; started again, it goes on with the rest.",
-				}
-			},
+			ask: func(run execution) danger { return abortOf(mesh, run) },
 		}, c.needReason(reason)
 	})
+}
+
+func abortOf(mesh string, run execution) danger {
+	d := danger{
+		question:    fmt.Sprintf("Abort %s of mesh %s (workflow %s)?", run.Procedure, mesh, run.WorkflowID),
+		consequence: "What is being worked on is cancelled; what is done stays; started again, it goes on with the rest.",
+	}
+	if run.Procedure == procedure.EmergencyReissue {
+		d.consequence += " Until then, agents that are cut off stay cut off, and the mesh's schedules paused."
+	}
+	return d
 }
 
 func reasonFlag(cmd *cobra.Command, reason *string) {

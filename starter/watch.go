@@ -208,6 +208,9 @@ func (f *follower) describe(ctx context.Context) error {
 	if end := info.GetCloseTime(); end != nil {
 		f.view.Ended = end.AsTime()
 	}
+	if f.view.Type == procedure.EmergencyReissue && f.view.Asked == nil {
+		f.view.Asked = f.server.emergencyAsked(ctx, f.id, f.runID)
+	}
 	return nil
 }
 

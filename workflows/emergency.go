@@ -87,7 +87,7 @@ func (e *emergencyReissue) forward(ctx workflow.Context) error {
 // shape is what kind of emergency it is, by what is recorded of it.
 func (e *emergencyReissue) shape() {
 	of := e.Record.Emergency
-	e.result.Emergency = of
+	e.result.Emergency, e.report.Emergency = of, of
 	e.sameRoot = e.Record.FromRoot == e.Record.ToRoot
 	e.cutting = of.First == procedure.ContainmentFirst && !e.want.Lift
 	if !e.sameRoot {

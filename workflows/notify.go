@@ -110,11 +110,11 @@ const nextLine = "\n      "
 // send sends a message and notes as a step of the report who was told. That
 // nobody could be told is in the report and changes nothing else.
 func send(ctx workflow.Context, r *report, summary, text string) bool {
-	step := r.begin(ctx, "notify")
+	step := r.begin(ctx, procedure.NotifyStep)
 	told, err := call[notify.Result](ctx, summarized(notifying, summary), notifiers.Notify, notify.Input{Text: text})
 	outcome := procedure.Outcome{Detail: "told " + strings.Join(told.Told, ", ")}
 	if len(told.Told) == 0 {
-		outcome.Detail = "nobody to tell: the worker's site file has no notify"
+		outcome.Detail = procedure.NobodyToTell
 	}
 	r.end(ctx, step, outcome, err)
 	if err != nil {

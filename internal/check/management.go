@@ -17,8 +17,8 @@ type Management struct {
 	Spec mesh.Spec
 	// Others are members of the mesh that are not looked at.
 	Others []string
-	// Pinned says that the mesh's record has the intermediate pinned by an emergency.
-	Pinned bool
+	// Pin is as the mesh's record has it.
+	Pin Pin
 	// Unreachable is why the API server did not answer; nothing of the cluster
 	// was then looked at, but Vault was.
 	Unreachable string
@@ -51,10 +51,10 @@ func (m Management) Findings(now time.Time) []Finding {
 	r.issuer(spec, spec.PKI.Role, m.Issuer)
 	r.certificate(spec.Namespace, spec.Certificates.Server, m.Certificate)
 	root := r.secret(spec.Namespace, use{
-		asked: spec.Certificates.Server, usage: x509.ExtKeyUsageServerAuth, pinned: m.Pinned,
+		asked: spec.Certificates.Server, usage: x509.ExtKeyUsageServerAuth,
 		names:  func(leaf *x509.Certificate) error { return coversAuthority(leaf, spec.Gloo.Authority) },
 		remedy: "make certificates.server.dnsNames of the input cover gloo.authority (" + spec.Gloo.Authority + "), and run SetupMesh again",
-	}, m.Secret, now)
+	}, m.Secret, m.Pin, now)
 	r.pinnedKeys(m.Keys)
 	r.clusterToken(m.Token)
 	r.deployment(RelayServer, InServer, m.Server)

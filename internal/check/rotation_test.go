@@ -28,16 +28,6 @@ func TestInRotation(t *testing.T) {
 		{name: "final", mode: "final", bundle: "both"},
 		{name: "contracted", mode: "final", bundle: "new"},
 		{name: "retired", mode: "final", bundle: "new", retired: true},
-		{name: "pinned", mode: "pinned", bundle: "pinned"},
-		{name: "pinned, and the agents' trust is not", mode: "pinned", bundle: "new", want: []expectation{{"agent-trust", "fail", "not the root"}}},
-		{name: "pinned, and the agents' trust is the bridge", mode: "pinned", bundle: "bridge", want: []expectation{{"agent-trust", "fail", "no self-signed root"}}},
-		{name: "pinned to another intermediate", mode: "pinned", bundle: "pinned",
-			change: func(w *world, _, _, bridge pkitest.Pair) { w.Workload.Secret.CA = []*x509.Certificate{bridge.Cert} },
-			want:   []expectation{{"certificate-root", "fail", "no self-signed root"}, {"certificate-chain", "fail", ""}, {"agent-trust", "fail", ""}}},
-		{name: "pinned by nobody", mode: "pinned", bundle: "pinned",
-			change: func(w *world, _, _, _ pkitest.Pair) { w.Management.Pinned, w.Workload.Pinned = false, false },
-			wantOf: []expectation{{"certificate-root", "fail", "no self-signed root"}, {"acceptable-cas", "warn", "no root"}},
-			want:   []expectation{{"certificate-root", "fail", "no self-signed root"}, {"agent-trust", "fail", "no self-signed root"}}},
 		{name: "the trust lacks the new root", mode: "final", bundle: "old", want: []expectation{{"agent-trust", "fail", "not the root"}}},
 		{name: "the trust holds a bridge", mode: "pivot", bundle: "bridge", want: []expectation{{"agent-trust", "fail", "no self-signed root"}}},
 		{name: "ca.crt is the new intermediate", mode: "pivot", bundle: "both",
@@ -69,17 +59,14 @@ func TestInRotation(t *testing.T) {
 				ca = bridge.Cert
 			case "final":
 				above, ca = above[:1], next.Cert
-			case "pinned":
-				above, ca = above[:1], i3.Cert
 			}
-			w.Management.Pinned, w.Workload.Pinned = c.mode == "pinned", c.mode == "pinned"
 			stored := func(leaf *x509.Certificate) check.SeenSecret {
 				return check.SeenSecret{Chain: append([]*x509.Certificate{leaf}, above...), CA: []*x509.Certificate{ca}}
 			}
 			w.Management.Secret, w.Workload.Secret = stored(server), stored(client)
 			w.Replicas[0].Loaded.Chain, w.Replicas[0].Loaded.AcceptableCAs = w.Management.Secret.Chain, [][]byte{ca.RawSubject}
 			w.Workload.RootSecret.CA = map[string][]*x509.Certificate{
-				"old": {w.root.Cert}, "both": {w.root.Cert, next.Cert}, "new": {next.Cert}, "bridge": {bridge.Cert}, "pinned": {i3.Cert},
+				"old": {w.root.Cert}, "both": {w.root.Cert, next.Cert}, "new": {next.Cert}, "bridge": {bridge.Cert},
 			}[c.bundle]
 			w.Vault.Relay.Default = newID
 			w.Vault.Relay.Issuers = append([]check.SeenVaultIssuer{{ID: newID, Name: "relay-intermediate-g2", HasKey: true, LeafNotAfterBehavior: "err", Certificate: i3.Cert}}, w.Vault.Relay.Issuers...)

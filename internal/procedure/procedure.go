@@ -219,7 +219,9 @@ type Progress struct {
 	// Asked is the phase that begins when somebody approves it.
 	Asked string `json:"asked,omitempty"`
 	// Approvals are those that a rotation was given, in order.
-	Approvals []ApproveInput    `json:"approvals,omitempty"`
+	Approvals []ApproveInput `json:"approvals,omitempty"`
+	// Emergency is, of an EmergencyReissue, what it is for, and what has come of it.
+	Emergency *Emergency        `json:"emergency,omitempty"`
 	Steps     []Step            `json:"steps,omitempty"`
 	Clusters  []ClusterProgress `json:"clusters,omitempty"`
 	// Problem is why the procedure failed, if it did.

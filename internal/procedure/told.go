@@ -31,6 +31,13 @@ func News(last *Told, found []string, now time.Time) (bool, *Told) {
 	return false, last
 }
 
+// NotifyStep is a step that tells people something, and NobodyToTell its detail where
+// there is nobody to tell.
+const (
+	NotifyStep   = "notify"
+	NobodyToTell = "nobody to tell: the worker's site file has no notify"
+)
+
 // A run that another procedure has started, and that nobody looks at, has in its
 // memo which one, and what people were told of the failure of the run before it.
 const (
