@@ -52,13 +52,13 @@ func TestEmergencyReissue(t *testing.T) {
 	}
 	none(t, w.notContained(t, pinned))
 
-	if err := m.start(t, procedure.EmergencyInput{Lift: true}, nil); err == nil || !strings.Contains(err.Error(), "exposed") {
+	if _, err := m.start(t, "lift", "demo"); err == nil || !strings.Contains(err.Error(), "--exposed-ok") {
 		t.Errorf("what is pinned is lifted without a word, while a certificate of the old intermediate may be in the wrong hands: %v", err)
 	}
 	none(t, w.notContained(t, pinned))
 	looking := w.watchRoot(t, points, reload)
 	looking.unjudged = unjudged
-	if err := m.start(t, procedure.EmergencyInput{Lift: true, Exposed: true}, nil); err != nil {
+	if _, err := m.start(t, "lift", "demo", "--exposed-ok"); err != nil {
 		t.Fatalf("lifting it: %v", err)
 	}
 	looking.ended(t)
@@ -137,20 +137,15 @@ type emergency struct {
 	distrust           bool
 }
 
-// start runs EmergencyReissue, and returns how it ended.
-func (m *emergencies) start(t *testing.T, in procedure.EmergencyInput, result *procedure.RotateResult) error {
+// start runs EmergencyReissue by the command, and returns how it ended.
+func (m *emergencies) start(t *testing.T, args ...string) (procedure.RotateResult, error) {
 	t.Helper()
-	in.Mesh, in.Incident, in.Reason = "demo", m.incident, "a test of emergencies"
-	run, err := m.c.ExecuteWorkflow(t.Context(), client.StartWorkflowOptions{ID: procedure.ID(procedure.EmergencyReissue, "demo"), TaskQueue: procedure.TaskQueue}, procedure.EmergencyReissue, in)
-	if err != nil {
-		t.Fatal(err)
+	args = append([]string{"emergency"}, append(args, "--reason", "a test of emergencies", "--incident", m.incident, "--yes", "-o", "json")...)
+	out, errOut, code := m.w.relaypki(t, args...)
+	if code != 0 {
+		return procedure.RotateResult{}, fmt.Errorf("relaypki %s: exit code %d\n%s\n%s", strings.Join(args, " "), code, out, errOut)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	if result == nil {
-		return run.Get(ctx, nil)
-	}
-	return run.Get(ctx, result)
+	return resultOf[procedure.RotateResult](t, out), nil
 }
 
 // run runs one with attackers at work, agents that shake hands, and certificates that
@@ -167,9 +162,16 @@ func (m *emergencies) run(t *testing.T, e emergency, attackers ...attacker) proc
 		intrusions = append(intrusions, a.intrudes(t))
 	}
 	frozen := m.freezing(t)
-	var result procedure.RotateResult
+	args := append([]string{e.compromised, "demo"}, e.clusters...)
+	if e.distrust {
+		args = append(args, "--distrust")
+	}
+	if e.first != "" {
+		args = append(args, "--first", e.first)
+	}
 	began := time.Now()
-	if err := m.start(t, procedure.EmergencyInput{Compromised: e.compromised, Clusters: e.clusters, Distrust: e.distrust, First: e.first}, &result); err != nil {
+	result, err := m.start(t, args...)
+	if err != nil {
 		t.Fatalf("the emergency ended with: %v", err)
 	}
 	got := result.Emergency
