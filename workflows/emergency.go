@@ -404,7 +404,7 @@ func (e *emergencyReissue) stop(ctx workflow.Context) error {
 		}
 	}
 	for _, i := range seen.Intermediates {
-		if i.Generation == e.Record.To || !i.HasKey {
+		if i.Generation == e.Record.To || i.Generation != e.Record.From && !i.Signs {
 			continue
 		}
 		if err := e.use(ctx, vault.CAResult{Authority: i.Authority, CertificatePEM: i.CertificatePEM}, false, e.To); err != nil {
@@ -485,12 +485,12 @@ func (e *emergencyReissue) moveRoles(ctx workflow.Context) error {
 
 // onlyNew is the trust in what is new, and in nothing else.
 func (e *emergencyReissue) onlyNew() trustChange {
-	keep, gone := e.NewRoot, e.Root
+	keep := e.NewRoot
 	if e.sameRoot {
 		keep = e.To
 	}
 	change := adding(keep)
-	change.DropPEM = []string{gone.CertificatePEM}
+	change.DropPEM = []string{e.Root.CertificatePEM, e.From.CertificatePEM} // the latter may have been pinned
 	return change
 }
 

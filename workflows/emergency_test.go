@@ -24,10 +24,14 @@ import (
 // mesh and why.
 func (w *rootWorld) emergency(input string, people ...func(*testsuite.TestWorkflowEnvironment)) (procedure.RotateResult, error) {
 	w.t.Helper()
+	incident := `"incident":"INC-7",`
+	if strings.Contains(input, `"incident"`) {
+		incident = ""
+	}
 	was := w.procedure
 	w.procedure = procedure.EmergencyReissue
 	defer func() { w.procedure = was }()
-	return w.start(`{"mesh":"demo","reason":"a laptop was stolen","incident":"INC-7",`+input+`}`, people...)
+	return w.start(`{"mesh":"demo","reason":"a laptop was stolen",`+incident+input+`}`, people...)
 }
 
 // frozen is what was done to schedules and rotations under way.
@@ -113,7 +117,7 @@ func TestEmergencyOfAnIntermediate(t *testing.T) {
 	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
 	w.order("take over", "freeze true", "record >", "intermediate 2", "record final>", "prove 2", "role 2 cluster1", "trust cluster1 +i2", "reissue cluster1", "restart cluster1", "shake cluster1",
 		"role 2", "reissue", "restart mgmt", "reissue cluster3", "use intermediate 1 false", "record final>pinned", "give pinned", "record pinned>",
-		"trust cluster1 -1", "reissue cluster1", "reissue", "restart mgmt", "reissue cluster3", "record pinned>", "freeze false")
+		"trust cluster1 -1 -i1", "reissue cluster1", "reissue", "restart mgmt", "reissue cluster3", "record pinned>", "freeze false")
 	if w.o.record.Generations.Intermediate != 1 || w.count("root") > 0 || w.count("bridge") > 0 {
 		t.Errorf("generations %+v, %q", w.o.record.Generations, w.events)
 	}
@@ -192,10 +196,25 @@ func TestEmergencyOfARootAtOnce(t *testing.T) {
 	w.everywhere(2, 2)
 	of := result.Emergency
 	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
-	w.order("freeze true", "root 2", "unbridged 2", "intermediate 2", "role 2", "use root 1 false", "use intermediate 1 false", "reissue", "restart mgmt", "trust cluster1 +2", "trust cluster1 -1", "reissue cluster1", "shake cluster1", "record the end", "freeze false")
+	w.order("freeze true", "root 2", "unbridged 2", "intermediate 2", "role 2", "use root 1 false", "use intermediate 1 false", "reissue", "restart mgmt", "trust cluster1 +2", "trust cluster1 -1 -i1", "reissue cluster1", "shake cluster1", "record the end", "freeze false")
 	if len(broken) == 0 || w.count("bridge") > 0 {
 		t.Errorf("%d cut off, %q", len(broken), w.events)
 	}
+}
+
+// What is pinned may be compromised in turn, and so may its root.
+func TestEmergencyAfterEmergency(t *testing.T) {
+	w := newRootWorld(t)
+	for n, kind := range []string{intermediateGone + available, intermediateGone + contained, rootGone + contained} {
+		if _, err := w.emergency(kind + fmt.Sprintf(`,"incident":"INC-%d"`, n)); err != nil {
+			t.Fatalf("%s: %v", kind, err)
+		}
+		w.broken = nil
+		if n < 2 {
+			w.pinned(2 + n)
+		}
+	}
+	w.everywhere(4, 2)
 }
 
 // A leaf's old certificate stays accepted; it is said until when.

@@ -4,18 +4,23 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/testsuite"
 
 	"github.com/relaypki/relaypki/activities/certmanager"
 	"github.com/relaypki/relaypki/activities/cluster"
 	"github.com/relaypki/relaypki/activities/helm"
 	"github.com/relaypki/relaypki/activities/vault"
+	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
@@ -368,5 +373,29 @@ func TestVerificationLeavesOutWhoComesAndGoes(t *testing.T) {
 		if !found {
 			t.Errorf("no finding says %q: %+v", want, result.Findings)
 		}
+	}
+}
+
+// Whoever looks is told that the mesh is pinned: there a root in its place is a mistake.
+func TestVerificationOfWhatIsPinned(t *testing.T) {
+	record := complete()
+	record.Rotation = &procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 1, To: 2, FromRoot: 1, ToRoot: 1, Mode: "pinned", Emergency: &procedure.Emergency{Pinned: true}}
+	env := newRun(t, &outside{record: record})
+	var guard sync.Mutex
+	seen := map[string]int{}
+	env.SetOnActivityStartedListener(func(info *activity.Info, _ context.Context, args converter.EncodedValues) {
+		var in struct{ Pin check.Pin }
+		if strings.HasPrefix(info.ActivityType.Name, "Verify") && args.Get(&in) == nil {
+			guard.Lock()
+			defer guard.Unlock()
+			seen[info.ActivityType.Name+" "+string(in.Pin)]++
+		}
+	})
+	env.ExecuteWorkflow(procedure.VerifyMesh, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]int{"VerifyManagement pinned": 1, "VerifyCluster pinned": 2}; !maps.Equal(seen, want) {
+		t.Errorf("%v, want %v", seen, want)
 	}
 }

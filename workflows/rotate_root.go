@@ -423,7 +423,11 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := r.step(ctx, "bridge", "Have the old root sign the new one's key, and bring both into the relay mount", func(ctx workflow.Context) (procedure.Outcome, error) {
+	name, summary := "bridge", "Have the old root sign the new one's key, and bring both into the relay mount"
+	if r.cutting {
+		name, summary = "new root below", "Bring the new root into the relay mount"
+	}
+	if _, err := r.step(ctx, name, summary, func(ctx workflow.Context) (procedure.Outcome, error) {
 		bridge, err := call[vault.CAResult](ctx, acting, vaults.BridgeRoot, vault.BridgeInput{
 			Spec: r.next().Only(""), Generation: r.Record.ToRoot, OldRoot: r.Root, NewRoot: r.NewRoot, Unbridged: r.cutting, Mode: r.mode,
 		})
@@ -454,7 +458,7 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 	if err := r.inTime(seen); err != nil {
 		return err
 	}
-	if err := r.note(ctx, "record the CAs", "Record that the new CAs are there"); err != nil {
+	if err := r.note(ctx, "record the CAs", "Record that the new CAs are there"); err != nil || r.cutting {
 		return err
 	}
 	return r.aim(ctx, r.At)

@@ -128,7 +128,7 @@ func (v *verification) run(ctx workflow.Context) error {
 		spec = v.settled(spec, record)
 	}
 	v.report.Clusters = pendingChecks(spec)
-	v.findings(ctx, spec, others(record.Spec, spec), queues)
+	v.findings(ctx, spec, others(record.Spec, spec), record.Rotation.Pin(), queues)
 	return ctx.Err()
 }
 
@@ -177,7 +177,7 @@ func others(all, spec mesh.Spec) []string {
 }
 
 // findings has every cluster checked, some at a time, and sorts what was found.
-func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []string, queues map[string]string) {
+func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []string, pin check.Pin, queues map[string]string) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
 	look := func(name, queue string, run func(workflow.Context, workflow.ActivityOptions) ([]check.Finding, error)) {
@@ -201,12 +201,12 @@ func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []s
 		})
 	}
 	look(spec.Management.Context, "", func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Others: others, Settle: v.in.Settle})
+		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Others: others, Pin: pin, Settle: v.in.Settle})
 		return out.Findings, err
 	})
 	for _, w := range spec.Workloads {
 		look(w.Name, queues[w.Context], func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name, Settle: v.in.Settle})
+			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name, Pin: pin, Settle: v.in.Settle})
 			return out.Findings, err
 		})
 	}

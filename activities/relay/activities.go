@@ -24,6 +24,8 @@ type VerifyManagementInput struct {
 	// mesh's, which may be registered too.
 	Spec   mesh.Spec `json:"spec"`
 	Others []string  `json:"others,omitempty"`
+	// Pin is as the mesh's record has it.
+	Pin check.Pin `json:"pin,omitempty"`
 	// Settle is how long to wait for the server's Pods to be ready and for its
 	// gauges to count every cluster, which takes a moment after an installation,
 	// and for servers that do not answer; 0 looks once.
@@ -52,7 +54,7 @@ func (a *Activities) VerifyManagement(ctx context.Context, in VerifyManagementIn
 		if err != nil {
 			return nil, err
 		}
-		seen.Others = in.Others
+		seen.Others, seen.Pin = in.Others, in.Pin
 		return seen.Findings(time.Now()), nil
 	})
 	return VerifyManagementResult{Findings: findings}, err
@@ -107,6 +109,8 @@ func (a *Activities) settle(ctx context.Context, spec mesh.Spec, end time.Time) 
 type VerifyClusterInput struct {
 	Spec    mesh.Spec `json:"spec"`
 	Cluster string    `json:"cluster"`
+	// Pin is as the mesh's record has it.
+	Pin check.Pin `json:"pin,omitempty"`
 	// Settle is how long to wait for servers that do not answer; 0 looks once.
 	Settle mesh.Duration `json:"settle,omitzero"`
 }
@@ -132,6 +136,7 @@ func (a *Activities) VerifyCluster(ctx context.Context, in VerifyClusterInput) (
 		if err != nil {
 			return nil, err
 		}
+		seen.Pin = in.Pin
 		return seen.Findings(time.Now()), nil
 	})
 	return VerifyClusterResult{Findings: findings}, err

@@ -59,8 +59,9 @@ type BridgeInput struct {
 	// be made, NewRoot has its name alone.
 	OldRoot CAResult `json:"oldRoot"`
 	NewRoot CAResult `json:"newRoot"`
-	// Unbridged is of an emergency: the old root, which is compromised, does not vouch
-	// for the new one, which is all that is brought into the relay mount.
+	// Unbridged is for an emergency, whose new root the old one, which is compromised,
+	// must not vouch for: no bridge is signed, and the new root alone is imported into
+	// the relay mount, without its key. The answer is that root there.
 	Unbridged bool           `json:"unbridged,omitempty"`
 	Mode      procedure.Mode `json:"mode"`
 }
@@ -82,7 +83,7 @@ type CAResult struct {
 	Authority procedure.Authority `json:"authority"`
 	// CertificatePEM is the CA certificate alone.
 	CertificatePEM string `json:"certificatePEM"`
-	// PrintedBy is, in a look ahead at a root that is still to be made, the command
+	// PrintedBy is, in a look ahead at a CA that is still to be made, the command
 	// that prints its certificate once it is there.
 	PrintedBy string `json:"printedBy,omitempty"`
 }

@@ -173,6 +173,9 @@ func (s session) authority(ctx context.Context, mount, name, prefix string, aske
 	if found.issuer == nil {
 		return found, s.foreign(mount, prefix, found)
 	}
+	if prefix == intermediatePrefix {
+		asked = intermediateAs(found.issuer.certificate, asked, generationOf(prefix, name))
+	}
 	var wrong []string
 	if found.issuer.KeyID == "" {
 		wrong = append(wrong, "its key is not in this mount")

@@ -27,7 +27,7 @@ const bridgeLasts = 7 * 24 * time.Hour
 // into the relay mount beside the old root, without keys. The bridge ends with the
 // old root. One that an interrupted run has had signed, or imported, is found again.
 // An old root that cannot be bridged is a Preflight error, also in a look ahead at a
-// new one that is still to be made.
+// new one that is still to be made. Unbridged, nothing of the old root is asked.
 func (a *Activities) BridgeRoot(ctx context.Context, in BridgeInput) (CAResult, error) {
 	if in.Spec.PKI.Root.Offline() {
 		return CAResult{}, failure.Permanent(failure.InvalidInput, "Vault %q: the root is kept outside Vault (pki.root.kept: %s), so nothing here can sign the new root's key", in.Spec.Vault.Name, mesh.KeptOffline)
@@ -38,37 +38,46 @@ func (a *Activities) BridgeRoot(ctx context.Context, in BridgeInput) (CAResult, 
 	}
 	relay := in.Spec.Vault.RelayMount
 	b := bridging{in: in}
-	if b.old, err = s.rootAt(ctx, in.Spec.Vault.RootMount, in.OldRoot); err != nil {
-		return CAResult{}, err
+	if !in.Unbridged {
+		if b.old, err = s.rootAt(ctx, in.Spec.Vault.RootMount, in.OldRoot); err != nil {
+			return CAResult{}, err
+		}
 	}
 	if in.NewRoot.CertificatePEM != "" || in.Mode.Writes() {
 		if b.root, err = s.rootAt(ctx, in.Spec.Vault.RootMount, in.NewRoot); err != nil {
 			return CAResult{}, err
 		}
 	}
-	all, err := s.issuers(ctx, relay)
-	if err != nil {
-		return CAResult{}, err
-	}
-	// Without it ca.crt is not the old root, and there is nothing to bridge from.
-	if withCertificate(all, b.old.certificate) == nil {
-		return CAResult{}, s.rootMissing(relay, b.old.certificate)
-	}
 	var out procedure.Outcome
-	bridge, err := s.bridge(ctx, b, all, &out)
-	if err != nil {
-		return CAResult{}, err
+	var bridge *x509.Certificate
+	if !in.Unbridged {
+		all, err := s.issuers(ctx, relay)
+		if err != nil {
+			return CAResult{}, err
+		}
+		// Without it ca.crt is not the old root, and there is nothing to bridge from.
+		if withCertificate(all, b.old.certificate) == nil {
+			return CAResult{}, s.rootMissing(relay, b.old.certificate)
+		}
+		if bridge, err = s.bridge(ctx, b, all, &out); err != nil {
+			return CAResult{}, err
+		}
 	}
 	if err := s.holdDefault(ctx, in.Mode, &out, relay); err != nil {
 		return CAResult{}, err
 	}
 	root := `"$(` + s.certificate(in.Spec.Vault.RootMount, RootName(in.Generation)) + `)"`
-	if _, err := s.importCA(ctx, in.Mode, &out, relay, RootName(in.Generation), b.root.certificate, root); err != nil {
+	name := RootName(in.Generation)
+	imported, err := s.importCA(ctx, in.Mode, &out, relay, name, b.root.certificate, root)
+	if err == nil && !in.Unbridged {
+		name = BridgeName(in.Generation)
+		imported, err = s.importCA(ctx, in.Mode, &out, relay, name, bridge, `"$bridge"`)
+	}
+	if err != nil {
 		return CAResult{}, err
 	}
-	imported, err := s.importCA(ctx, in.Mode, &out, relay, BridgeName(in.Generation), bridge, `"$bridge"`)
-	if err != nil || imported == nil {
-		return CAResult{Outcome: out, Authority: procedure.Authority{Name: BridgeName(in.Generation)}}, err
+	if imported == nil {
+		return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
 	}
 	return caResult(out, *imported), nil
 }

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/site"
@@ -22,6 +24,31 @@ func (in IntermediateInput) identity() site.Identity {
 		return site.Operate
 	}
 	return site.Onboard
+}
+
+// IntermediateCommonName is the common name of an intermediate of that generation that
+// is made in an emergency, where one was asked for by that name: whoever trusts the
+// intermediate itself has to tell it from the one that is compromised. One that would be
+// too long for a certificate is cut, since an emergency is no time to ask for another.
+func IntermediateCommonName(asked string, generation int) string {
+	if asked == "" || generation < 2 {
+		return asked
+	}
+	suffix := fmt.Sprintf(" G%d", generation)
+	for len(asked)+len(suffix) > maxCommonName {
+		_, last := utf8.DecodeLastRuneInString(asked)
+		asked = asked[:len(asked)-last]
+	}
+	return asked + suffix
+}
+
+// intermediateAs is the CA that was asked for, with the common name of an emergency if
+// it was made in one: either is what was asked for.
+func intermediateAs(c *x509.Certificate, asked mesh.CA, generation int) mesh.CA {
+	if own := IntermediateCommonName(asked.CommonName, generation); c.Subject.CommonName == own {
+		asked.CommonName = own
+	}
+	return asked
 }
 
 // rootAhead says that this is a look ahead at a rotation whose root is still to be
@@ -216,7 +243,8 @@ func (a *Activities) SetSignedIntermediate(ctx context.Context, in IntermediateI
 			out.By(in.Mode, s.imported(in.RelayMount, "/intermediate/set-signed", `certificate="$certificate"`,
 				map[string]any{"issuer_name": name, "leaf_not_after_behavior": "err"})...)
 			if in.Rotation {
-				return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, s.chainByHand(ctx, in, &out, found, above)
+				err := s.chainByHand(ctx, in, &out, found, above)
+				return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}, PrintedBy: s.certificate(in.RelayMount, name)}, err
 			}
 			out.Changed(procedure.Create, "vault issuer "+in.RelayMount+"/"+RootName(in.Generation), "the root's certificate, without its key")
 			out.By(in.Mode, s.rootCommands(in)...)
@@ -402,7 +430,7 @@ func (s session) signedBefore(ctx context.Context, mount string, fits func(*x509
 func (s session) asAsked(in IntermediateInput, c, root *x509.Certificate, adopted bool) error {
 	var wrong []string
 	if !adopted {
-		wrong = identityOf(c, in.CA)
+		wrong = identityOf(c, intermediateAs(c, in.CA, in.Generation))
 	}
 	if !adopted && in.RootMount != "" { // else whoever keeps the root decides how long
 		wrong = append(wrong, lifetimeOf(c, in.CA.TTL)...)

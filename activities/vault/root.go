@@ -87,13 +87,6 @@ func RootCommonName(asked string, generation int) string {
 	return fmt.Sprintf("%s G%d", asked, generation)
 }
 
-// IntermediateCommonName is the common name of an intermediate of that generation that
-// may become a trust anchor, as in an emergency: as with RootCommonName, the server's
-// trust is seen by names alone.
-func IntermediateCommonName(asked string, generation int) string {
-	return RootCommonName(asked, generation)
-}
-
 // rootOf is the CA that was asked for, as the root of that generation.
 func rootOf(asked mesh.CA, generation int) mesh.CA {
 	asked.CommonName = RootCommonName(asked.CommonName, generation)

@@ -99,8 +99,8 @@ type use struct {
 }
 
 // secret judges a Secret that cert-manager wrote. The root in its ca.crt is
-// returned if it is one.
-func (r *report) secret(namespace string, u use, s SeenSecret, now time.Time) (root *x509.Certificate) {
+// returned if it is one, or what stands in its place.
+func (r *report) secret(namespace string, u use, s SeenSecret, pin Pin, now time.Time) (root *x509.Certificate) {
 	object := "Secret " + namespace + "/" + u.asked.SecretName
 	if s.Gap.report(r, CertificateSecret, object, fmt.Sprintf("cert-manager writes it: see certificate-ready; certificates in the input must name it (%s); the relay reads it by that name", u.asked.SecretName)) {
 		return nil
@@ -117,7 +117,7 @@ func (r *report) secret(namespace string, u use, s SeenSecret, now time.Time) (r
 	leaf := s.Chain[0]
 	r.pass(CertificateSecret, object, "holds serial %s", pki.Serial(leaf))
 
-	root = r.root(object, s)
+	root = r.root(object, s, pin, fmt.Sprintf("`cmctl renew -n %s %s`", namespace, u.asked.Name))
 	if problem := chainProblem(s, u, now); problem != nil {
 		r.fail(CertificateChain, object, problem.Error(),
 			"see vault-intermediate: the chain is what Vault returned; after mending it there, "+fmt.Sprintf("`cmctl renew -n %s %s`", namespace, u.asked.Name))
@@ -177,11 +177,23 @@ func (s SeenSecret) bridged() bool {
 	return len(s.Chain) == 3 && len(s.CA) == 1 && pki.SameKey(s.Chain[2], s.CA[0])
 }
 
-func (r *report) root(object string, s SeenSecret) *x509.Certificate {
+// pinned says that ca.crt is the intermediate that has issued the certificate.
+func (s SeenSecret) pinned() bool {
+	return len(s.Chain) == 2 && len(s.CA) == 1 && s.Chain[1].Equal(s.CA[0])
+}
+
+// root judges ca.crt; renew is the command that has it written anew.
+func (r *report) root(object string, s SeenSecret, pin Pin, renew string) *x509.Certificate {
 	ca := s.CA
 	switch {
 	case len(ca) != 1:
 		r.fail(CertificateRoot, object, fmt.Sprintf("ca.crt has %d certificates, not one", len(ca)), "see vault-intermediate, then renew the Certificate")
+	case pin != Unpinned && s.pinned():
+		r.pass(CertificateRoot, object, "ca.crt is the intermediate %s itself, which an emergency has pinned", pki.Name(ca[0]))
+		return ca[0]
+	case pin == Pinned:
+		r.fail(CertificateRoot, object, fmt.Sprintf("ca.crt is %s, and an emergency has pinned the intermediate: whatever else is under that is accepted too, and what is compromised with it", pki.Name(ca[0])),
+			"see that manual_chain of the intermediate at work is itself alone, then "+renew+", and restart what uses it unless it reloads")
 	case !pki.SelfSigned(ca[0]) && s.bridged():
 		r.pass(CertificateRoot, object, "ca.crt is the bridge %s, of a rotation of the root", pki.Name(ca[0]))
 		return ca[0]

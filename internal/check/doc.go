@@ -17,13 +17,13 @@
 //	certificate-ready      M W    the Certificate is Ready at its generation
 //	certificate-secret     M W    the Secret is there and its tls.crt and ca.crt can be read
 //	certificate-chain      M W    tls.crt is one line, nested in time, and verifies under ca.crt
-//	certificate-root       M W    ca.crt is one self-signed root, or the bridge of a rotation in its place
+//	certificate-root       M W    ca.crt is one self-signed root, or the bridge of a rotation, or what an emergency has pinned, in its place
 //	certificate-names      M W    the names cover the authority (server), are the registered name (client)
 //	certificate-lifetime   M W    neither expired nor not yet valid, and not overdue for renewal
 //	pinned-keys            M W    the keys pinned in Vault are those of the cluster's token issuer
 //	cluster-token          M W    the token in vault-token is accepted by Vault and is not about to end (credential token)
 //	cluster-secret-id      M W    the secret id that the Issuer uses is accepted by Vault and is not about to end (credential appRole)
-//	agent-trust            W      relay-root-tls-secret holds the root, or one that the cluster's chain leads to over a bridge
+//	agent-trust            W      relay-root-tls-secret holds the root, or one that the cluster's chain leads to over a bridge; and nothing else, where an emergency has pinned the intermediate
 //	relay-server           M      the management server's Deployment is available
 //	relay-agent            W      the agent's Deployment is available
 //	pod-ready              M W    each Pod is ready; else with the container's last state

@@ -17,6 +17,8 @@ type Management struct {
 	Spec mesh.Spec
 	// Others are members of the mesh that are not looked at.
 	Others []string
+	// Pin is as the mesh's record has it.
+	Pin Pin
 	// Unreachable is why the API server did not answer; nothing of the cluster
 	// was then looked at, but Vault was.
 	Unreachable string
@@ -52,7 +54,7 @@ func (m Management) Findings(now time.Time) []Finding {
 		asked: spec.Certificates.Server, usage: x509.ExtKeyUsageServerAuth,
 		names:  func(leaf *x509.Certificate) error { return coversAuthority(leaf, spec.Gloo.Authority) },
 		remedy: "make certificates.server.dnsNames of the input cover gloo.authority (" + spec.Gloo.Authority + "), and run SetupMesh again",
-	}, m.Secret, now)
+	}, m.Secret, m.Pin, now)
 	r.pinnedKeys(m.Keys)
 	r.clusterToken(m.Token)
 	r.deployment(RelayServer, InServer, m.Server)

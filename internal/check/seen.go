@@ -43,6 +43,19 @@ func (g Gap) report(r *report, check, object, missingRemedy string) bool {
 	return true
 }
 
+// Pin says whether the intermediate at work itself may be trusted in its root's place,
+// as an emergency has it. Anywhere else that is a mistake: the next intermediate would
+// be refused.
+type Pin string
+
+const (
+	Unpinned Pin = ""
+	// Pinning: some trust the intermediate, some its root.
+	Pinning Pin = "pinning"
+	// Pinned: the intermediate is all that is trusted.
+	Pinned Pin = "pinned"
+)
+
 // Condition is a status condition of a cert-manager object; the zero value
 // means that there is none of its type.
 type Condition struct {

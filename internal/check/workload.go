@@ -15,6 +15,8 @@ import (
 type Workload struct {
 	Spec    mesh.Spec
 	Cluster mesh.Workload
+	// Pin is as the mesh's record has it.
+	Pin Pin
 	// Unreachable is why the API server did not answer; nothing else was then
 	// looked at.
 	Unreachable string
@@ -74,7 +76,7 @@ func (w Workload) Findings(now time.Time) []Finding {
 		asked: asked, usage: x509.ExtKeyUsageClientAuth,
 		names:  func(leaf *x509.Certificate) error { return isNamed(leaf, w.Cluster.Name) },
 		remedy: "the Certificate's dnsNames must be the registered name: run SetupMesh again, or register the cluster under the certificate's name",
-	}, w.Secret, now)
+	}, w.Secret, w.Pin, now)
 	r.pinnedKeys(w.Keys)
 	r.clusterToken(w.Token)
 	r.agentTrust(spec, w, root, now)
@@ -99,7 +101,8 @@ func isNamed(leaf *x509.Certificate, name string) error {
 
 // agentTrust compares with the root of the cluster's own certificate. In a rotation
 // of the root that may be the bridge, which stands for the new root, or the old root,
-// with the new one in the trust: then its chain leads to both.
+// with the new one in the trust: then its chain leads to both. In an emergency it may
+// be the intermediate itself, which, once it is pinned, is all that may be trusted.
 func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, now time.Time) {
 	cluster, s := w.Cluster, w.RootSecret
 	object := "Secret " + spec.Namespace + "/" + mesh.RootSecretName
@@ -110,12 +113,15 @@ func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, 
 	if s.Gap.report(r, AgentTrust, object, runSetup+": its step CopyRootSecret writes it. The agent does not start without it, although the same ca.crt is in its client Secret") {
 		return
 	}
-	holdsRoot := root != nil && (slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return c.Equal(root) }) ||
-		len(w.Secret.Chain) > 2 && chainProblem(SeenSecret{Chain: w.Secret.Chain, CA: s.CA}, use{usage: x509.ExtKeyUsageClientAuth}, now) == nil)
+	holdsRoot := root != nil && (slices.ContainsFunc(s.CA, root.Equal) ||
+		(len(w.Secret.Chain) > 2 || w.Pin == Pinning) && chainProblem(SeenSecret{Chain: w.Secret.Chain, CA: s.CA}, use{usage: x509.ExtKeyUsageClientAuth}, now) == nil)
 	switch {
 	case s.CAError != "":
 		r.fail(AgentTrust, object, object+" has no readable ca.crt: "+s.CAError, runSetup)
-	case slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return !pki.SelfSigned(c) }):
+	case w.Pin == Pinned && root != nil && slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return !c.Equal(root) }):
+		r.fail(AgentTrust, object, fmt.Sprintf("%s holds %s, and an emergency has pinned the intermediate %s: whatever else is under that is accepted too, and what is compromised with it", object, otherThan(s.CA, root), pki.Name(root)),
+			"have the emergency go on (start EmergencyReissue again with its input), then restart the agent unless it reloads")
+	case w.Pin == Unpinned && slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return !pki.SelfSigned(c) }):
 		r.fail(AgentTrust, object, object+" holds a certificate that is no self-signed root", "put roots alone into it: "+runSetup)
 	case root == nil:
 		r.warn(AgentTrust, object, "there is no root to compare with", "see certificate-root")
@@ -124,6 +130,17 @@ func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, 
 	default:
 		r.pass(AgentTrust, object, "holds the root %s", pki.Name(root))
 	}
+}
+
+// otherThan names the certificates but one.
+func otherThan(all []*x509.Certificate, but *x509.Certificate) string {
+	var names []string
+	for _, c := range all {
+		if !c.Equal(but) {
+			names = append(names, pki.Name(c))
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 func (r *report) agentAddress(address string) {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/relaypki/relaypki/internal/check"
+	"github.com/relaypki/relaypki/internal/rotation"
 	"github.com/relaypki/relaypki/internal/strict"
 )
 
@@ -104,6 +106,17 @@ func (in EmergencyInput) Validate() []strict.Problem {
 		bad("first", "is to be chosen where trust changes: nobody's does for a leaf without distrust")
 	}
 	return problems
+}
+
+// Pin says what a mesh that is in a rotation, or in none, may trust beside its root.
+func (r *Rotation) Pin() check.Pin {
+	switch {
+	case r == nil || r.Emergency == nil || r.FromRoot != r.ToRoot || r.From == r.To:
+		return check.Unpinned
+	case r.Emergency.Pinned && r.Mode == rotation.Pinned.String() && r.Next == "":
+		return check.Pinned
+	}
+	return check.Pinning // or being lifted
 }
 
 // Emergency is what is known of an emergency, in the mesh's record and in the result.
