@@ -54,9 +54,9 @@ type addition struct {
 	queues map[string]string
 
 	root, relay vault.CAResult
-	// rotation is the one that the mesh is in; in one of the root, bridgePEM is above
-	// the intermediate in the chain that Vault gives. trustPEM is what the agent is to
-	// trust then, or where a root stands by, for its new member too.
+	// rotation is the one that the mesh is in; in one of the root, or an emergency,
+	// bridgePEM is above the intermediate in the chain that Vault gives. trustPEM is
+	// what the agent is to trust then, or where a root stands by, for its new member too.
 	rotation            *procedure.Rotation
 	bridgePEM, trustPEM string
 	// generation is that of the root at work.
@@ -156,12 +156,12 @@ func (a *addition) authorities(ctx workflow.Context) (procedure.Outcome, error) 
 }
 
 // inRotation has the new member begin with what the mesh is in, where its root is
-// being rotated: the chain that Vault gives, and both roots in its trust for as long
-// as anybody may present either.
+// being rotated or an emergency replaces a CA: the chain that Vault gives, and in its
+// trust whatever anybody may present meanwhile.
 func (a *addition) inRotation(seen vault.SurveyResult) error {
 	a.bridgePEM, a.trustPEM = "", "" // what was read before may be over
 	now := a.rotation
-	if now == nil || now.Procedure != procedure.RotateRootCA {
+	if now == nil || now.Procedure != procedure.RotateRootCA && now.Procedure != procedure.EmergencyReissue {
 		return nil
 	}
 	if above := seen.Active.AbovePEM; len(above) > 0 {
@@ -175,8 +175,13 @@ func (a *addition) inRotation(seen vault.SurveyResult) error {
 		if !pki.SelfSigned(first) {
 			a.bridgePEM = above[0]
 		}
+	} else if above != nil { // pinned: that end is the intermediate itself
+		a.root.CertificatePEM = seen.Active.CertificatePEM
 	}
-	a.trustPEM = ""
+	if now.Procedure == procedure.EmergencyReissue && now.FromRoot == now.ToRoot {
+		a.trustPEM = pinning(seen, now)
+		return nil
+	}
 	for _, root := range seen.Roots {
 		if root.Generation == now.ToRoot && now.Dropped != procedure.DroppedNew || root.Generation == now.FromRoot && now.Dropped != procedure.DroppedOld {
 			a.trustPEM += root.CertificatePEM
@@ -194,6 +199,25 @@ func (a *addition) withStandby(seen vault.SurveyResult) {
 	if standby, found := vault.StandingBy(seen.Roots, a.generation); found {
 		a.trustPEM = trusting(a.root, vault.CAResult{CertificatePEM: standby.CertificatePEM})
 	}
+}
+
+// pinning is what agents trust while an emergency puts a new intermediate in the
+// root's place: that alone, once Vault gives it so, and the root too before. It is
+// empty where no CA is replaced.
+func pinning(seen vault.SurveyResult, now *procedure.Rotation) string {
+	if now.From == now.To {
+		return ""
+	}
+	if above := seen.Active.AbovePEM; above != nil && len(above) == 0 {
+		return seen.Active.CertificatePEM
+	}
+	trust := seen.Root.CertificatePEM
+	for _, i := range seen.Intermediates {
+		if i.Generation == now.To {
+			trust += i.CertificatePEM
+		}
+	}
+	return trust
 }
 
 // record notes that the member is joining, or that it has joined. Others may

@@ -434,8 +434,11 @@ func (e *emergencyReissue) cut(ctx workflow.Context) error {
 		mode = rotation.Pinned
 	}
 	// What they have is of no mode that the others accept, until they are issued anew.
-	if e.Passed == "" {
+	e.cutOff = true
+	if e.Passed == "" || e.Away == nil {
 		e.Away = map[string]bool{}
+	}
+	if e.Passed == "" {
 		for _, name := range e.names() {
 			e.Away[name] = true
 		}

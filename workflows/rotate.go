@@ -36,6 +36,9 @@ type rotating struct {
 	result  procedure.RotateResult
 	// hurry: it is an emergency, in which nothing waits for caution's sake.
 	hurry bool
+	// cutOff: what members have, and those that join meanwhile, the others accept no
+	// more, until they are issued something again.
+	cutOff bool
 	// only are the clusters that this is for; all, if there are none.
 	only []string
 	// inPhases says that each cluster has a turn in more than one phase.
@@ -373,6 +376,9 @@ func (r *rotating) newcomers(ctx workflow.Context) {
 		}
 		if !slices.ContainsFunc(r.report.Clusters, func(have procedure.ClusterProgress) bool { return have.Cluster == c.Cluster }) {
 			r.report.Clusters = append(r.report.Clusters, c)
+			if r.cutOff {
+				r.Away[c.Cluster] = true
+			}
 		}
 	}
 	r.report.show(ctx)

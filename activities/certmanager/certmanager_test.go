@@ -178,6 +178,7 @@ func TestCompareIssued(t *testing.T) {
 	bridged := func(in *CertificateInput) { in.RootPEM, in.BridgePEM = old.pem, bridge }
 	pivot := func(in *CertificateInput) { in.RootPEM, in.BridgePEM = bridge, bridge }
 	intermediate := ca(t, "intermediate", root)
+	pinned := func(in *CertificateInput) { in.RootPEM = intermediate.pem }
 	otherIntermediate := ca(t, "intermediate", otherRoot)
 	_, otherID := sign(t, &x509.Certificate{
 		Subject: intermediate.cert.Subject, NotBefore: intermediate.cert.NotBefore, NotAfter: intermediate.cert.NotAfter, SubjectKeyId: []byte("another"),
@@ -244,6 +245,9 @@ func TestCompareIssued(t *testing.T) {
 		{name: "bridged over another bridge of that key", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + otherBridge, ca: old.pem, in: bridged, want: "where the bridge"},
 		{name: "bridged without the intermediate", chain: issue(intermediate, key.Public(), nil) + bridge, ca: old.pem, in: bridged, want: "does not lead to ca.crt"},
 		{name: "a bridge that cannot be read", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem, in: func(in *CertificateInput) { in.BridgePEM = "x" }, want: "the bridge to compare with cannot be read"},
+		{name: "pinned", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: intermediate.pem, in: pinned},
+		{name: "final still, where it is pinned", chain: issue(intermediate, key.Public(), nil) + intermediate.pem, ca: root.pem, in: pinned, want: "ca.crt is \"root\""},
+		{name: "pinned, and the bridge in its chain", chain: issue(intermediate, key.Public(), nil) + intermediate.pem + bridge, ca: intermediate.pem, in: pinned, want: "the bridge is still in its chain"},
 		{name: "nothing", chain: "", ca: root.pem, want: "cannot be read"},
 	} {
 		in := asked
