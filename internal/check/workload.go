@@ -27,9 +27,11 @@ type Workload struct {
 	Secret      SeenSecret
 	// RootSecret is relay-root-tls-secret; only its CA is filled in.
 	RootSecret SeenSecret
-	Keys       SeenKeys
-	Token      SeenToken
-	Agent      SeenDeployment
+	// Standby is the root that stands by; nil if there is none.
+	Standby *x509.Certificate
+	Keys    SeenKeys
+	Token   SeenToken
+	Agent   SeenDeployment
 	// AgentAddress is what the agent's container is told of the server; empty
 	// when its arguments do not say.
 	AgentAddress string
@@ -129,6 +131,13 @@ func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, 
 		r.fail(AgentTrust, object, fmt.Sprintf("%s holds %s, not the root %s of the relay", object, pki.Name(s.CA[0]), pki.Name(root)), runSetup+", then restart the agent unless it reloads")
 	default:
 		r.pass(AgentTrust, object, "holds the root %s", pki.Name(root))
+	}
+	switch {
+	case w.Standby == nil || s.CAError != "":
+	case !slices.ContainsFunc(s.CA, w.Standby.Equal):
+		r.warn(StandbyRoot, object, fmt.Sprintf("%s does not hold %s, the root that stands by: it could not take the place of a compromised one at once", object, pki.Name(w.Standby)), setUpStandby)
+	default:
+		r.pass(StandbyRoot, object, "holds %s, the root that stands by", pki.Name(w.Standby))
 	}
 }
 
