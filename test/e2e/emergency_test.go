@@ -39,8 +39,8 @@ func TestEmergencyReissue(t *testing.T) {
 	w.emergencyIsSeen(t)
 	rotated := w.stolenLeaf(t, "cluster1").intrudes(t)
 	w.command(t, 0, "rotate", "leaf", "demo")
-	if accepted, refusals := rotated.ended(t); len(refusals) > 0 || len(rotated.fools(t)) != len(w.clusters) {
-		t.Errorf("a rotation of leaves alone keeps out %s, last accepted at %s: %v; the check of it shows nothing", rotated.attacker, accepted, refusals)
+	if accepted, refusals := rotated.ended(t); len(refusals) > 0 || len(rotated.fools(t)) != len(w.clusters) || !rotated.open {
+		t.Errorf("a rotation of leaves alone keeps out %s, last accepted at %s, a stream open: %t, refused: %v; the check of it shows nothing", rotated.attacker, accepted, rotated.open, refusals)
 	}
 
 	thief := w.stolenIntermediate(t, 1)
