@@ -96,7 +96,7 @@ func TestEmergencyTakesOver(t *testing.T) {
 
 	r := w.rotatingRoot(t)
 	r.begin(t)
-	r.until(t, askingOfRoot[1+points%3]) // trust, bridge or pivot: from then on the server refuses the attacker
+	r.until(t, askingOfRoot[1+points/3%3]) // trust, bridge or pivot: from then on the server refuses the attacker
 	result := m.run(t, emergency{compromised: procedure.CompromisedRoot, first: procedure.AvailabilityFirst}, w.stolenRoot(t, 1))
 	if !strings.Contains(result.Emergency.TookOver, r.id) {
 		t.Errorf("it took over %q, not %s", result.Emergency.TookOver, r.id)
