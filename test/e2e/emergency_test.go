@@ -118,7 +118,7 @@ func TestEmergencyTakesOver(t *testing.T) {
 
 // unjudged is how many handshakes of an agent may come to no verdict where everybody
 // is restarted, the server more than once.
-const unjudged = 100
+const unjudged = 20
 
 // emergencies are those of one mesh.
 type emergencies struct {
