@@ -225,7 +225,7 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 	case want.Lift, resumes:
 		r = *begun
 		is := *begun.Emergency
-		if !want.Lift {
+		if !want.Lift && is.First != procedure.ContainmentFirst { // who is cut off already is in the way of every gate
 			is.First = want.First
 		}
 		r.Emergency = &is
