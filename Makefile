@@ -47,9 +47,9 @@ bin/lab:
 test: check ## run every check and test, on real servers
 	@test/run.sh
 
-soak: servers ## kill the worker at every boundary of a setup, a removal, an addition and a rotation, and take all away from rotations: about an hour and a half
+soak: servers ## kill the worker at every boundary of a setup, a removal, an addition and a rotation, take all away from rotations, and try every emergency: about an hour and a half
 	go test -count=1 -timeout 60m ./internal/rotation -args -soak
-	go test -count=1 -timeout 600m -v ./test/e2e -run 'TestKilledWorker|TestRotationsThereAndBack|TestRotationInBadWeather|TestRotateRoot$$|TestRootRotation(s|In|W)' -args -soak
+	go test -count=1 -timeout 600m -v ./test/e2e -run 'TestKilledWorker|TestRotationsThereAndBack|TestRotationInBadWeather|TestRotateRoot$$|TestRootRotation(s|In|W)|TestEmergency' -args -soak
 
 check: ## formatting, vet, staticcheck, workflowcheck, in every module
 	@test/check.sh
@@ -63,4 +63,4 @@ weather: ## make every kind of bad weather on a lab and write what the operator 
 	go test -count=1 -timeout 30m -v ./test/e2e -run 'TestWeather$$' -args -record
 
 histories: ## record the histories of the replay tests anew
-	go test -count=1 -timeout 30m ./test/e2e -run 'TestHistories|TestRotateIntermediate$$|TestRotateRoot$$' -args -record
+	go test -count=1 -timeout 30m ./test/e2e -run 'TestHistories|TestRotateIntermediate$$|TestRotateRoot$$|TestEmergencyReissue$$' -args -record

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/mock"
 	commonpb "go.temporal.io/api/common/v1"
 	historypb "go.temporal.io/api/history/v1"
+	workflowpb "go.temporal.io/api/workflow/v1"
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/mocks"
@@ -24,10 +25,19 @@ import (
 	"github.com/relaypki/relaypki/internal/rotation"
 )
 
-// frontend is a Temporal that notes what is started.
+// frontend is a Temporal that has some runs, and notes what is started.
 type frontend struct {
 	workflowservice.UnimplementedWorkflowServiceServer
+	runs    []*workflowpb.WorkflowExecutionInfo
 	started chan *workflowservice.StartWorkflowExecutionRequest
+}
+
+// ListWorkflowExecutions has the runs of the types that are asked for.
+func (f *frontend) ListWorkflowExecutions(_ context.Context, r *workflowservice.ListWorkflowExecutionsRequest) (*workflowservice.ListWorkflowExecutionsResponse, error) {
+	found := slices.DeleteFunc(slices.Clone(f.runs), func(run *workflowpb.WorkflowExecutionInfo) bool {
+		return !strings.Contains(r.GetQuery(), "'"+run.GetType().GetName()+"'")
+	})
+	return &workflowservice.ListWorkflowExecutionsResponse{Executions: found}, nil
 }
 
 func (*frontend) GetSystemInfo(context.Context, *workflowservice.GetSystemInfoRequest) (*workflowservice.GetSystemInfoResponse, error) {
@@ -39,14 +49,15 @@ func (f *frontend) StartWorkflowExecution(_ context.Context, r *workflowservice.
 	return &workflowservice.StartWorkflowExecutionResponse{RunId: "run"}, nil
 }
 
-// starts is a Temporal that is found by the environment, and what is started on it.
-func starts(t *testing.T) <-chan *workflowservice.StartWorkflowExecutionRequest {
+// starts is a Temporal with these runs that is found by the environment, and what is
+// started on it.
+func starts(t *testing.T, runs ...*workflowpb.WorkflowExecutionInfo) <-chan *workflowservice.StartWorkflowExecutionRequest {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &frontend{started: make(chan *workflowservice.StartWorkflowExecutionRequest, 1)}
+	f := &frontend{runs: runs, started: make(chan *workflowservice.StartWorkflowExecutionRequest, 1)}
 	s := grpc.NewServer()
 	workflowservice.RegisterWorkflowServiceServer(s, f)
 	go func() { _ = s.Serve(listener) }() // until Stop
@@ -477,6 +488,39 @@ func TestEmergencyIsNotTakenBack(t *testing.T) {
 			t.Errorf("%+v", exit)
 		}
 		endsWithACommand(t, exit.next)
+	}
+}
+
+// Where the emergency is over, what was rotated before it is taken back only by name.
+func TestRollbackAfterAnEmergency(t *testing.T) {
+	emergency := func(running bool) *workflowpb.WorkflowExecutionInfo {
+		return listed(t, "emergency-demo", procedure.EmergencyReissue, "demo", running)
+	}
+	for _, test := range []struct {
+		words   string
+		running bool
+		starts  string
+	}{
+		{"rollback demo --reason x", true, ""},
+		{"rollback demo --reason x --of root", true, ""},
+		{"rollback demo --reason x", false, ""},
+		{"rollback demo --reason x --of root", false, "rotate-root-demo"},
+	} {
+		started := starts(t, emergency(test.running))
+		var out, errOut bytes.Buffer
+		code := run(t.Context(), append(strings.Fields(test.words), "--detach"), &out, &errOut)
+		if test.starts == "" {
+			if code != exitBadInput || !strings.Contains(errOut.String(), "is not taken back") || len(started) > 0 {
+				t.Errorf("%s, running %v: exit code %d, %d started:\n%s", test.words, test.running, code, len(started), errOut.String())
+			}
+			continue
+		}
+		if code != 0 {
+			t.Fatalf("%s: exit code %d:\n%s", test.words, code, errOut.String())
+		}
+		if r := <-started; r.GetWorkflowId() != test.starts {
+			t.Errorf("%s: started %s", test.words, r.GetWorkflowId())
+		}
 	}
 }
 

@@ -55,11 +55,14 @@ type addition struct {
 
 	root, relay vault.CAResult
 	// rotation is the one that the mesh is in; in one of the root, or an emergency,
-	// bridgePEM is above the intermediate in the chain that Vault gives, and trustPEM
-	// what the agent is to trust, for its new member too.
+	// bridgePEM is above the intermediate in the chain that Vault gives. trustPEM is
+	// what the agent is to trust then, or where a root stands by, for its new member
+	// too.
 	rotation            *procedure.Rotation
 	bridgePEM, trustPEM string
-	address             string
+	// generation is that of the root at work.
+	generation int
+	address    string
 }
 
 func (a *addition) run(ctx workflow.Context) error {
@@ -112,7 +115,7 @@ func (a *addition) preflight(ctx workflow.Context) (procedure.Outcome, error) {
 	if err != nil {
 		return procedure.Outcome{}, err
 	}
-	a.spec, a.rotation = record.Spec.With(a.in.Workload), record.Rotation
+	a.spec, a.rotation, a.generation = record.Spec.With(a.in.Workload), record.Rotation, max(record.Generations.Root, 1)
 	if err := invalid(append(record.Spec.MoveProblems(a.in.Workload), a.spec.Validate()...)); err != nil {
 		return procedure.Outcome{}, err
 	}
@@ -149,6 +152,7 @@ func (a *addition) authorities(ctx workflow.Context) (procedure.Outcome, error) 
 	if err := a.inRotation(seen); err != nil {
 		return procedure.Outcome{}, err
 	}
+	a.withStandby(seen)
 	return procedure.Outcome{Detail: fmt.Sprintf("%s, %s", a.root.Authority.Name, a.relay.Authority.Name)}, nil
 }
 
@@ -206,6 +210,22 @@ func pinning(seen vault.SurveyResult, now *procedure.Rotation) string {
 	return trust
 }
 
+// withStandby has the new member trust the root that stands by, as the others do. In
+// a rotation of the root, or an emergency of it, it is between which roots that goes
+// that counts.
+func (a *addition) withStandby(seen vault.SurveyResult) {
+	if !a.spec.PKI.StandbyRoot || a.rotation != nil && a.rotation.FromRoot != a.rotation.ToRoot {
+		return
+	}
+	if standby, found := vault.StandingBy(seen.Roots, a.generation); found {
+		trusted := a.root
+		if a.trustPEM != "" {
+			trusted.CertificatePEM = a.trustPEM
+		}
+		a.trustPEM = trusting(trusted, vault.CAResult{CertificatePEM: standby.CertificatePEM})
+	}
+}
+
 // record notes that the member is joining, or that it has joined. Others may
 // have changed the mesh meanwhile: what is recorded counts.
 func (a *addition) record(ctx workflow.Context, joined bool) (procedure.Outcome, error) {
@@ -214,7 +234,7 @@ func (a *addition) record(ctx workflow.Context, joined bool) (procedure.Outcome,
 		Workload: a.in.Workload, Joined: joined, Mode: a.mode,
 	})
 	if err == nil {
-		a.spec, a.rotation = out.Record.Spec.WithDefaults(), out.Record.Rotation
+		a.spec, a.rotation, a.generation = out.Record.Spec.WithDefaults(), out.Record.Rotation, max(out.Record.Generations.Root, 1)
 	}
 	return out.Outcome, err
 }

@@ -180,9 +180,6 @@ func (e *emergencyReissue) findAll(ctx workflow.Context, seen vault.SurveyResult
 		return procedure.Outcome{}, err
 	}
 	out := procedure.Outcome{Detail: fmt.Sprintf("%s, until %s; %s, until %s", e.Root.Authority.Name, pki.Date(e.Root.Authority.NotAfter), e.From.Authority.Name, pki.Date(e.From.Authority.NotAfter))}
-	if e.sameRoot {
-		e.NewRoot = e.Root
-	}
 	if e.Record.From == e.Record.To { // no CA is replaced
 		return out, nil
 	}

@@ -260,6 +260,9 @@ func (r *rootRotation) find(seen vault.SurveyResult) error {
 			r.NewRoot = ca
 		}
 	}
+	if r.sameRoot {
+		r.NewRoot = r.Root
+	}
 	switch {
 	case r.From.CertificatePEM == "":
 		return missing("the intermediate " + vault.IntermediateName(r.Record.From))

@@ -331,6 +331,7 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 	for _, ca := range w.intermediates {
 		w.leafOf(ca)
 	}
+	w.setsUp(env)
 	env.OnActivity(vaults.Survey, mock.Anything, mock.Anything).Return(func(_ context.Context, in vault.SurveyInput) (out vault.SurveyResult, err error) {
 		err = w.act("Survey", func() error { out = w.survey(in.Spec); return nil })
 		return out, err

@@ -1,9 +1,12 @@
 package workflows
 
 import (
+	"slices"
+
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
@@ -26,10 +29,23 @@ type ClusterInput struct {
 	IntermediatePEM string `json:"intermediatePEM"`
 	// BridgePEM is what is above the intermediate in the chain, in a rotation of the
 	// root, and RootPEM what becomes ca.crt: the intermediate itself where that is
-	// pinned. TrustPEM is what the agent is to trust, if that is not RootPEM.
-	BridgePEM    string `json:"bridgePEM,omitempty"`
-	TrustPEM     string `json:"trustPEM,omitempty"`
-	RelayAddress string `json:"relayAddress"`
+	// pinned. TrustPEM is what the agent is to trust, if that is not RootPEM alone: in
+	// a rotation, or where a root stands by.
+	BridgePEM string `json:"bridgePEM,omitempty"`
+	TrustPEM  string `json:"trustPEM,omitempty"`
+	// StandbyPrintedBy is in a plan the command that prints the root that stands by
+	// once it is there, if it is still to be made.
+	StandbyPrintedBy string `json:"standbyPrintedBy,omitempty"`
+	RelayAddress     string `json:"relayAddress"`
+}
+
+// trusting is the TrustPEM of who trusts the root that stands by, too; empty if none
+// does.
+func trusting(root, standby vault.CAResult) string {
+	if root.CertificatePEM == "" || standby.CertificatePEM == "" { // in a plan
+		return ""
+	}
+	return root.CertificatePEM + standby.CertificatePEM
 }
 
 // SetupCluster sets up one workload cluster: cert-manager, its credential for
@@ -56,6 +72,8 @@ type clusterSetup struct {
 	workload mesh.Workload
 	report   *report
 	result   procedure.ClusterResult
+	// trust is what was done about the agent's trust.
+	trust procedure.Outcome
 }
 
 func (c *clusterSetup) run(ctx workflow.Context) error {
@@ -91,10 +109,33 @@ func (c *clusterSetup) apply(ctx workflow.Context) error {
 	if err != nil || !*c.Spec.Gloo.Install {
 		return err
 	}
-	_, err = c.step(ctx, "agent", "Install the Gloo agent", func(ctx workflow.Context) (procedure.Outcome, error) {
+	agent, err := c.step(ctx, "agent", "Install the Gloo agent", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return glooIn(ctx, c.Spec, c.workload.Context, c.TaskQueue, agentValues(c.Spec, c.workload, c.RelayAddress), c.Mode)
 	})
+	if err != nil || !c.loadsTrust(agent) {
+		return err
+	}
+	_, err = c.step(ctx, "agent restart", "Restart the agent if it has not loaded its trust", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(c.TaskQueue, waiting), kubernetes.RestartDeployment, cluster.RestartInput{
+			Context: c.workload.Context, Namespace: c.Spec.Namespace, Deployment: mesh.AgentDeployment,
+			Secrets: []string{mesh.RootSecretName}, Rewritten: len(c.trust.Changes) > 0 && !c.Mode.Writes(), Mode: c.Mode,
+		})
+	})
 	return err
+}
+
+// loadsTrust says that it is to be seen whether the agent is older than its trust,
+// which it reads at its start alone: a root that stands by is of use where it is
+// loaded. In a look ahead, one that is still to be installed starts after that, and
+// without its trust none has started.
+func (c *clusterSetup) loadsTrust(agent procedure.Outcome) bool {
+	reads := c.workload.Agent.Reload == mesh.ReloadRestart && c.workload.Agent.Trust != mesh.TrustOwn
+	return c.Spec.PKI.StandbyRoot && reads && (c.Mode.Writes() || !creates(agent) && !creates(c.trust))
+}
+
+// creates says that something is not there yet.
+func creates(outcome procedure.Outcome) bool {
+	return slices.ContainsFunc(outcome.Changes, func(c procedure.Change) bool { return c.Verb == procedure.Create })
 }
 
 func (c *clusterSetup) certManager(ctx workflow.Context) error {
@@ -119,9 +160,12 @@ func (c *clusterSetup) agentTrust(ctx workflow.Context) error {
 	if c.TrustPEM != "" {
 		trust = c.TrustPEM
 	}
-	_, err := c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.CopyRootSecret,
-			cluster.CopyRootSecretInput{Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: trust, ClientSecret: c.Spec.Certificates.Client.SecretName, Mode: c.Mode})
+	var err error
+	c.trust, err = c.step(ctx, "agent trust", "Copy the root certificate into relay-root-tls-secret", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return call[procedure.Outcome](ctx, on(c.TaskQueue, acting), kubernetes.CopyRootSecret, cluster.CopyRootSecretInput{
+			Mesh: c.Spec.Mesh, Context: c.workload.Context, Namespace: c.Spec.Namespace, RootPEM: trust,
+			ClientSecret: c.Spec.Certificates.Client.SecretName, AddPrintedBy: c.StandbyPrintedBy, Mode: c.Mode,
+		})
 	})
 	return err
 }

@@ -85,13 +85,15 @@ type longSetup struct {
 	// Queues are the task queues of clusters in private networks, by context.
 	Queues map[string]string `json:"queues,omitempty"`
 	// Generations are those that the mesh's CAs are of by now.
-	Generations procedure.Generations     `json:"generations"`
-	Root        vault.CAResult            `json:"root"`
-	Relay       vault.CAResult            `json:"relay"`
-	Address     string                    `json:"address"`
-	Server      procedure.Leaf            `json:"server"`
-	Changed     bool                      `json:"changed"`
-	Results     []procedure.ClusterResult `json:"results,omitempty"`
+	Generations procedure.Generations `json:"generations"`
+	Root        vault.CAResult        `json:"root"`
+	Relay       vault.CAResult        `json:"relay"`
+	// Standby is the root that stands by, if one is to.
+	Standby vault.CAResult            `json:"standby,omitzero"`
+	Address string                    `json:"address"`
+	Server  procedure.Leaf            `json:"server"`
+	Changed bool                      `json:"changed"`
+	Results []procedure.ClusterResult `json:"results,omitempty"`
 }
 
 func (r *setup) handOver() longSetup {
@@ -367,9 +369,16 @@ func (r *setup) vaultPKI(ctx workflow.Context) error {
 		return err
 	}
 	r.result.Relay = r.Relay.Authority
-	_, err := r.step(ctx, "roles", "Write the roles of the relay mount", func(ctx workflow.Context) (procedure.Outcome, error) {
+	if _, err := r.step(ctx, "roles", "Write the roles of the relay mount", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, vaults.ConfigureRoles,
 			vault.ConfigureRolesInput{Spec: r.spec.Only(""), IssuerID: r.Relay.Authority.IssuerID, Mode: r.mode})
+	}); err != nil || !r.spec.PKI.StandbyRoot {
+		return err
+	}
+	_, err := r.step(ctx, "standby root", "Find or make the root that stands by", func(ctx workflow.Context) (procedure.Outcome, error) {
+		var err error
+		r.Standby, err = call[vault.CAResult](ctx, acting, vaults.StandbyRoot, vault.StandbyRootInput{Spec: r.spec.Only(""), Generation: r.Generations.Root, Mode: r.mode})
+		return r.Standby.Outcome, err
 	})
 	return err
 }
@@ -498,6 +507,7 @@ func (r *setup) workloadCluster(ctx workflow.Context, name string) (procedure.Cl
 	}), SetupCluster, ClusterInput{
 		Spec: r.spec.Only(name), Cluster: name, TaskQueue: r.Queues[w.Context], Mode: r.mode, Attributes: r.report.attributes,
 		IssuerID: r.Relay.Authority.IssuerID, RootPEM: r.Root.CertificatePEM, IntermediatePEM: r.Relay.CertificatePEM,
+		TrustPEM: trusting(r.Root, r.Standby), StandbyPrintedBy: r.Standby.PrintedBy,
 		RelayAddress: r.Address,
 	}).Get(ctx, &out)
 	return out, err

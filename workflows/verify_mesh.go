@@ -12,6 +12,7 @@ import (
 
 	"github.com/relaypki/relaypki/activities/cluster"
 	"github.com/relaypki/relaypki/activities/relay"
+	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
@@ -128,8 +129,23 @@ func (v *verification) run(ctx workflow.Context) error {
 		spec = v.settled(spec, record)
 	}
 	v.report.Clusters = pendingChecks(spec)
-	v.findings(ctx, spec, others(record.Spec, spec), record.Rotation.Pin(), queues)
+	v.findings(ctx, spec, others(record.Spec, spec), record.Rotation.Pin(), standby(ctx, spec, record.Generations.Root), queues)
 	return ctx.Err()
+}
+
+// standby is the root that stands by in Vault, if the mesh is to have one. That there
+// is none, or that Vault does not answer, the checks of the management cluster say.
+func standby(ctx workflow.Context, spec mesh.Spec, atWork int) string {
+	if !spec.PKI.StandbyRoot {
+		return ""
+	}
+	seen, err := call[vault.SurveyResult](ctx, summarized(looking, "Read the roots in Vault"), vaults.Survey, vault.SurveyInput{Spec: spec.Only("")})
+	if err != nil {
+		workflow.GetLogger(ctx).Warn("whether agents trust the root that stands by is not looked at", "error", err)
+		return ""
+	}
+	root, _ := vault.StandingBy(seen.Roots, max(atWork, 1))
+	return root.CertificatePEM
 }
 
 // only is the spec with the named workloads; with all if none is named.
@@ -177,7 +193,7 @@ func others(all, spec mesh.Spec) []string {
 }
 
 // findings has every cluster checked, some at a time, and sorts what was found.
-func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []string, pin check.Pin, queues map[string]string) {
+func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []string, pin check.Pin, standbyPEM string, queues map[string]string) {
 	places := workflow.NewSemaphore(ctx, clustersAtOnce)
 	wg := workflow.NewWaitGroup(ctx)
 	look := func(name, queue string, run func(workflow.Context, workflow.ActivityOptions) ([]check.Finding, error)) {
@@ -206,7 +222,7 @@ func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []s
 	})
 	for _, w := range spec.Workloads {
 		look(w.Name, queues[w.Context], func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name, Pin: pin, Settle: v.in.Settle})
+			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name, Pin: pin, StandbyPEM: standbyPEM, Settle: v.in.Settle})
 			return out.Findings, err
 		})
 	}

@@ -197,7 +197,8 @@ type ServiceAccountKeys struct {
 	KeysPEM []string `json:"keysPEM"`
 }
 
-// CopyRootSecretInput carries the root certificate, which is public.
+// CopyRootSecretInput carries the root certificate, which is public; and after it
+// that of the root that stands by, if there is one.
 type CopyRootSecretInput struct {
 	Mesh      string `json:"mesh"`
 	Context   string `json:"context"`
@@ -205,7 +206,10 @@ type CopyRootSecretInput struct {
 	RootPEM   string `json:"rootPEM"`
 	// ClientSecret is the cluster's own certificate's, whose ca.crt a plan takes
 	// the root from as long as there is none.
-	ClientSecret string         `json:"clientSecret,omitempty"`
+	ClientSecret string `json:"clientSecret,omitempty"`
+	// AddPrintedBy is, in a plan, the command that prints the root that stands by once
+	// it is there; empty if it is, or if none is to.
+	AddPrintedBy string         `json:"addPrintedBy,omitempty"`
 	Mode         procedure.Mode `json:"mode"`
 }
 

@@ -114,12 +114,11 @@ func (a *Activities) ChangeTrust(ctx context.Context, in ChangeTrustInput) (proc
 // trustCommands make the trust by hand of these anchors and of the one that is still
 // to be made.
 func trustCommands(c *site.Cluster, in ChangeTrustInput, anchors []*x509.Certificate) []string {
-	// Written as the setup writes it: each certificate ends with its line.
-	printed := `printf '%s\n' "$(` + in.AddPrintedBy + `)"`
+	first := ""
 	if len(anchors) > 0 {
-		printed = "{ printf %s " + shell.Quote(string(pki.EncodeChain(anchors...))) + "; " + printed + "; }"
+		first = "printf %s " + shell.Quote(string(pki.EncodeChain(anchors...)))
 	}
-	return kube.SecretCommands(c, in.Mesh, in.Namespace, mesh.RootSecretName, rootKey, printed+` | base64 | tr -d '\n'`)
+	return kube.SecretCommands(c, in.Mesh, in.Namespace, mesh.RootSecretName, rootKey, withPrinted(first, in.AddPrintedBy))
 }
 
 // givenAnchors are the certificates of PEM texts.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"crypto/x509"
+	"encoding/base64"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -155,22 +156,39 @@ func TestLabChangeTrust(t *testing.T) {
 	t.Logf("%d conflicts", len(conflicts))
 }
 
-// The trust with a root that is still to be made, written by hand once it is there,
-// is what ChangeTrust would write.
+// The trust with roots that are still to be made, written by hand once they are there,
+// is what the activities would write.
 func TestTrustByHand(t *testing.T) {
 	old, next := pkitest.Root(t, "root").Cert, pkitest.Root(t, "root G2").Cert
-	in := ChangeTrustInput{Mesh: "demo", Namespace: "gloo-mesh", AddPrintedBy: "vault read -field=certificate pki/issuer/relay-root-g2"}
-	for name, anchors := range map[string][]*x509.Certificate{"beside another": {old}, "alone": nil} {
+	const printedBy = "vault read -field=certificate pki/issuer/relay-root-g2"
+	change := ChangeTrustInput{Mesh: "demo", Namespace: "gloo-mesh", AddPrintedBy: printedBy}
+	first := CopyRootSecretInput{Mesh: "demo", Namespace: "gloo-mesh", ClientSecret: "relay-client-tls-secret"}
+	standby := first
+	standby.AddPrintedBy = printedBy
+	added := standby
+	added.RootPEM = string(pki.EncodeChain(old))
+	c := &site.Cluster{Name: "cluster1"}
+	for name, by := range map[string]struct {
+		commands []string
+		want     []*x509.Certificate
+	}{
+		"beside another": {trustCommands(c, change, []*x509.Certificate{old}), []*x509.Certificate{old, next}},
+		"alone":          {trustCommands(c, change, nil), []*x509.Certificate{next}},
+		"the first root": {rootCommands(c, first), []*x509.Certificate{old}},
+		"the first root and the one that stands by":   {rootCommands(c, standby), []*x509.Certificate{old, next}},
+		"one that stands by, beside the root at work": {rootCommands(c, added), []*x509.Certificate{old, next}},
+	} {
 		dir := t.TempDir()
 		for name, text := range map[string]string{
-			"kubectl": "#!/bin/sh\ncat > " + dir + "/object\n",
-			"vault":   "#!/bin/sh\n[ \"$*\" = \"read -field=certificate pki/issuer/relay-root-g2\" ] && printf %s '" + strings.TrimSpace(string(pki.EncodeChain(next))) + "'\n",
+			"kubectl": "#!/bin/sh\nif [ \"$5\" = get ]; then\n[ \"$*\" = '--context cluster1 -n gloo-mesh get secret relay-client-tls-secret -o jsonpath={.data.ca\\.crt}' ] && printf %s '" +
+				base64.StdEncoding.EncodeToString(pki.EncodeChain(old)) + "'\nelse\ncat > " + dir + "/object\nfi\n",
+			"vault": "#!/bin/sh\n[ \"$*\" = \"read -field=certificate pki/issuer/relay-root-g2\" ] && printf %s '" + strings.TrimSpace(string(pki.EncodeChain(next))) + "'\n",
 		} {
 			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
 				t.Fatal(err)
 			}
 		}
-		commands := strings.Join(trustCommands(&site.Cluster{Name: "cluster1"}, in, anchors), "\n")
+		commands := strings.Join(by.commands, "\n")
 		cmd := exec.CommandContext(t.Context(), "bash", "-c", "set -euo pipefail\n"+commands)
 		cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH")}
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -184,7 +202,7 @@ func TestTrustByHand(t *testing.T) {
 		if err := yaml.UnmarshalStrict(text, &secret); err != nil {
 			t.Fatal(err)
 		}
-		if want := string(pki.EncodeChain(append(anchors, next)...)); string(secret.Data[rootKey]) != want || secret.Name != mesh.RootSecretName || secret.Labels["relaypki.io/mesh"] != "demo" {
+		if want := string(pki.EncodeChain(by.want...)); string(secret.Data[rootKey]) != want || secret.Name != mesh.RootSecretName || secret.Labels["relaypki.io/mesh"] != "demo" {
 			t.Errorf("%s: the Secret is\n%s\nwith\n%s", name, text, secret.Data[rootKey])
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/relaypki/relaypki/internal/kube"
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/shell"
 	"github.com/relaypki/relaypki/internal/site"
 )
 
@@ -38,7 +39,7 @@ func (a *Activities) CopyRootSecret(ctx context.Context, in CopyRootSecretInput)
 	if err != nil {
 		return out, err
 	}
-	if in.Mode == procedure.Plan && in.RootPEM == "" {
+	if in.Mode == procedure.Plan && (in.RootPEM == "" || in.AddPrintedBy != "") {
 		return a.planRootSecret(ctx, c, in)
 	}
 	if problem := certificatesOnly(in.RootPEM); problem != "" {
@@ -48,8 +49,8 @@ func (a *Activities) CopyRootSecret(ctx context.Context, in CopyRootSecretInput)
 	return out, err
 }
 
-// planRootSecret is for a root that is still to be made: it comes with the
-// cluster's own certificate.
+// planRootSecret is for roots that are still to be made: the one at work comes with
+// the cluster's own certificate.
 func (a *Activities) planRootSecret(ctx context.Context, c *site.Cluster, in CopyRootSecretInput) (procedure.Outcome, error) {
 	var out procedure.Outcome
 	live, err := kube.Get(ctx, c, "Secret", in.Namespace, mesh.RootSecretName)
@@ -60,10 +61,38 @@ func (a *Activities) planRootSecret(ctx context.Context, c *site.Cluster, in Cop
 	if live != nil {
 		verb = procedure.Update
 	}
-	out.Changed(verb, kube.Name("Secret", in.Namespace, mesh.RootSecretName), "the root, once it is there")
-	out.By(in.Mode, kube.SecretCommands(c, in.Mesh, in.Namespace, mesh.RootSecretName, rootKey,
-		kube.Kubectl(c, "-n", in.Namespace, "get", "secret", in.ClientSecret, "-o", `jsonpath={.data.ca\.crt}`))...)
+	detail := "the root, once it is there"
+	if in.AddPrintedBy != "" {
+		detail = "with the root that stands by, once it is there"
+	}
+	out.Changed(verb, kube.Name("Secret", in.Namespace, mesh.RootSecretName), detail)
+	out.By(in.Mode, rootCommands(c, in)...)
 	return out, nil
+}
+
+// rootCommands make the trust by hand once the roots are there that are still to be
+// made.
+func rootCommands(c *site.Cluster, in CopyRootSecretInput) []string {
+	encoded := kube.Kubectl(c, "-n", in.Namespace, "get", "secret", in.ClientSecret, "-o", `jsonpath={.data.ca\.crt}`)
+	if in.AddPrintedBy != "" {
+		root := encoded + " | base64 -d"
+		if in.RootPEM != "" {
+			root = "printf %s " + shell.Quote(in.RootPEM)
+		}
+		encoded = withPrinted(root, in.AddPrintedBy)
+	}
+	return kube.SecretCommands(c, in.Mesh, in.Namespace, mesh.RootSecretName, rootKey, encoded)
+}
+
+// withPrinted is a command that prints, in base64, what one command prints and after
+// it the certificate that another does. It is written as the setup writes it: each
+// certificate ends with its line.
+func withPrinted(first, printedBy string) string {
+	printed := `printf '%s\n' "$(` + printedBy + `)"`
+	if first != "" {
+		printed = "{ " + first + "; " + printed + "; }"
+	}
+	return printed + ` | base64 | tr -d '\n'`
 }
 
 // rootKey is the key of the agents' trust.

@@ -5,6 +5,7 @@ package relay
 
 import (
 	"context"
+	"crypto/x509"
 	"time"
 
 	"github.com/relaypki/relaypki/internal/check"
@@ -12,6 +13,7 @@ import (
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/kube"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/site"
 )
 
@@ -111,6 +113,9 @@ type VerifyClusterInput struct {
 	Cluster string    `json:"cluster"`
 	// Pin is as the mesh's record has it.
 	Pin check.Pin `json:"pin,omitempty"`
+	// StandbyPEM is the root that stands by, which agents are to trust too; empty if
+	// there is none.
+	StandbyPEM string `json:"standbyPEM,omitempty"`
 	// Settle is how long to wait for servers that do not answer; 0 looks once.
 	Settle mesh.Duration `json:"settle,omitzero"`
 }
@@ -131,12 +136,21 @@ func (a *Activities) VerifyCluster(ctx context.Context, in VerifyClusterInput) (
 	if err != nil {
 		return VerifyClusterResult{}, err
 	}
+	var standby *x509.Certificate
+	if in.StandbyPEM != "" {
+		chain, err := pki.ParseChain([]byte(in.StandbyPEM))
+		if err != nil {
+			return VerifyClusterResult{}, failure.Permanent(failure.InvalidInput, "the root that stands by cannot be read: %v", err)
+		}
+		standby = chain[0]
+	}
 	findings, err := lookUntil(ctx, time.Now().Add(in.Settle.Duration), func() ([]check.Finding, error) {
 		seen, err := observe.Workload(ctx, a.Clients, spec, w)
 		if err != nil {
 			return nil, err
 		}
 		seen.Pin = in.Pin
+		seen.Standby = standby
 		return seen.Findings(time.Now()), nil
 	})
 	return VerifyClusterResult{Findings: findings}, err

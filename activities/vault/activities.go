@@ -45,6 +45,9 @@ type GenerateRootInput struct {
 	// Rotation: it is made beside one that is at work, with the identity operate,
 	// and does not become the mount's default.
 	Rotation bool `json:"rotation,omitempty"`
+	// tuned: whether the mount gives it its life is asked when it is made, and not in
+	// a look ahead: the setup sees to that before.
+	tuned bool
 }
 
 // BridgeInput asks for the certificate by which the old root vouches for the new

@@ -188,6 +188,9 @@ func (s session) roomForRoot(ctx context.Context, in GenerateRootInput, found au
 				in.Vault, in.Mount, i)
 		}
 	}
+	if in.tuned {
+		return nil
+	}
 	return s.roomFor(ctx, in.Mount, in.CA.TTL)
 }
 

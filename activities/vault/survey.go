@@ -125,9 +125,7 @@ func (a *Activities) Survey(ctx context.Context, in SurveyInput) (SurveyResult, 
 			return SurveyResult{}, err
 		}
 	}
-	for _, i := range relay.all {
-		result.HighestRoot = max(result.HighestRoot, generationOf(rootPrefix, i.Name), generationOf(bridgePrefix, i.Name))
-	}
+	result.HighestRoot = max(result.HighestRoot, highestRoot(relay.all))
 	result.Bridges = bridges(relay.all, roots.all)
 	result.Root, err = s.rootAbove(roots, relay, *active)
 	return result, err
@@ -160,6 +158,15 @@ func (s session) rootMount(ctx context.Context, mount string, result *SurveyResu
 	}
 	slices.SortFunc(result.Roots, func(a, b RootState) int { return a.Generation - b.Generation })
 	return roots, nil
+}
+
+// highestRoot is the highest generation of any root or bridge in the relay mount.
+func highestRoot(relay []issuer) int {
+	highest := 0
+	for _, i := range relay {
+		highest = max(highest, generationOf(rootPrefix, i.Name), generationOf(bridgePrefix, i.Name))
+	}
+	return highest
 }
 
 // bridges are the certificates of a root's key that another root has signed. Keys

@@ -80,6 +80,7 @@ func spec() mesh.Spec {
 // done is what a run of all the steps of a setup has given.
 type done struct {
 	root, relay vault.CAResult
+	standby     vault.CAResult
 	access      map[string]vault.ClusterAccessResult
 	changes     []procedure.Change
 }
@@ -134,6 +135,12 @@ func (w *world) setup(ctx context.Context, mode procedure.Mode) (done, error) {
 		return d, err
 	}
 	note(out)
+	if s.PKI.StandbyRoot {
+		if d.standby, err = w.StandbyRoot(ctx, vault.StandbyRootInput{Spec: s, Generation: 1, Mode: mode}); err != nil {
+			return d, err
+		}
+		note(d.standby.Outcome)
+	}
 	for _, c := range []struct{ context, workload string }{{"mgmt", ""}, {"cluster1", "cluster1"}, {"cluster2", "cluster2"}} {
 		in := vault.ClusterAccessInput{Spec: s, Context: c.context, Workload: c.workload, IssuerID: d.relay.Authority.IssuerID, Mode: mode}
 		if s.Credential.Method == mesh.CredentialJWT {

@@ -309,6 +309,78 @@ func TestManagement(t *testing.T) {
 	}
 }
 
+// What is said of a root that stands by, in Vault and in an agent's trust. Nothing of
+// it fails: all works without it.
+func TestStandbyRoot(t *testing.T) {
+	second, third := pkitest.Root(t, "Solo.io Root CA G2"), pkitest.Root(t, "Solo.io Root CA G3")
+	short := pkitest.Root(t, "Solo.io Root CA G2", pkitest.Valid(-time.Hour, 43000*time.Hour))
+	by := func(name string, hasKey, signs bool, root pkitest.Pair) check.SeenVaultIssuer {
+		return check.SeenVaultIssuer{ID: name, Name: name, HasKey: hasKey, Signs: signs, Certificate: root.Cert}
+	}
+	for name, test := range map[string]struct {
+		asked   bool
+		issuers []check.SeenVaultIssuer
+		harm    func(*world)
+		want    []expectation
+	}{
+		"nobody asks for it":                  {},
+		"nobody asks for it, and it is there": {issuers: []check.SeenVaultIssuer{by("relay-root-g2", true, true, second)}},
+		"it stands by":                        {asked: true, issuers: []check.SeenVaultIssuer{by("relay-root-g2", true, true, second)}, want: []expectation{{check.StandbyRoot, "pass", "relay-root-g2 stands by"}}},
+		"the first of two": {asked: true, issuers: []check.SeenVaultIssuer{by("relay-root-g10", true, true, third), by("relay-root-g9", true, true, second)},
+			want: []expectation{{check.StandbyRoot, "pass", "relay-root-g9 stands by"}}},
+		"there is none":         {asked: true, want: []expectation{{check.StandbyRoot, "warn", "relaypki setup -f mesh.yaml"}}},
+		"its key is not there":  {asked: true, issuers: []check.SeenVaultIssuer{by("relay-root-g2", false, true, second)}, want: []expectation{{check.StandbyRoot, "warn", "there is none after relay-root-g1"}}},
+		"it was put away":       {asked: true, issuers: []check.SeenVaultIssuer{by("relay-root-g2", true, false, second)}, want: []expectation{{check.StandbyRoot, "warn", "there is none after relay-root-g1"}}},
+		"another's":             {asked: true, issuers: []check.SeenVaultIssuer{by("theirs", true, true, second), by("relay-root-g02", true, true, third)}, want: []expectation{{check.StandbyRoot, "warn", "there is none"}}},
+		"it is short of a life": {asked: true, issuers: []check.SeenVaultIssuer{by("relay-root-g2", true, true, short)}, want: []expectation{{check.StandbyRoot, "warn", "vault patch pki/issuer/relay-root-g2 usage="}}},
+		"it was used up": {asked: true, issuers: []check.SeenVaultIssuer{by("relay-root-g0", true, true, second)}, harm: func(w *world) {
+			w.Vault.Root.Issuers[0].Name = "relay-root-g2"
+		}, want: []expectation{{check.StandbyRoot, "warn", "none after relay-root-g2"}}},
+		"there is no root at work": {asked: true, issuers: []check.SeenVaultIssuer{by("relay-root-g2", true, true, second)}, harm: func(w *world) {
+			w.Vault.Root.Default = ""
+		}, want: []expectation{{check.VaultRoot, "fail", "no default issuer"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := healthy(t)
+			w.Management.Spec.PKI.StandbyRoot = test.asked
+			w.Vault.Root.Issuers = append(w.Vault.Root.Issuers, test.issuers...)
+			if test.harm != nil {
+				test.harm(w)
+			}
+			found := w.Management.Findings(w.now)
+			judge(t, found, test.want)
+			if said := slices.ContainsFunc(found, func(f check.Finding) bool { return f.Check == check.StandbyRoot }); said && !test.asked {
+				t.Error("nobody has asked for it, and something is said of it")
+			}
+		})
+	}
+
+	for name, test := range map[string]struct {
+		harm func(*world)
+		want []expectation
+	}{
+		"the agent trusts it": {func(w *world) { w.RootSecret.CA = append(w.RootSecret.CA, second.Cert) }, []expectation{{check.StandbyRoot, "pass", "Solo.io Root CA G2"}}},
+		"first":               {func(w *world) { w.RootSecret.CA = []*x509.Certificate{second.Cert, w.root.Cert} }, []expectation{{check.StandbyRoot, "pass", "Solo.io Root CA G2"}}},
+		"the agent does not":  {func(*world) {}, []expectation{{check.StandbyRoot, "warn", "relaypki setup -f mesh.yaml"}}},
+		"it trusts an earlier one": {func(w *world) { w.RootSecret.CA = append(w.RootSecret.CA, third.Cert) },
+			[]expectation{{check.StandbyRoot, "warn", "does not hold"}}},
+		"it trusts that alone": {func(w *world) { w.RootSecret.CA = []*x509.Certificate{second.Cert} },
+			[]expectation{{check.StandbyRoot, "pass", "Solo.io Root CA G2"}, {check.AgentTrust, "fail", "not the root"}}},
+		"its trust cannot be read": {func(w *world) { w.RootSecret.CA, w.RootSecret.CAError = nil, "not PEM" }, []expectation{{check.AgentTrust, "fail", "not PEM"}}},
+		"it reads its own Secret, and the other is missing": {func(w *world) {
+			w.RootSecret, w.Workload.Cluster.Agent.Trust = check.SeenSecret{Gap: check.Gap{Reason: check.NotFound}}, mesh.TrustOwn
+		}, []expectation{{check.AgentTrust, "warn", "missing"}}},
+		"there is none, and another root in its trust": {func(w *world) { w.Standby, w.RootSecret.CA = nil, append(w.RootSecret.CA, third.Cert) }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := healthy(t)
+			w.Standby = second.Cert
+			test.harm(w)
+			judge(t, w.Workload.Findings(w.now), test.want)
+		})
+	}
+}
+
 // TestReplicasAreSummed: an agent is connected to one replica, not to each.
 func TestReplicasAreSummed(t *testing.T) {
 	w := healthy(t)

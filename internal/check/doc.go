@@ -10,6 +10,7 @@
 //	cluster-reachable      M W    the API server answers
 //	vault-available        M      Vault answers, is initialised and unsealed, and the worker can log in
 //	vault-root             M      the root mount's default issuer is a self-signed, valid root of ours; or the root kept outside Vault is valid
+//	standby-root           M W    if asked for: a later root that can sign is in the root mount (M), and in relay-root-tls-secret (W)
 //	vault-intermediate     M      the issuer that roles use has a key, is signed by that root or over a bridge, and refuses to outlive itself
 //	vault-role             M      every role is bound to one issuer by id, and allows what it is for and nothing else
 //	cert-manager           M W    controller, webhook and cainjector are available
@@ -43,6 +44,7 @@ const (
 	ClusterReachable    = "cluster-reachable"
 	VaultAvailable      = "vault-available"
 	VaultRoot           = "vault-root"
+	StandbyRoot         = "standby-root"
 	VaultIntermediate   = "vault-intermediate"
 	VaultRole           = "vault-role"
 	CertManager         = "cert-manager"

@@ -37,6 +37,14 @@ func TestPinned(t *testing.T) {
 			want: []expectation{{"agent-trust", "fail", `holds "Solo.io Root CA"`}}},
 		{name: "pinned, the previous intermediate in the trust", pin: check.Pinned, bundle: "previous",
 			want: []expectation{{"agent-trust", "fail", "pinned the intermediate"}}},
+		{name: "pinned, and a root stands by", pin: check.Pinned, bundle: "itself",
+			change: func(w *world, _ *x509.Certificate) {
+				w.Standby = pkitest.Root(t, "Solo.io Root CA G2").Cert
+				w.RootSecret.CA = append(w.RootSecret.CA, w.Standby)
+			}},
+		{name: "pinned, and the root that stands by alone in the trust", pin: check.Pinned, bundle: "root",
+			change: func(w *world, _ *x509.Certificate) { w.Standby = w.RootSecret.CA[0] },
+			want:   []expectation{{"agent-trust", "fail", "not the root"}}},
 		{name: "pinned, and the server trusts the root still", pin: check.Pinned, bundle: "itself",
 			change: func(w *world, _ *x509.Certificate) {
 				w.Replicas[0].Loaded.AcceptableCAs = [][]byte{w.root.Cert.RawSubject}

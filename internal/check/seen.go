@@ -203,7 +203,9 @@ func (m SeenMount) issuer(id string) (SeenVaultIssuer, bool) {
 type SeenVaultIssuer struct {
 	ID, Name, LeafNotAfterBehavior string
 	HasKey                         bool
-	Certificate                    *x509.Certificate
+	// Signs says that its usage lets it issue.
+	Signs       bool
+	Certificate *x509.Certificate
 }
 
 // SeenRole is a role of the relay mount.

@@ -23,6 +23,7 @@ type Symptom struct {
 
 const (
 	runSetup     = "run SetupMesh again with the mesh's input"
+	setUpStandby = "run the setup again (`relaypki setup -f mesh.yaml`), which makes it and has agents trust it"
 	renewServer  = "see certificate-ready and issuer-ready of the management cluster; then `cmctl renew -n <namespace> relay-server-tls`, and restart the server if it does not reload"
 	renewClient  = "see certificate-ready and issuer-ready of this cluster; then `cmctl renew -n <namespace> relay-client-tls`, and restart the agent if it does not reload"
 	fixAddress   = "give the address as host:port (gloo.relayAddress of the input; IPv6 in brackets, the port once), and run SetupMesh again"

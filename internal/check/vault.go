@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,6 +45,9 @@ func (r *report) vault(spec mesh.Spec, v SeenVault, now time.Time) {
 	root := r.offlineRoot(spec.PKI.Root, now)
 	if !spec.PKI.Root.Offline() {
 		root = r.vaultRoot(v.Root, now)
+	}
+	if spec.PKI.StandbyRoot {
+		r.standbyRoot(spec, v.Root, now)
 	}
 	r.vaultIntermediate(spec, v, root, now)
 	r.vaultRoles(spec, v.Roles)
@@ -88,6 +92,43 @@ func (r *report) vaultRoot(m SeenMount, now time.Time) *x509.Certificate {
 		r.pass(VaultRoot, object, "%s is the default, valid until %s", issuer.Name, pki.Date(c.NotAfter))
 	}
 	return c
+}
+
+// standbyRoot looks for the root that a rotation would go to: the first one later than
+// the one at work, which is the default, that has its key and may sign.
+func (r *report) standbyRoot(spec mesh.Spec, m SeenMount, now time.Time) {
+	object := "mount " + m.Path
+	atWork, ok := m.issuer(m.Default)
+	if m.Gap.Open() || !ok {
+		return // said by vault-root
+	}
+	var standby SeenVaultIssuer
+	for _, i := range m.Issuers {
+		g := rootGeneration(i.Name)
+		if g > rootGeneration(atWork.Name) && i.HasKey && i.Signs && i.Certificate != nil && (standby.Certificate == nil || g < rootGeneration(standby.Name)) {
+			standby = i
+		}
+	}
+	c := standby.Certificate
+	switch {
+	case c == nil:
+		r.warn(StandbyRoot, object, fmt.Sprintf("no root stands by: there is none after %s that can sign, and pki.standbyRoot asks for one. A rotation of the root has used it up, or none was made yet", atWork.Name), setUpStandby)
+	case c.NotAfter.Sub(now) < spec.PKI.Intermediate.TTL.Duration:
+		r.warn(StandbyRoot, object, fmt.Sprintf("%s, which stands by, ends at %s, sooner than an intermediate below it that lives %s", standby.Name, pki.Date(c.NotAfter), spec.PKI.Intermediate.TTL),
+			fmt.Sprintf("put it out of use (`vault patch %s/issuer/%s usage=read-only,crl-signing,ocsp-signing`) and have another made: ", m.Path, standby.Name)+setUpStandby)
+	default:
+		r.pass(StandbyRoot, object, "%s stands by, valid until %s", standby.Name, pki.Date(c.NotAfter))
+	}
+}
+
+// rootGeneration is what a root's name says of it, or 0 if that is no name of ours.
+func rootGeneration(name string) int {
+	number, _ := strings.CutPrefix(name, rootNamePrefix)
+	g, err := strconv.Atoi(number)
+	if err != nil || name != rootNamePrefix+strconv.Itoa(g) {
+		return 0
+	}
+	return g
 }
 
 // expiring reports a CA near or past its end.

@@ -27,9 +27,11 @@ type Workload struct {
 	Secret      SeenSecret
 	// RootSecret is relay-root-tls-secret; only its CA is filled in.
 	RootSecret SeenSecret
-	Keys       SeenKeys
-	Token      SeenToken
-	Agent      SeenDeployment
+	// Standby is the root that stands by; nil if there is none.
+	Standby *x509.Certificate
+	Keys    SeenKeys
+	Token   SeenToken
+	Agent   SeenDeployment
 	// AgentAddress is what the agent's container is told of the server; empty
 	// when its arguments do not say.
 	AgentAddress string
@@ -115,11 +117,12 @@ func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, 
 	}
 	holdsRoot := root != nil && (slices.ContainsFunc(s.CA, root.Equal) ||
 		(len(w.Secret.Chain) > 2 || w.Pin == Pinning) && chainProblem(SeenSecret{Chain: w.Secret.Chain, CA: s.CA}, use{usage: x509.ExtKeyUsageClientAuth}, now) == nil)
+	others := otherThan(s.CA, root, w.Standby) // under the one that stands by there is nothing yet
 	switch {
 	case s.CAError != "":
 		r.fail(AgentTrust, object, object+" has no readable ca.crt: "+s.CAError, runSetup)
-	case w.Pin == Pinned && root != nil && slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return !c.Equal(root) }):
-		r.fail(AgentTrust, object, fmt.Sprintf("%s holds %s, and an emergency has pinned the intermediate %s: whatever else is under that is accepted too, and what is compromised with it", object, otherThan(s.CA, root), pki.Name(root)),
+	case w.Pin == Pinned && root != nil && len(others) > 0:
+		r.fail(AgentTrust, object, fmt.Sprintf("%s holds %s, and an emergency has pinned the intermediate %s: whatever else is under that is accepted too, and what is compromised with it", object, strings.Join(others, ", "), pki.Name(root)),
 			"have the emergency go on (start EmergencyReissue again with its input), then restart the agent unless it reloads")
 	case w.Pin == Unpinned && slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return !pki.SelfSigned(c) }):
 		r.fail(AgentTrust, object, object+" holds a certificate that is no self-signed root", "put roots alone into it: "+runSetup)
@@ -130,17 +133,24 @@ func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, 
 	default:
 		r.pass(AgentTrust, object, "holds the root %s", pki.Name(root))
 	}
+	switch {
+	case w.Standby == nil || s.CAError != "":
+	case !slices.ContainsFunc(s.CA, w.Standby.Equal):
+		r.warn(StandbyRoot, object, fmt.Sprintf("%s does not hold %s, the root that stands by: it could not take the place of a compromised one at once", object, pki.Name(w.Standby)), setUpStandby)
+	default:
+		r.pass(StandbyRoot, object, "holds %s, the root that stands by", pki.Name(w.Standby))
+	}
 }
 
-// otherThan names the certificates but one.
-func otherThan(all []*x509.Certificate, but *x509.Certificate) string {
+// otherThan names the certificates but some.
+func otherThan(all []*x509.Certificate, but ...*x509.Certificate) []string {
 	var names []string
 	for _, c := range all {
-		if !c.Equal(but) {
+		if !slices.ContainsFunc(but, c.Equal) {
 			names = append(names, pki.Name(c))
 		}
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 func (r *report) agentAddress(address string) {

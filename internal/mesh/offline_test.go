@@ -36,6 +36,7 @@ func TestOfflineRoot(t *testing.T) {
 		{"an intermediate", fmt.Sprintf(`{"kept":"offline","certificatePEM":%q}`, pem(good.Intermediate(t, "I1", pkitest.Valid(-time.Hour, 99999*time.Hour)))), "", []string{"not self-signed"}},
 		{"what is in the certificate", fmt.Sprintf(`{"kept":"offline","certificatePEM":%q,"commonName":"x","keyBits":4096}`, pem(good)), "", []string{"pki.root: commonName, organization"}},
 		{"a certificate of a root in Vault", fmt.Sprintf(`{"certificatePEM":%q}`, pem(good)), "", []string{"is for a root that is kept elsewhere"}},
+		{"a root that stands by", fmt.Sprintf(`{"kept":"offline","certificatePEM":%q},"standbyRoot":true`, pem(good)), "", []string{"pki.standbyRoot: is for a root that is made in Vault"}},
 		{"elsewhere", `{"kept":"hsm"}`, "", []string{`pki.root.kept: "hsm" is unknown; choose one of "vault", "offline"`}},
 		{"lives shorter than its intermediate", fmt.Sprintf(`{"kept":"offline","certificatePEM":%q}`, pem(pkitest.Root(t, "R", pkitest.Valid(-time.Hour, 9000*time.Hour)))), "", []string{"pki.intermediate.ttl: 43800h is not shorter than the root's 9001h"}},
 		{"of the intermediate's name", fmt.Sprintf(`{"kept":"offline","certificatePEM":%q}`, pem(pkitest.Root(t, "gloo-mesh-mgmt-server-ca"))), "", []string{"pki.intermediate.commonName: is the root's too"}},

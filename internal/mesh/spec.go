@@ -111,8 +111,11 @@ const (
 type PKI struct {
 	Root         Root `json:"root,omitempty"`
 	Intermediate CA   `json:"intermediate,omitempty"`
-	// StandbyRoot has the next root made ahead and put into every agent's trust, so
-	// that it can take the place of a compromised one in minutes.
+	// StandbyRoot has the next root made ahead, in the root mount, and put into every
+	// agent's trust beside the one at work, so that it can take the place of a
+	// compromised one in minutes. A rotation of the root uses it up, and the next
+	// setup makes another. Set to false again, the setup takes it out of agents'
+	// trust; in Vault it stays, and the next rotation of the root still goes to it.
 	StandbyRoot bool `json:"standbyRoot,omitempty"`
 	// Role is the management server's role in the relay mount, and everybody's
 	// when Isolation is "shared".

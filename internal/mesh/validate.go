@@ -238,6 +238,19 @@ func (v *validation) pki(p PKI) {
 		v.bad("pki.role", "%q is the name of another role of the mesh", p.Role)
 	}
 	v.oneOf("pki.isolation", p.Isolation, IsolationPerCluster, IsolationShared)
+	if p.StandbyRoot {
+		v.standbyRoot(p.Root)
+	}
+}
+
+// standbyRoot refuses what the next root cannot be made of.
+func (v *validation) standbyRoot(root Root) {
+	switch room := maxCommonName - len(" G99"); {
+	case root.Offline():
+		v.bad("pki.standbyRoot", "is for a root that is made in Vault: where it is kept offline (pki.root.kept), the next one is made and kept by people too; leave it out")
+	case len(root.CommonName) > room && len(root.CommonName) <= maxCommonName:
+		v.bad("pki.root.commonName", "is %d characters long; at most %d leave room for the generation (\" G2\") in the name of a root that stands by (pki.standbyRoot)", len(root.CommonName), room)
+	}
 }
 
 // root is the root as it is asked for or, kept offline, as it is.

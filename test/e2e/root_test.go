@@ -38,9 +38,6 @@ func rootSpec(serverReload string) string {
 // reloadOf is the kind of server that the seed gives.
 func reloadOf(points uint64) string { return serverReloads[points%uint64(len(serverReloads))] }
 
-// whole is by the toss of a coin, where a test has two parts and time for one.
-func whole(points uint64) bool { return points/64%2 == 0 }
-
 // rotatingRoot is a rotation of the root.
 func (w *world) rotatingRoot(t *testing.T) rotating {
 	t.Helper()
@@ -134,6 +131,7 @@ func TestRotateRoot(t *testing.T) {
 // refused.
 func TestRootRotationsThereAndBack(t *testing.T) {
 	points := seed(t)
+	takesTurns(t)
 	reload := reloadOf(points)
 	w, wk := rotationWorld(t, rootSpec(reload))
 	looking, r := w.watchRoot(t, points, reload), w.rotatingRoot(t)
@@ -181,6 +179,7 @@ func TestRootRotationsThereAndBack(t *testing.T) {
 // and each of the three away in every phase.
 func TestRootRotationInBadWeather(t *testing.T) {
 	points := seed(t)
+	takesTurns(t)
 	reload := reloadOf(points)
 	w, wk := rotationWorld(t, rootSpec(reload))
 	looking := w.watchRoot(t, points, reload)
@@ -229,9 +228,7 @@ func TestRootRotationInBadWeather(t *testing.T) {
 // instead: the rotation ends without it, and says so.
 func TestRootRotationWaitsForAMember(t *testing.T) {
 	points := seed(t)
-	if !*everywhere && whole(points) {
-		t.Skip("in every other run; make soak runs it")
-	}
+	takesTurns(t)
 	reload := reloadOf(points)
 	w, _ := rotationWorld(t, rootSpec(reload)+"rollout: {retryFor: 30s}\n")
 	looking := w.watchRoot(t, points, reload)
@@ -316,9 +313,7 @@ func TestRootRotationWaitsForAMember(t *testing.T) {
 // -soak each.
 func TestRootRotationWithANewMember(t *testing.T) {
 	points := seed(t)
-	if !*everywhere && !whole(points) {
-		t.Skip("in every other run; make soak runs it")
-	}
+	takesTurns(t)
 	reload := reloadOf(points)
 	w, _ := rotationWorld(t, rootSpec(reload), "cluster5")
 	with := *w

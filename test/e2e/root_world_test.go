@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -329,11 +328,7 @@ func (w *world) bundle(t *testing.T, cluster string) []*x509.Certificate {
 // that it accepts.
 func (w *world) servedChain(t *testing.T) (chain []*x509.Certificate, names [][]byte) {
 	t.Helper()
-	service, err := w.cluster(t, management).kube.CoreV1().Services("gloo-mesh").Get(t.Context(), "gloo-mesh-mgmt-server", metav1.GetOptions{})
-	if err != nil || len(service.Status.LoadBalancer.Ingress) == 0 {
-		t.Fatalf("the management server's address: %v", err)
-	}
-	address := net.JoinHostPort(service.Status.LoadBalancer.Ingress[0].IP, "9900")
+	address := w.relayAddress(t)
 	eventually(t, 30*time.Second, func() error {
 		conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"},
 			GetClientCertificate: func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {

@@ -204,6 +204,7 @@ func queried(t *testing.T, c client.Client, id string) (p procedure.Progress) {
 // refused.
 func TestRotationsThereAndBack(t *testing.T) {
 	points := seed(t)
+	takesTurns(t)
 	w, wk := rotationWorld(t, "rotation: {snapshot: none, soak: 1s, maintain: 0s}\n")
 	trust := w.trust(t)
 	watched, failing, renewals := w.watchHandshakes(t), w.watchRequests(t), w.renewAtRandom(t, points)
@@ -268,6 +269,7 @@ func TestRotationsThereAndBack(t *testing.T) {
 // the three away in every phase.
 func TestRotationInBadWeather(t *testing.T) {
 	points := seed(t)
+	takesTurns(t)
 	w, wk := rotationWorld(t, "rotation: {snapshot: none, soak: 1s, maintain: 0s}\n")
 	trust := w.trust(t)
 	watched, failing, renewals := w.watchHandshakes(t), w.watchRequests(t), w.renewAtRandom(t, points)

@@ -785,16 +785,22 @@ func (w *world) leaf(t *testing.T, cluster string) *x509.Certificate {
 	return certificate(t, secret.Data["tls.crt"])
 }
 
-// served is the certificate that the management server presents.
-func (w *world) served(t *testing.T) *x509.Certificate {
+// relayAddress is the management server's.
+func (w *world) relayAddress(t *testing.T) string {
 	t.Helper()
 	service, err := w.cluster(t, management).kube.CoreV1().Services("gloo-mesh").Get(t.Context(), "gloo-mesh-mgmt-server", metav1.GetOptions{})
 	if err != nil || len(service.Status.LoadBalancer.Ingress) == 0 {
 		t.Fatalf("the management server's address: %v", err)
 	}
+	return net.JoinHostPort(service.Status.LoadBalancer.Ingress[0].IP, "9900")
+}
+
+// served is the certificate that the management server presents.
+func (w *world) served(t *testing.T) *x509.Certificate {
+	t.Helper()
 	// Who presents what is all that is asked: no certificate is shown in return,
 	// and the server's refusal comes later.
-	conn, err := tls.Dial("tcp", net.JoinHostPort(service.Status.LoadBalancer.Ingress[0].IP, "9900"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	conn, err := tls.Dial("tcp", w.relayAddress(t), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,17 +31,69 @@ var everywhere = flag.Bool("soak", false, "kill the worker at every boundary of 
 // sampled is of how many boundaries one is in the sample.
 const sampled = 24
 
-// seed is what the random points come from: RELAYPKI_SEED, to see a run again.
-func seed(t *testing.T) uint64 {
-	s := uint64(time.Now().UnixNano())
-	if text := os.Getenv("RELAYPKI_SEED"); text != "" {
-		var err error
-		if s, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("RELAYPKI_SEED: %v", err)
-		}
+// runSeed is what all that is random in a run of the tests comes from:
+// RELAYPKI_SEED, to see that run again, or the time.
+var runSeed = sync.OnceValues(func() (uint64, error) {
+	text := os.Getenv("RELAYPKI_SEED")
+	if text == "" {
+		return uint64(time.Now().UnixNano()), nil
 	}
-	t.Logf("the same points again: RELAYPKI_SEED=%d", s)
-	return s
+	s, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("RELAYPKI_SEED: %w", err)
+	}
+	return s, nil
+})
+
+// drawn is a number that the run's seed gives to what has that name, and to nothing
+// else.
+func drawn(seed uint64, name string) uint64 {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s", seed, name))
+	return binary.BigEndian.Uint64(sum[:])
+}
+
+// seed is what a test's random points come from. With the run's seed, which it logs, a
+// test has the same points again, alone or with all others.
+func seed(t *testing.T) uint64 {
+	t.Helper()
+	s, err := runSeed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the same points and turns again: RELAYPKI_SEED=%d", s)
+	return drawn(s, t.Name())
+}
+
+// turns are tests that are alike, and for which one run has not the time: by the toss
+// of one coin it takes those of the one row or those of the other, which cost about the
+// same. With -soak, or to record histories, it takes all.
+var turns = [2][]string{
+	{"TestRootRotationInBadWeather", "TestRotationsThereAndBack", "TestRootRotationWaitsForAMember", "TestEmergencyTakesOver"},
+	{"TestRotationInBadWeather", "TestRootRotationsThereAndBack", "TestRootRotationWithANewMember", "TestEmergencyReissue"},
+}
+
+// turnOf is the row of that run.
+func turnOf(seed uint64) uint64 { return drawn(seed, "turns") % uint64(len(turns)) }
+
+// takesTurns skips the test if it is not its turn.
+func takesTurns(t *testing.T) {
+	t.Helper()
+	s, err := runSeed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := slices.IndexFunc(turns[:], func(row []string) bool { return slices.Contains(row, t.Name()) })
+	if own < 0 {
+		t.Fatalf("%s has no turn", t.Name())
+	}
+	if *everywhere || *record || turnOf(s) == uint64(own) {
+		return
+	}
+	with := uint64(1)
+	for turnOf(with) != uint64(own) {
+		with++
+	}
+	t.Skipf("not its turn with RELAYPKI_SEED=%d, which takes %s; run it with RELAYPKI_SEED=%d, or all with make soak", s, strings.Join(turns[turnOf(s)], ", "), with)
 }
 
 // A worker killed with SIGKILL at the boundaries of one procedure in turn, before

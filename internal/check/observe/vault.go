@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	vaultapi "github.com/hashicorp/vault/api"
@@ -135,12 +136,13 @@ func (v vaultReader) mount(ctx context.Context, path string) check.SeenMount {
 			Name        string `json:"issuer_name"`
 			KeyID       string `json:"key_id"`
 			Behavior    string `json:"leaf_not_after_behavior"`
+			Usage       string `json:"usage"`
 			Certificate string `json:"certificate"`
 		}
 		if seen.Gap = v.read(ctx, path+"/issuer/"+id, &issuer); seen.Gap.Open() {
 			return seen
 		}
-		one := check.SeenVaultIssuer{ID: id, Name: issuer.Name, LeafNotAfterBehavior: issuer.Behavior, HasKey: issuer.KeyID != ""}
+		one := check.SeenVaultIssuer{ID: id, Name: issuer.Name, LeafNotAfterBehavior: issuer.Behavior, HasKey: issuer.KeyID != "", Signs: slices.Contains(strings.Split(issuer.Usage, ","), "issuing-certificates")}
 		if chain, err := pki.ParseChain([]byte(strings.TrimSpace(issuer.Certificate))); err == nil {
 			one.Certificate = chain[0]
 		}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -160,6 +161,8 @@ func (p *Plane) Parts(apiserver, manager, scheduler []string) []supervise.Part {
 		Ready: func(ctx context.Context) error {
 			return healthy(ctx, url, "/readyz", p.ca.Cert, p.admin)
 		},
+		// It would wait for those who watch, and they for it. What is stored is etcd's.
+		Grace: 2 * time.Second,
 	}, {
 		Name:  p.Cluster + "-controller-manager",
 		After: []string{server},

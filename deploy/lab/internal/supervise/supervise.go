@@ -5,6 +5,7 @@ package supervise
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,6 +44,8 @@ type Part struct {
 	// Ready is asked until it returns nil. It may do what it takes, and has to
 	// be repeatable.
 	Ready func(context.Context) error
+	// Grace is how long Command has after SIGTERM; 15 seconds if it is 0.
+	Grace time.Duration
 	// Log is the file for the output of Command.
 	Log string
 	// Background parts are not waited for by whoever starts the lab.
@@ -301,7 +304,7 @@ const (
 	lastPause  = 15 * time.Second
 	// steady is how long a part has to run for its failures to be forgotten.
 	steady = 30 * time.Second
-	// grace is how long a process has after SIGTERM.
+	// grace is how long a process has after SIGTERM, if its part does not say.
 	grace = 15 * time.Second
 )
 
@@ -409,7 +412,7 @@ func (s *Supervisor) once(ctx context.Context, r *runner) error {
 			}
 			ended <- fmt.Errorf("%s ended by itself: %w", p.Name, err)
 		}()
-		go terminate(ctx, cmd, stopped)
+		go terminate(ctx, cmd, cmp.Or(p.Grace, grace), stopped)
 	} else {
 		stopped := make(chan struct{})
 		defer func() { <-stopped }()
@@ -477,8 +480,8 @@ func start(p Part) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// terminate ends the process when ctx ends, by force if it takes too long.
-func terminate(ctx context.Context, cmd *exec.Cmd, stopped <-chan struct{}) {
+// terminate ends the process when ctx ends, by force if it takes longer than grace.
+func terminate(ctx context.Context, cmd *exec.Cmd, grace time.Duration, stopped <-chan struct{}) {
 	select {
 	case <-stopped:
 		return

@@ -138,6 +138,30 @@ func TestStopLastsUntilStart(t *testing.T) {
 	}
 }
 
+func TestAPartThatDoesNotEndIsKilledAfterItsGrace(t *testing.T) {
+	s := newSupervisor(t)
+	deaf := Part{Name: "deaf", Command: []string{"bash", "-c", `trap "" TERM; echo ignored; while :; do sleep 0.1; done`},
+		Grace: 100 * time.Millisecond, Log: filepath.Join(t.TempDir(), "deaf.log")}
+	deaf.Ready = func(context.Context) error {
+		if !strings.Contains(Tail(deaf.Log, 1), "ignored") {
+			return errors.New("it hears still")
+		}
+		return nil
+	}
+	s.Apply([]Part{deaf})
+	st := until(t, s, "deaf", in(Ready))
+	began := time.Now()
+	if err := s.Stop("deaf"); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < deaf.Grace || took > grace/2 {
+		t.Errorf("it was stopped after %s, given %s", took, deaf.Grace)
+	}
+	if err := syscall.Kill(st.PID, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("process %d is still there: %v", st.PID, err)
+	}
+}
+
 func TestApplyRestartsOnlyWhatChanged(t *testing.T) {
 	s := newSupervisor(t)
 	same, changed, gone := sleeper(t, "same"), sleeper(t, "changed"), sleeper(t, "gone")
