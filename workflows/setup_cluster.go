@@ -29,8 +29,8 @@ type ClusterInput struct {
 	IntermediatePEM string `json:"intermediatePEM"`
 	// BridgePEM is what is above the intermediate in the chain, in a rotation of the
 	// root, and RootPEM what becomes ca.crt: the intermediate itself where that is
-	// pinned. TrustPEM is what the agent is to trust, if that is not RootPEM alone: in
-	// a rotation, or where a root stands by.
+	// pinned. TrustPEM is what the agent is to trust, if that is not RootPEM alone: in a
+	// rotation, or where a root stands by.
 	BridgePEM string `json:"bridgePEM,omitempty"`
 	TrustPEM  string `json:"trustPEM,omitempty"`
 	// StandbyPrintedBy is in a plan the command that prints the root that stands by

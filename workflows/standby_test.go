@@ -149,6 +149,13 @@ func TestStandbyRoot(t *testing.T) {
 		}
 	}
 
+	// In an emergency, who trusts what is that one's to say.
+	w.o.record.Rotation = &procedure.Rotation{Procedure: procedure.EmergencyReissue}
+	if pinned := w.verify(); slices.ContainsFunc(pinned, func(f check.Finding) bool { return f.Message == "root 2" }) {
+		t.Errorf("in an emergency agents are asked for %+v", pinned)
+	}
+	w.o.record.Rotation = nil
+
 	// The rotation goes to it, and finds it trusted.
 	standby := w.roots[2].Cert
 	w.events = nil

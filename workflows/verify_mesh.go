@@ -129,14 +129,15 @@ func (v *verification) run(ctx workflow.Context) error {
 		spec = v.settled(spec, record)
 	}
 	v.report.Clusters = pendingChecks(spec)
-	v.findings(ctx, spec, others(record.Spec, spec), record.Rotation.Pin(), standby(ctx, spec, record.Generations.Root), queues)
+	v.findings(ctx, spec, others(record.Spec, spec), record.Rotation.Pin(), standby(ctx, spec, record), queues)
 	return ctx.Err()
 }
 
-// standby is the root that stands by in Vault, if the mesh is to have one. That there
-// is none, or that Vault does not answer, the checks of the management cluster say.
-func standby(ctx workflow.Context, spec mesh.Spec, atWork int) string {
-	if !spec.PKI.StandbyRoot {
+// standby is the root that stands by in Vault, if agents are to trust one: in an
+// emergency they trust what that gives them. That there is none, or that Vault does
+// not answer, the checks of the management cluster say.
+func standby(ctx workflow.Context, spec mesh.Spec, record cluster.MeshRecord) string {
+	if !spec.PKI.StandbyRoot || record.Rotation != nil && record.Rotation.Procedure == procedure.EmergencyReissue {
 		return ""
 	}
 	seen, err := call[vault.SurveyResult](ctx, summarized(looking, "Read the roots in Vault"), vaults.Survey, vault.SurveyInput{Spec: spec.Only("")})
@@ -144,7 +145,7 @@ func standby(ctx workflow.Context, spec mesh.Spec, atWork int) string {
 		workflow.GetLogger(ctx).Warn("whether agents trust the root that stands by is not looked at", "error", err)
 		return ""
 	}
-	root, _ := vault.StandingBy(seen.Roots, max(atWork, 1))
+	root, _ := vault.StandingBy(seen.Roots, max(record.Generations.Root, 1))
 	return root.CertificatePEM
 }
 

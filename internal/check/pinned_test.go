@@ -31,20 +31,13 @@ func TestPinned(t *testing.T) {
 		{name: "pinned, a root in the server's ca.crt", pin: check.Pinned, bundle: "itself",
 			change: func(w *world, _ *x509.Certificate) { w.Management.Secret.CA = []*x509.Certificate{w.root.Cert} },
 			wantOf: []expectation{{"certificate-root", "fail", "pinned the intermediate"}, {"acceptable-cas", "warn", "no root to compare with"}}},
+		{name: "pinned, a root that stands by beside it", pin: check.Pinned, bundle: "standby"},
 		{name: "pinned, the root beside it in the trust", pin: check.Pinned, bundle: "both",
 			want: []expectation{{"agent-trust", "fail", `holds "Solo.io Root CA"`}}},
 		{name: "pinned, the root alone in the trust", pin: check.Pinned, bundle: "root",
 			want: []expectation{{"agent-trust", "fail", `holds "Solo.io Root CA"`}}},
 		{name: "pinned, the previous intermediate in the trust", pin: check.Pinned, bundle: "previous",
 			want: []expectation{{"agent-trust", "fail", "pinned the intermediate"}}},
-		{name: "pinned, and a root stands by", pin: check.Pinned, bundle: "itself",
-			change: func(w *world, _ *x509.Certificate) {
-				w.Standby = pkitest.Root(t, "Solo.io Root CA G2").Cert
-				w.RootSecret.CA = append(w.RootSecret.CA, w.Standby)
-			}},
-		{name: "pinned, and the root that stands by alone in the trust", pin: check.Pinned, bundle: "root",
-			change: func(w *world, _ *x509.Certificate) { w.Standby = w.RootSecret.CA[0] },
-			want:   []expectation{{"agent-trust", "fail", "not the root"}}},
 		{name: "pinned, and the server trusts the root still", pin: check.Pinned, bundle: "itself",
 			change: func(w *world, _ *x509.Certificate) {
 				w.Replicas[0].Loaded.AcceptableCAs = [][]byte{w.root.Cert.RawSubject}
@@ -87,7 +80,7 @@ func TestPinned(t *testing.T) {
 			}
 			w.Replicas[0].Loaded.Chain, w.Replicas[0].Loaded.AcceptableCAs = w.Management.Secret.Chain, [][]byte{ca.RawSubject}
 			w.Workload.RootSecret.CA = map[string][]*x509.Certificate{
-				"itself": {i2.Cert}, "both": {w.root.Cert, i2.Cert}, "root": {w.root.Cert}, "previous": {w.relay.Cert},
+				"itself": {i2.Cert}, "both": {w.root.Cert, i2.Cert}, "root": {w.root.Cert}, "previous": {w.relay.Cert}, "standby": {i2.Cert, pkitest.Root(t, "Solo.io Root CA G2").Cert},
 			}[c.bundle]
 			w.Vault.Relay.Default = newID
 			w.Vault.Relay.Issuers = append(w.Vault.Relay.Issuers, check.SeenVaultIssuer{ID: newID, Name: "relay-intermediate-g2", HasKey: true, LeafNotAfterBehavior: "err", Certificate: i2.Cert})

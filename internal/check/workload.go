@@ -117,12 +117,11 @@ func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, 
 	}
 	holdsRoot := root != nil && (slices.ContainsFunc(s.CA, root.Equal) ||
 		(len(w.Secret.Chain) > 2 || w.Pin == Pinning) && chainProblem(SeenSecret{Chain: w.Secret.Chain, CA: s.CA}, use{usage: x509.ExtKeyUsageClientAuth}, now) == nil)
-	others := otherThan(s.CA, root, w.Standby) // under the one that stands by there is nothing yet
 	switch {
 	case s.CAError != "":
 		r.fail(AgentTrust, object, object+" has no readable ca.crt: "+s.CAError, runSetup)
-	case w.Pin == Pinned && root != nil && len(others) > 0:
-		r.fail(AgentTrust, object, fmt.Sprintf("%s holds %s, and an emergency has pinned the intermediate %s: whatever else is under that is accepted too, and what is compromised with it", object, strings.Join(others, ", "), pki.Name(root)),
+	case w.Pin == Pinned && root != nil && slices.ContainsFunc(s.CA, besides(root)):
+		r.fail(AgentTrust, object, fmt.Sprintf("%s holds %s, and an emergency has pinned the intermediate %s: whatever else is under that is accepted too, and what is compromised with it", object, others(s.CA, root), pki.Name(root)),
 			"have the emergency go on (start EmergencyReissue again with its input), then restart the agent unless it reloads")
 	case w.Pin == Unpinned && slices.ContainsFunc(s.CA, func(c *x509.Certificate) bool { return !pki.SelfSigned(c) }):
 		r.fail(AgentTrust, object, object+" holds a certificate that is no self-signed root", "put roots alone into it: "+runSetup)
@@ -142,15 +141,23 @@ func (r *report) agentTrust(spec mesh.Spec, w Workload, root *x509.Certificate, 
 	}
 }
 
-// otherThan names the certificates but some.
-func otherThan(all []*x509.Certificate, but ...*x509.Certificate) []string {
+// besides says of an anchor that what it leads to is beside a pinned intermediate: it
+// is another intermediate, or the root above. A root that stands by leads to neither.
+func besides(pinned *x509.Certificate) func(*x509.Certificate) bool {
+	return func(c *x509.Certificate) bool {
+		return !c.Equal(pinned) && (!pki.SelfSigned(c) || pki.SignedBy(pinned, c) == nil)
+	}
+}
+
+// others names the anchors that are beside the pinned intermediate.
+func others(all []*x509.Certificate, pinned *x509.Certificate) string {
 	var names []string
 	for _, c := range all {
-		if !slices.ContainsFunc(but, c.Equal) {
+		if besides(pinned)(c) {
 			names = append(names, pki.Name(c))
 		}
 	}
-	return names
+	return strings.Join(names, ", ")
 }
 
 func (r *report) agentAddress(address string) {

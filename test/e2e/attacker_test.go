@@ -208,8 +208,8 @@ func (a attacker) fools(t *testing.T) []string {
 	return fooled
 }
 
-// intrusion is an attacker at work: it has a stream open from before, and shakes hands
-// all the time.
+// intrusion is an attacker at work: it has a stream open from before, opens another as
+// soon as that is cut, and shakes hands all the time.
 type intrusion struct {
 	attacker
 	stop context.CancelFunc
@@ -220,8 +220,9 @@ type intrusion struct {
 	// since then.
 	accepted time.Time
 	refusals []refusal
-	// cut is when the stream ended.
-	cut time.Time
+	// cut is when its stream was cut last, open says that it has one.
+	cut  time.Time
+	open bool
 }
 
 // intrudes has an attacker begin. It is accepted, everywhere, or nothing would be shown.
@@ -241,6 +242,7 @@ func (a attacker) intrudes(t *testing.T) *intrusion {
 		ended, err = a.stream(ctx, address)
 		return err
 	})
+	i.open = true
 	go func() {
 		defer close(i.done)
 		ticker := time.NewTicker(100 * time.Millisecond)
@@ -256,11 +258,21 @@ func (a attacker) intrudes(t *testing.T) *intrusion {
 				i.refusals = append(i.refusals, refusal{began, a.what, err.Error()})
 			}
 			i.mu.Unlock()
+			if ended == nil && err == nil {
+				if ended, err = a.stream(ctx, address); err == nil {
+					i.mu.Lock()
+					i.open = true
+					i.mu.Unlock()
+				}
+			}
 			select {
 			case <-ctx.Done():
 			case <-ended:
+				if ctx.Err() != nil {
+					break // its own doing
+				}
 				i.mu.Lock()
-				i.cut = time.Now()
+				i.cut, i.open = time.Now(), false
 				i.mu.Unlock()
 				ended = nil
 			case <-ticker.C:
@@ -276,9 +288,8 @@ func (a attacker) String() string {
 }
 
 // ended stops the attacker, after a verdict on a handshake that it has begun since, and
-// returns when it was last accepted, what it was refused since, and when its stream
-// was cut.
-func (i *intrusion) ended(t *testing.T) (accepted time.Time, refusals []refusal, cut time.Time) {
+// returns when it was last accepted, and what it was refused since.
+func (i *intrusion) ended(t *testing.T) (accepted time.Time, refusals []refusal) {
 	t.Helper()
 	since := time.Now()
 	eventually(t, 30*time.Second, func() error {
@@ -291,5 +302,5 @@ func (i *intrusion) ended(t *testing.T) (accepted time.Time, refusals []refusal,
 	})
 	i.stop()
 	<-i.done
-	return i.accepted, i.refusals, i.cut
+	return i.accepted, i.refusals
 }

@@ -91,6 +91,9 @@ func demoWorld(t *testing.T) *world {
 	return demo.world
 }
 
+// built has built the programs, once for all tests.
+var built = sync.OnceValues(func() (string, error) { return run(nil, "make", "-C", repository, "bin") })
+
 // newWorld is a world that is not up yet.
 func newWorld(clusters ...string) *world {
 	dir, err := os.MkdirTemp("", "relaypki-e2e-")
@@ -114,7 +117,7 @@ func labWorld(t *testing.T, clusters ...string) *world {
 func labWorldWith(t *testing.T, options []string, clusters ...string) *world {
 	t.Helper()
 	w := newWorld(clusters...)
-	if out, err := w.make("bin"); err != nil {
+	if out, err := built(); err != nil {
 		t.Fatalf("make bin: %v\n%s", err, out)
 	}
 	// Memory and cores are for the next test's.

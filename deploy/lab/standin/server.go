@@ -144,6 +144,8 @@ func (s *server) run(ctx context.Context, k kubernetes.Interface, d dynamic.Inte
 	}
 	g := grpc.NewServer(
 		grpc.Creds(&judge{TransportCredentials: credentials.NewTLS(s.tlsConfig()), log: s.log, metrics: s.metrics}),
+		// Whoever connects and says nothing holds the server's end up for as long.
+		grpc.ConnectionTimeout(5*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
