@@ -56,7 +56,8 @@ type addition struct {
 	root, relay vault.CAResult
 	// rotation is the one that the mesh is in; in one of the root, or an emergency,
 	// bridgePEM is above the intermediate in the chain that Vault gives. trustPEM is
-	// what the agent is to trust then, or where a root stands by, for its new member too.
+	// what the agent is to trust then, or where a root stands by, for its new member
+	// too.
 	rotation            *procedure.Rotation
 	bridgePEM, trustPEM string
 	// generation is that of the root at work.
@@ -190,17 +191,6 @@ func (a *addition) inRotation(seen vault.SurveyResult) error {
 	return nil
 }
 
-// withStandby has the new member trust the root that stands by, as the others do. In
-// a rotation of the root it is between which roots that goes that counts.
-func (a *addition) withStandby(seen vault.SurveyResult) {
-	if !a.spec.PKI.StandbyRoot || a.rotation != nil && a.rotation.Procedure != procedure.RotateIntermediateCA {
-		return
-	}
-	if standby, found := vault.StandingBy(seen.Roots, a.generation); found {
-		a.trustPEM = trusting(a.root, vault.CAResult{CertificatePEM: standby.CertificatePEM})
-	}
-}
-
 // pinning is what agents trust while an emergency puts a new intermediate in the
 // root's place: that alone, once Vault gives it so, and the root too before. It is
 // empty where no CA is replaced.
@@ -218,6 +208,22 @@ func pinning(seen vault.SurveyResult, now *procedure.Rotation) string {
 		}
 	}
 	return trust
+}
+
+// withStandby has the new member trust the root that stands by, as the others do. In
+// a rotation of the root, or an emergency of it, it is between which roots that goes
+// that counts.
+func (a *addition) withStandby(seen vault.SurveyResult) {
+	if !a.spec.PKI.StandbyRoot || a.rotation != nil && a.rotation.FromRoot != a.rotation.ToRoot {
+		return
+	}
+	if standby, found := vault.StandingBy(seen.Roots, a.generation); found {
+		trusted := a.root
+		if a.trustPEM != "" {
+			trusted.CertificatePEM = a.trustPEM
+		}
+		a.trustPEM = trusting(trusted, vault.CAResult{CertificatePEM: standby.CertificatePEM})
+	}
 }
 
 // record notes that the member is joining, or that it has joined. Others may

@@ -65,6 +65,37 @@ func TestJoinAnEmergency(t *testing.T) {
 	}
 }
 
+// The root that stands by is trusted in an emergency of an intermediate, too; in one of
+// the root it is the one that takes its place.
+func TestJoinAnEmergencyWithARootThatStandsBy(t *testing.T) {
+	c := newRootCAs(t)
+	next := c.r1.Intermediate(t, "relay-intermediate G2")
+	for name, w := range map[string]struct {
+		rotation *procedure.Rotation
+		above    []string
+		trust    string
+	}{
+		"none":    {nil, texts(c.r1), textOf(c.r1) + textOf(c.r2)},
+		"a leaf":  {&procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 2, To: 2, FromRoot: 1, ToRoot: 1}, texts(c.r1), textOf(c.r1) + textOf(c.r2)},
+		"linked":  {&procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 1, To: 2, FromRoot: 1, ToRoot: 1}, texts(c.r1), textOf(c.r1) + textOf(next) + textOf(c.r2)},
+		"pinned":  {&procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 1, To: 2, FromRoot: 1, ToRoot: 1}, texts(), textOf(next) + textOf(c.r2)},
+		"a root":  {&procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 1, To: 3, FromRoot: 1, ToRoot: 2}, texts(c.r1), textOf(c.r1) + textOf(c.r2)},
+		"dropped": {&procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 1, To: 3, FromRoot: 1, ToRoot: 2, Dropped: procedure.DroppedOld}, texts(c.r1), textOf(c.r2)},
+	} {
+		s := c.seen(nil)
+		s.Intermediates[1] = intermediateState(2, next)
+		s.Active = s.Intermediates[1]
+		s.Active.AbovePEM = w.above
+		a := &addition{rotation: w.rotation, root: s.Root, generation: 1}
+		a.spec.PKI.StandbyRoot = true
+		err := a.inRotation(s)
+		a.withStandby(s)
+		if err != nil || a.trustPEM != w.trust {
+			t.Errorf("%s: %v, the right trust: %v", name, err, a.trustPEM == w.trust)
+		}
+	}
+}
+
 // What a member of a pinned mesh is given, to the last activity.
 func TestAddClusterToWhatIsPinned(t *testing.T) {
 	c := newRootCAs(t)

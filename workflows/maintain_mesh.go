@@ -62,6 +62,9 @@ func (m *maintenance) run(ctx workflow.Context) error {
 	}
 	m.spec = m.record.Spec.WithDefaults()
 	m.state = rotation.State{Now: workflow.Now(ctx), IntermediateTTL: m.spec.PKI.Intermediate.TTL.Duration, Begun: begun(m.record.Rotation)}
+	if r := m.record.Rotation; r != nil {
+		m.state.Finish, m.state.Held = finish(m.spec.Mesh, r), r.Emergency != nil && r.Emergency.Pinned
+	}
 	if m.spec.PKI.Root.Offline() {
 		m.state.IntermediateTTL = minLife(m.spec) // what is asked for beyond that is a wish
 	}
@@ -161,11 +164,27 @@ func begun(r *procedure.Rotation) string {
 	if r == nil {
 		return ""
 	}
+	if of := r.Emergency; of != nil && of.Pinned {
+		return fmt.Sprintf("the mesh is pinned to intermediate generation %d by the emergency of incident %s, since %s", r.To, of.Incident, pki.Date(of.Distrusted))
+	} else if of != nil {
+		return fmt.Sprintf("%s of incident %s (%s) has begun on %s", r.Procedure, of.Incident, of.Compromised, pki.Date(r.Began))
+	}
 	way := "has begun"
 	if r.Back != "" {
 		way = "is being taken back, begun"
 	}
 	return fmt.Sprintf("%s from generation %d to %d %s on %s", r.Procedure, r.From, r.To, way, pki.Date(r.Began))
+}
+
+// finish is what ends the rotation that a record has.
+func finish(mesh string, r *procedure.Rotation) string {
+	switch of := r.Emergency; {
+	case of != nil && of.Pinned:
+		return fmt.Sprintf("Until somebody lifts that, the next intermediate would be refused: relaypki emergency lift %s --reason WHY --incident ID", mesh)
+	case of != nil:
+		return "Start it again with the same input"
+	}
+	return "Start it again, or take it back"
 }
 
 // dates computes by when rotations have to begin, and when they may.
@@ -270,7 +289,7 @@ func (m *maintenance) tell(ctx workflow.Context) {
 		}
 		isNew := slices.ContainsFunc(of, func(one string) bool {
 			at, known := warned(last.Warned, one)
-			return !known || !now.Before(rotation.Remind(at, d.NotAfter))
+			return !known || !now.Before(d.Remind(at))
 		})
 		if isNew {
 			news = append(news, d.Warning)

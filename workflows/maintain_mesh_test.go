@@ -263,6 +263,41 @@ func TestMaintainTellsOnce(t *testing.T) {
 	}
 }
 
+// Of what an emergency has left pinned people are told each day, however long the
+// certificates have to live, and nothing is begun by itself; so of one that is not over.
+func TestMaintainOfAPinnedMesh(t *testing.T) {
+	l := newLives()
+	l.intermediate = 300 * aDay // due
+	l.record.Rotation = &procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 1, To: 2, FromRoot: 1, ToRoot: 1, Mode: "pinned", Began: l.now.Add(-2 * time.Hour),
+		Emergency: &procedure.Emergency{Compromised: procedure.CompromisedIntermediate, Incident: "INC-7", Pinned: true, Distrusted: l.now.Add(-time.Hour)}}
+	if told := l.hourly(t, 24*3, nil); !slices.Equal(told, []int{0, 24, 48}) {
+		t.Errorf("told after %v hours", told)
+	}
+	for _, text := range l.told {
+		for _, want := range []string{"pinned to intermediate generation 2 by the emergency of incident INC-7, since 2026-03-01 11:00 UTC", "relaypki emergency lift demo"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("told %q, without %q", text, want)
+			}
+		}
+	}
+	l.leaves = map[string]time.Duration{"ctx-b": 10 * time.Minute} // due
+	result := l.maintain(t)
+	if len(l.started) > 0 || !strings.Contains(decision(result, rotation.KindLeaf).Why, "not begun: the mesh is pinned") {
+		t.Errorf("started %+v, %+v", l.started, result.Decisions)
+	}
+
+	l.record.Rotation.Emergency.Pinned = false
+	l.told, l.leaves = nil, nil
+	if result = l.maintain(t); len(l.started) > 0 || len(l.told) != 1 || !strings.Contains(l.told[0], "EmergencyReissue of incident INC-7 (intermediate) has begun on 2026-03-01 10:00 UTC and nobody is at work on it. Start it again with the same input") {
+		t.Errorf("started %+v, told %q", l.started, l.told)
+	}
+	l.busy = "emergency-demo"
+	l.told = nil
+	if l.maintain(t); len(l.started)+len(l.told) > 0 {
+		t.Errorf("while it is at work, started %+v, told %q", l.started, l.told)
+	}
+}
+
 // A warning that is there at one look and not at the next is no news each time, nor
 // is one that is about a cluster less.
 func TestMaintainDoesNotFlutter(t *testing.T) {

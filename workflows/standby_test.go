@@ -278,7 +278,7 @@ func TestJoinWithAStandbyRoot(t *testing.T) {
 		"it was put away":            {true, nil, false, ""},
 		"another intermediate comes": {true, &procedure.Rotation{Procedure: procedure.RotateIntermediateCA}, true, both},
 		"another root comes":         {true, &procedure.Rotation{Procedure: procedure.RotateRootCA, FromRoot: 1, ToRoot: 2, Dropped: procedure.DroppedOld}, true, textOf(c.r2)},
-		"an emergency":               {true, &procedure.Rotation{Procedure: procedure.EmergencyReissue}, true, ""},
+		"a leaf is compromised":      {true, &procedure.Rotation{Procedure: procedure.EmergencyReissue}, true, both},
 	} {
 		s := c.seen(nil)
 		s.Roots = []vault.RootState{rootState(1, c.r1), rootState(2, c.r2)}

@@ -65,6 +65,10 @@ type State struct {
 	Waits bool
 	// Begun is which rotation of a CA has begun and is not over, by the record.
 	Begun string
+	// Finish is what ends that, in a sentence; Held says that it is no work to be gone
+	// on with: an emergency is over, and has left the mesh pinned.
+	Finish string
+	Held   bool
 	// Opens is when the next window opens: not after Now if one is open, or if
 	// there are none; zero if none ever does.
 	Opens time.Time
@@ -88,6 +92,8 @@ type Decision struct {
 	// Warning is what people have to be told. It does not change from one look to
 	// the next as long as what it says does not.
 	Warning string `json:"warning,omitempty"`
+	// Daily says that people are told of it each day, however long a life there is left.
+	Daily bool `json:"daily,omitempty"`
 	// About is what the warning is about, one by one, if it is about several things:
 	// that it is about one less is no news.
 	About []string `json:"about,omitempty"`
@@ -122,6 +128,8 @@ func decideLeaves(s State, percent int) Decision {
 	switch {
 	case d.Due && s.Busy != "":
 		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: %s is at work on the mesh's certificates", some(d.Members), s.Busy)
+	case d.Due && s.Held:
+		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: %s. cert-manager goes on renewing them", some(d.Members), s.Begun)
 	case d.Due && s.Begun != "": // of which people are told with the intermediate
 		d.Why = fmt.Sprintf("the certificates of %s are due, and not begun: %s and nobody is at work on it; its end brings everybody a new one", some(d.Members), s.Begun)
 	case d.Due && s.outlived(d.Members):
@@ -172,9 +180,13 @@ func decideIntermediate(s State, percent int, leaves bool) Decision {
 				ca.Name, day(ca.NotAfter), day(ca.LatestStart), s.Busy)
 		}
 		return d
+	case s.Held:
+		d.Why = s.Begun + "; no CA is rotated before that is over"
+		d.Warning, d.Daily = s.Begun+". "+s.Finish, true
+		return d
 	case s.Begun != "":
 		d.Why = s.Begun + " and nobody is at work on it; no other is begun before that one is over"
-		d.Warning = s.Begun + " and nobody is at work on it. Start it again, or take it back"
+		d.Warning = s.Begun + " and nobody is at work on it. " + s.Finish
 		return d
 	case percent == 0:
 		d.Why = share + "; it is never rotated by itself (rotation.due.intermediate is 0)"
@@ -247,6 +259,14 @@ const (
 	soonest = 24 * time.Hour
 	latest  = 30 * 24 * time.Hour
 )
+
+// Remind is when people who were told of the decision's warning are told again.
+func (d Decision) Remind(told time.Time) time.Time {
+	if d.Daily {
+		return told.Add(soonest)
+	}
+	return Remind(told, d.NotAfter)
+}
 
 // Remind is when people who were told of a warning are told again if it still
 // holds: when half of the time until the certificate's end is over, so that the

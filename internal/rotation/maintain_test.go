@@ -83,7 +83,7 @@ func TestDecide(t *testing.T) {
 		{name: "a rotation nobody is at work on", kind: KindIntermediate, due: true, why: "no other is begun before that one is over", warning: "RotateIntermediateCA from 1 to 2 has begun and nobody is at work on it",
 			change: func(s *State, _ *Policy) {
 				s.Intermediate.endsIn(200 * oneDay)
-				s.Begun = "RotateIntermediateCA from 1 to 2 has begun"
+				s.Begun, s.Finish = "RotateIntermediateCA from 1 to 2 has begun", "Start it again, or take it back"
 			}},
 		{name: "outside the windows", kind: KindIntermediate, due: true, why: "begun when the next window opens, on 2026-03-03 12:00Z",
 			change: func(s *State, _ *Policy) {
@@ -140,12 +140,27 @@ func TestDecide(t *testing.T) {
 		{name: "leaves in a rotation nobody is at work on", kind: KindLeaf, due: true, why: "the certificates of a are due, and not begun: RotateIntermediateCA from 1 to 2 has begun and nobody is at work on it",
 			change: func(s *State, _ *Policy) {
 				s.Leaves[1].NotAfter = noon
-				s.Begun = "RotateIntermediateCA from 1 to 2 has begun"
+				s.Begun, s.Finish = "RotateIntermediateCA from 1 to 2 has begun", "Start it again, or take it back"
 			}},
 		{name: "of which people are told", kind: KindIntermediate, why: "nobody is at work on it", warning: "Start it again, or take it back",
 			change: func(s *State, _ *Policy) {
 				s.Leaves[1].NotAfter = noon
-				s.Begun = "RotateIntermediateCA from 1 to 2 has begun"
+				s.Begun, s.Finish = "RotateIntermediateCA from 1 to 2 has begun", "Start it again, or take it back"
+			}},
+		{name: "leaves of a pinned mesh", kind: KindLeaf, due: true, why: "not begun: the mesh is pinned. cert-manager goes on renewing them",
+			change: func(s *State, _ *Policy) {
+				s.Leaves[1].NotAfter = noon
+				s.Begun, s.Held = "the mesh is pinned", true
+			}},
+		{name: "a pinned mesh", kind: KindIntermediate, due: true, why: "the mesh is pinned; no CA is rotated before", warning: "the mesh is pinned. Lift it",
+			change: func(s *State, _ *Policy) {
+				s.Intermediate.endsIn(200 * oneDay)
+				s.Begun, s.Finish, s.Held = "the mesh is pinned", "Lift it", true
+			}},
+		{name: "a pinned mesh that is being lifted", kind: KindIntermediate, due: true, why: "emergency-demo is at work on it",
+			change: func(s *State, _ *Policy) {
+				s.Intermediate.endsIn(200 * oneDay)
+				s.Busy, s.Begun, s.Finish, s.Held = "emergency-demo", "the mesh is pinned", "Lift it", true
 			}},
 		{name: "leaves outside the windows", kind: KindLeaf, due: true, start: true, why: "not renewed",
 			change: func(s *State, _ *Policy) { s.Leaves[1].NotAfter = noon; s.Opens = noon.Add(oneDay) }},
