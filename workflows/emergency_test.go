@@ -438,3 +438,42 @@ func TestOpening(t *testing.T) {
 func forward(r procedure.Rotation) bool {
 	return r.Leg == "" && r.Dropped == "" && r.Mode == "pivot" && r.Furthest == rotation.Final
 }
+
+// Who has begun with availability and sees an attacker ends that run, and goes on with
+// containment from there.
+func TestEmergencyIsContainedAfterAll(t *testing.T) {
+	for kind, events := range map[string][]string{
+		intermediateGone: {"intermediate 2", "reissue cluster1", "use intermediate 1 false", "give pinned", "restart mgmt"},
+		rootGone:         {"root 2", "bridge 2", "trust cluster1 +2", "reissue cluster3", "give pivot", "give final", "trust cluster1 -1"},
+	} {
+		for _, event := range events {
+			t.Run(kind+event, func(t *testing.T) {
+				w := newRootWorld(t)
+				w.fails[event] = failure.Permanent(failure.Denied, "here it ends")
+				if _, err := w.emergency(kind+available, w.attended(func(p procedure.Progress) (string, string) {
+					if p.Person {
+						return procedure.AbortUpdate, `{"reason":"somebody was seen"}`
+					}
+					return "", ""
+				})); err == nil {
+					t.Fatal("it did not end there")
+				}
+				w.unbroken()
+				w.fails = map[string]error{}
+				result, err := w.emergency(kind + contained)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.broken = nil
+				if kind == rootGone {
+					w.everywhere(2, 2)
+				} else {
+					w.pinned(2)
+				}
+				if result.Emergency.First != procedure.ContainmentFirst || result.Emergency.Reconnected.IsZero() {
+					t.Errorf("%+v", result.Emergency)
+				}
+			})
+		}
+	}
+}
