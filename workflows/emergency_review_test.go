@@ -1,0 +1,242 @@
+package workflows
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rotation"
+)
+
+var here = failure.Permanent(failure.Denied, "here it ends")
+
+// What a rotation that was taken back has put away may issue again, where an
+// emergency takes it over.
+func TestEmergencyTakesOverWhatWasPutAway(t *testing.T) {
+	for _, first := range []string{available, contained} {
+		t.Run(first, func(t *testing.T) {
+			w := newRootWorld(t)
+			w.fails["give pivot"] = here
+			if _, err := w.start(unattended); err == nil {
+				t.Fatal("the rotation did not end there")
+			}
+			w.fails = map[string]error{"record the end": here}
+			if _, err := w.start(rollBack); err == nil {
+				t.Fatal("the way back did not end there")
+			}
+			w.fails = map[string]error{}
+			if _, err := w.emergency(rootGone + first); err != nil {
+				t.Fatal(err)
+			}
+			w.broken = nil
+			w.everywhere(2, 2)
+		})
+	}
+}
+
+// A chain that an ended run was about to have given may still be given while an
+// emergency that has taken over waits for that; it goes on from it.
+func TestEmergencyAfterALateChain(t *testing.T) {
+	for _, first := range []string{available, contained} {
+		t.Run(first, func(t *testing.T) {
+			w := newRootWorld(t)
+			w.fails["give pivot"] = here
+			if _, err := w.start(unattended); err == nil {
+				t.Fatal("the rotation did not end there")
+			}
+			w.fails, w.underway = map[string]error{}, []string{"rotate-root-demo"}
+			late := false
+			w.happens = func(e string) { // after it was looked at, what was cut off lands
+				if e == "lock" || strings.HasPrefix(e, "root 2") && !late {
+					late = true
+					w.intermediates[2].above = w.intermediates[2].above[:1]
+				}
+			}
+			_, err := w.emergency(rootGone + first)
+			w.happens = nil
+			if !late {
+				t.Fatal("nothing landed")
+			}
+			if err != nil {
+				t.Errorf("the first run: %v", err)
+				if _, err := w.emergency(rootGone + first); err != nil {
+					t.Fatalf("and once more: %v", err)
+				}
+			}
+			w.broken = nil
+			w.everywhere(2, 2)
+		})
+	}
+}
+
+// Who ends an emergency but not its pause of the schedules ends that when it is
+// started again, and begins no other.
+func TestEmergencyThatDoesNotThaw(t *testing.T) {
+	for _, kind := range []string{rootGone + contained, rootGone + available, `"compromised":"leaf","clusters":["cluster2"]`} {
+		t.Run(kind, func(t *testing.T) {
+			w := newRootWorld(t)
+			w.fails["freeze false"] = here
+			if _, err := w.emergency(kind); err == nil {
+				t.Fatal("it did not end there")
+			}
+			w.fails, w.events = map[string]error{}, nil
+			if _, err := w.emergency(kind); err != nil {
+				t.Fatal(err)
+			}
+			if w.count("reissue") > 2 && strings.Contains(kind, "root") && w.roots[3] != nil || w.count("freeze false") != 1 {
+				t.Errorf("%q", w.events)
+			}
+			w.broken = nil
+			if strings.Contains(kind, "root") {
+				w.everywhere(2, 2)
+			}
+		})
+	}
+}
+
+// Where no intermediate can be made any more, the root can be replaced.
+func TestEmergencyThatCannotBeginIsLeftForAnother(t *testing.T) {
+	w := newRootWorld(t)
+	w.fails["intermediate 2"] = here
+	if _, err := w.emergency(intermediateGone + available); err == nil {
+		t.Fatal("it did not end there")
+	}
+	w.fails = map[string]error{}
+	if _, err := w.emergency(rootGone + contained); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Emergencies that each break off leave nobody an anchor that was compromised.
+func TestEmergenciesThatBreakOffLeaveNoAnchor(t *testing.T) {
+	w := newRootWorld(t)
+	if _, err := w.emergency(intermediateGone + contained + `,"incident":"INC-1"`); err != nil {
+		t.Fatal(err)
+	}
+	w.fails["trust cluster3 +i3"] = here
+	w.fails["restart mgmt"] = here // the server, before any agent
+	if _, err := w.emergency(intermediateGone + contained + `,"incident":"INC-2"`); err == nil {
+		t.Fatal("it did not end there")
+	}
+	w.fails = map[string]error{}
+	result, err := w.emergency(intermediateGone + contained + `,"incident":"INC-3"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.Emergency.Distrusted.IsZero() {
+		t.Error("not distrusted")
+	}
+	w.pinned(4)
+}
+
+// The next incident goes out from the root that an emergency had come to.
+func TestEmergencyOfANewRootInTurn(t *testing.T) {
+	for _, at := range []string{"restart mgmt", "root 2", "give final", "unbridged 2"} {
+		t.Run(at, func(t *testing.T) {
+			w := newRootWorld(t)
+			w.fails[at] = here
+			if _, err := w.emergency(rootGone + contained + `,"incident":"INC-1"`); err == nil {
+				t.Skip("the emergency did not end there")
+			}
+			w.fails = map[string]error{}
+			if _, err := w.emergency(rootGone + contained + `,"incident":"INC-2"`); err != nil {
+				t.Fatal(err)
+			}
+			w.broken = nil
+			for name := range w.stored {
+				if name != "" {
+					for _, trust := range w.anchors(name) {
+						for _, a := range trust {
+							if a.Equal(w.roots[1].Cert) {
+								t.Errorf("%s trusts %s", name, pki.Name(a))
+							}
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// A leaf's emergency that goes on is of the same clusters.
+func TestEmergencyOfALeafGoesOn(t *testing.T) {
+	w := newRootWorld(t)
+	w.fails["restart mgmt"] = here
+	if _, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`); err == nil {
+		t.Fatal("it did not end there")
+	}
+	w.fails, w.events = map[string]error{}, nil
+	_, err := w.emergency(`"compromised":"leaf","clusters":["cluster3"]`)
+	if err == nil && w.count("reissue cluster3") == 0 {
+		t.Errorf("it says that all is well, and left out cluster3: %q", w.events)
+	}
+}
+
+// One that was in quarantine, and is named, is issued anew.
+func TestEmergencyOfALeafInQuarantine(t *testing.T) {
+	w := newRootWorld(t)
+	w.o.record.Quarantined = map[string]string{"cluster2": "in repair"}
+	result, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`)
+	t.Log(err)
+	if w.count("reissue cluster2") == 0 {
+		t.Errorf("%+v, %q", result.Emergency, w.events)
+	}
+}
+
+// While it stays pinned, one that was left out can come back.
+func TestQuarantinedMemberOfAPinnedMesh(t *testing.T) {
+	w := newRootWorld(t)
+	w.o.record.Quarantined = map[string]string{"cluster3": "in repair"}
+	_, err := w.emergency(intermediateGone + contained)
+	if failure.KindOf(err) != failure.Incomplete {
+		t.Fatal(err)
+	}
+	if strings.Contains(err.Error(), "relaypki rotate leaf") {
+		t.Errorf("it names a command that is refused: %v", err)
+	}
+}
+
+// To leave a mesh as it is by a lift that breaks off anywhere is not for ever.
+func TestLiftGoesOn(t *testing.T) {
+	for n, more := 1, true; more; n += 3 {
+		w := newRootWorld(t)
+		if _, err := w.emergency(intermediateGone + contained); err != nil {
+			t.Fatal(err)
+		}
+		w.broken = nil
+		at, event := 0, ""
+		w.happens = func(e string) {
+			if at++; at == n {
+				event = e
+				w.fails = map[string]error{e: here}
+			}
+		}
+		_, err := w.emergency(`"lift":true,"exposed":true`, w.attended(func(p procedure.Progress) (string, string) {
+			if p.Person {
+				return procedure.AbortUpdate, `{"reason":"gone"}`
+			}
+			return "", ""
+		}))
+		if more = event != ""; !more {
+			break
+		}
+		w.happens, w.fails = nil, map[string]error{}
+		if over := w.o.record.Rotation == nil; err == nil || over {
+			t.Logf("%q did not end it (%v), over %v", event, err, over)
+		} else if _, err := w.emergency(`"lift":true,"exposed":true`); err != nil {
+			t.Fatalf("after %q (%d): %v", event, n, err)
+		}
+		w.everywhere(2, 1)
+		if t.Failed() {
+			t.Fatalf("after %q (%d), %q", event, n, w.events)
+		}
+	}
+}
+
+var _ = errors.Is
+var _ = slices.Contains[[]string]
+var _ rotation.Mode
