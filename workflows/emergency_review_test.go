@@ -5,11 +5,17 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/pki/pkitest"
 	"github.com/relaypki/relaypki/internal/procedure"
-	"github.com/relaypki/relaypki/internal/rotation"
 )
 
 var here = failure.Permanent(failure.Denied, "here it ends")
@@ -189,14 +195,228 @@ func TestEmergencyOfALeafInQuarantine(t *testing.T) {
 
 // While it stays pinned, one that was left out can come back.
 func TestQuarantinedMemberOfAPinnedMesh(t *testing.T) {
+	for _, kind := range []string{intermediateGone + contained, intermediateGone + available} {
+		w := newRootWorld(t)
+		w.o.record.Quarantined = map[string]string{"cluster3": "in repair"}
+		w.ignored["cluster3"] = true
+		_, err := w.emergency(kind)
+		if failure.KindOf(err) != failure.Incomplete {
+			t.Fatal(err)
+		}
+		if strings.Contains(err.Error(), "relaypki rotate leaf") {
+			t.Errorf("it names a command that is refused: %v", err)
+		}
+		w.pinned(2, "cluster3")
+		w.events = nil
+		if _, err := w.emergency(kind); err != nil {
+			t.Fatal(err)
+		}
+		w.pinned(2)
+		if len(w.o.record.Quarantined) > 0 || w.count("give") > 0 {
+			t.Errorf("%v, %q", w.o.record.Quarantined, w.events)
+		}
+		if kind == intermediateGone+available {
+			w.unbroken()
+		}
+	}
+}
+
+// A leaf's emergency takes nobody else out of quarantine.
+func TestEmergencyOfALeafLeavesOthersOut(t *testing.T) {
 	w := newRootWorld(t)
 	w.o.record.Quarantined = map[string]string{"cluster3": "in repair"}
-	_, err := w.emergency(intermediateGone + contained)
-	if failure.KindOf(err) != failure.Incomplete {
+	if _, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`); err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(err.Error(), "relaypki rotate leaf") {
-		t.Errorf("it names a command that is refused: %v", err)
+	if w.o.record.Quarantined["cluster3"] != "in repair" {
+		t.Errorf("%v", w.o.record.Quarantined)
+	}
+}
+
+// One whose cluster is removed meanwhile is gone on with, and ended.
+func TestEmergencyOfALeafWhoseClusterIsRemoved(t *testing.T) {
+	w := newRootWorld(t)
+	w.fails["restart mgmt"] = here
+	if _, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`); err == nil {
+		t.Fatal("it did not end there")
+	}
+	w.fails = map[string]error{}
+	w.o.record.Spec.Workloads = slices.DeleteFunc(slices.Clone(w.o.record.Spec.Workloads), func(c mesh.Workload) bool { return c.Name == "cluster2" })
+	if _, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`); err != nil {
+		t.Fatal(err)
+	}
+	if w.o.record.Rotation != nil {
+		t.Errorf("%+v", w.o.record.Rotation)
+	}
+}
+
+// Until when the compromised certificate is accepted does not move with the new one.
+func TestAcceptedUntilOfAnEmergencyThatGoesOn(t *testing.T) {
+	w := newRootWorld(t)
+	old := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	w.until = map[string]time.Time{"cluster2": old}
+	w.fails["restart mgmt"] = here
+	if _, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`); err == nil {
+		t.Fatal("it did not end there")
+	}
+	w.until["cluster2"] = old.Add(24 * time.Hour)
+	first := w.o.record.Rotation.Emergency.AcceptedUntil
+	w.fails = map[string]error{}
+	looked := w.count("CheckPair cluster2")
+	result, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !first.Equal(old) || !result.Emergency.AcceptedUntil.Equal(first) {
+		t.Errorf("%s, then %s (%d looks)", first, result.Emergency.AcceptedUntil, looked)
+	}
+}
+
+// Of one that cannot be read it is the latest that there may be.
+func TestAcceptedUntilOfWhoIsNotRead(t *testing.T) {
+	w := newRootWorld(t)
+	w.o.record.Quarantined = map[string]string{"cluster2": "in repair"}
+	result, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := result.Emergency
+	if life := w.o.record.Spec.WithDefaults().Certificates.LongestLife(); !of.AcceptedUntil.Equal(of.Began.Add(life)) {
+		t.Errorf("%+v", of)
+	}
+}
+
+// Continued as new anywhere, it comes to the same end.
+func TestEmergencyIsContinuedAsNew(t *testing.T) {
+	withoutRaceDetector(t)
+	for _, kind := range []string{intermediateGone + available, intermediateGone + contained, rootGone + available, rootGone + contained, `"lift":true,"exposed":true`} {
+		t.Run(kind, func(t *testing.T) {
+			for n := 1; n < 60; n += 7 {
+				w := newRootWorld(t)
+				w.o.record.Spec.Rollout.Parallelism = 1
+				if strings.Contains(kind, "lift") {
+					if _, err := w.emergency(intermediateGone + contained); err != nil {
+						t.Fatal(err)
+					}
+					w.broken = nil
+				}
+				at, long := 0, false
+				w.happens = func(e string) {
+					if strings.HasPrefix(e, "reissue") || strings.HasPrefix(e, "role") || strings.HasPrefix(e, "trust") {
+						if at++; at == n {
+							long = true
+							w.env.SetContinueAsNewSuggested(true)
+						}
+					}
+				}
+				w.events = nil
+				_, err := w.emergency(kind)
+				if !long {
+					break
+				}
+				runs := 1
+				for ; runs < 20; runs++ {
+					var again *workflow.ContinueAsNewError
+					if !errors.As(err, &again) {
+						break
+					}
+					var in procedure.EmergencyInput
+					var long longRotation
+					if err := converter.GetDefaultDataConverter().FromPayloads(again.Input, &in, &long); err != nil {
+						t.Fatal(err)
+					}
+					w.events = append(w.events, "continued")
+					w.procedure = procedure.EmergencyReissue
+					_, err = w.startLong(in, &long)
+					w.procedure = ""
+				}
+				if err != nil {
+					t.Fatalf("at %d, %d runs: %v", n, runs, err)
+				}
+				if strings.HasSuffix(kind, contained) {
+					w.broken = nil
+				}
+				switch {
+				case strings.Contains(kind, "lift"):
+					w.everywhere(2, 1)
+				case strings.HasPrefix(kind, rootGone):
+					w.everywhere(2, 2)
+				default:
+					w.pinned(2)
+					w.unbroken()
+				}
+				if t.Failed() {
+					t.Fatalf("at %d, %d runs, %q", n, runs, w.events)
+				}
+			}
+		})
+	}
+}
+
+// A rotation of the root, too, goes on from a chain that landed late.
+func TestRotationAfterALateChain(t *testing.T) {
+	w := newRootWorld(t)
+	w.fails["give pivot"] = here
+	if _, err := w.start(unattended); err == nil {
+		t.Fatal("it did not end there")
+	}
+	w.fails = map[string]error{}
+	late := false
+	w.happens = func(e string) {
+		if e == "shake cluster3" && !late {
+			late = true
+			w.intermediates[2].above = w.intermediates[2].above[:1]
+		}
+	}
+	_, err := w.start(unattended)
+	w.happens = nil
+	if !late {
+		t.Fatal("nothing landed")
+	}
+	if err != nil {
+		t.Logf("the first run: %v", err)
+		if _, err := w.start(unattended); err != nil {
+			t.Fatalf("and once more: %v", err)
+		}
+	}
+	w.everywhere(2, 2)
+}
+
+// A chain that a way back was about to have given does not undo the emergency's.
+func TestALateChainOfAWayBack(t *testing.T) {
+	w := newRootWorld(t)
+	w.fails["consumers mgmt"] = here
+	if _, err := w.start(unattended); err == nil {
+		t.Fatal("it did not end there")
+	}
+	w.fails = map[string]error{"give pivot": here}
+	if _, err := w.start(rollBack); err == nil || w.o.record.Rotation.Next != "pivot" {
+		t.Fatalf("the way back did not end there: %v", err)
+	}
+	w.fails = map[string]error{}
+	late := false
+	bridge := w.bridges[0]
+	var began time.Time
+	w.happens = func(e string) {
+		// Within the time that it may take.
+		if e == "use root 1 false" && !late && w.env.Now().Sub(began) < landing {
+			late = true
+			w.intermediates[2].above = []pkitest.Pair{bridge}
+		}
+	}
+	_, err := w.emergency(rootGone+contained, func(env *testsuite.TestWorkflowEnvironment) { began = env.Now() })
+	w.happens = nil
+	if err != nil {
+		t.Errorf("the first run: %v", err)
+		_, err = w.emergency(rootGone + contained)
+	}
+	if err != nil {
+		t.Fatalf("and once more: %v", err)
+	}
+	w.broken = nil
+	w.everywhere(2, 2)
+	if above := w.intermediates[2].above; len(above) != 1 || !above[0].Cert.Equal(w.roots[2].Cert) {
+		t.Error("Vault gives another chain by the end")
 	}
 }
 
@@ -236,7 +456,3 @@ func TestLiftGoesOn(t *testing.T) {
 		}
 	}
 }
-
-var _ = errors.Is
-var _ = slices.Contains[[]string]
-var _ rotation.Mode
