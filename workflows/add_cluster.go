@@ -193,7 +193,8 @@ func (a *addition) inRotation(seen vault.SurveyResult) error {
 // withStandby has the new member trust the root that stands by, as the others do. In
 // a rotation of the root it is between which roots that goes that counts.
 func (a *addition) withStandby(seen vault.SurveyResult) {
-	if !a.spec.PKI.StandbyRoot || a.rotation != nil && a.rotation.Procedure != procedure.RotateIntermediateCA {
+	replaces := a.rotation != nil && a.rotation.From != a.rotation.To // an emergency of a leaf does not
+	if !a.spec.PKI.StandbyRoot || replaces && a.rotation.Procedure != procedure.RotateIntermediateCA {
 		return
 	}
 	if standby, found := vault.StandingBy(seen.Roots, a.generation); found {

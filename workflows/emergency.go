@@ -135,6 +135,7 @@ func (e *emergencyReissue) preflight(ctx workflow.Context) (record cluster.MeshR
 		return record, err
 	}
 	if len(ended) > 0 && e.mode.Writes() {
+		e.RolesLand = workflow.Now(ctx).Add(landing)
 		if record, err = e.survey(ctx); err != nil {
 			return record, err
 		}
@@ -626,6 +627,9 @@ func (e *emergencyReissue) serves(ctx workflow.Context, mode rotation.Mode) erro
 
 // distrusted notes that nobody accepts any more what is compromised.
 func (e *emergencyReissue) distrusted(ctx workflow.Context) error {
+	if !e.mode.Writes() {
+		return nil
+	}
 	e.Record.Emergency.Pinned = e.sameRoot
 	return e.mark(ctx, &e.Record.Emergency.Distrusted, "Record that nobody accepts any more what is compromised")
 }
@@ -651,6 +655,9 @@ func (e *emergencyReissue) prove(ctx workflow.Context) error {
 			return err
 		}
 	}
+	if err := e.standsFast(ctx); err != nil {
+		return err
+	}
 	if err := e.verify(ctx); err != nil {
 		return err
 	}
@@ -673,6 +680,24 @@ func (e *emergencyReissue) prove(ctx workflow.Context) error {
 	}
 	notice(ctx, e.report, fmt.Sprintf("every certificate is of %s, which is all that is trusted until somebody lifts that: relaypki emergency lift %s --reason WHY --incident %s", e.To.Authority.Name, e.spec.Mesh, of.Incident))
 	return nil
+}
+
+// standsFast makes sure that nothing which a run that was ended had cut off, a role
+// that it moved or a CA that it let issue again, has come after what was done here.
+func (e *emergencyReissue) standsFast(ctx workflow.Context) error {
+	if e.want.Lift || e.RolesLand.IsZero() {
+		return nil
+	}
+	e.fleet.await(ctx, "what the run that was ended had cut off in Vault to have happened or not, until "+pki.Date(e.RolesLand), false)
+	err := workflow.Sleep(ctx, e.RolesLand.Sub(workflow.Now(ctx)))
+	e.fleet.await(ctx, "", false)
+	if err != nil {
+		return err
+	}
+	if err := e.moveRoles(ctx); err != nil {
+		return err
+	}
+	return e.stop(ctx)
 }
 
 // finish thaws the schedules, and records that the emergency is over.

@@ -456,3 +456,142 @@ func TestLiftGoesOn(t *testing.T) {
 		}
 	}
 }
+
+// An intermediate's rotation is taken over from where some are of the one and some of
+// the other, also where it was being taken back.
+func TestEmergencyTakesOverAnIntermediates(t *testing.T) {
+	for _, first := range []string{available, contained} {
+		for _, back := range []bool{false, true} {
+			w := newRootWorld(t)
+			w.intermediates[2] = &worldCA{Pair: w.roots[1].Intermediate(t, "relay-intermediate"), signs: !back, key: true, above: []pkitest.Pair{w.roots[1].Pair}}
+			begun := &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2, Workflow: "default/rotate-intermediate-demo/1"}
+			if back {
+				begun.Back = "changed our mind"
+			} else {
+				for _, name := range []string{"cluster1", ""} {
+					w.roles[name] = 2
+					w.renew(name)
+				}
+				w.reload("cluster1")
+			}
+			w.o.record.Rotation = begun
+			if _, err := w.emergency(intermediateGone + first); err != nil {
+				t.Errorf("%s, back %v: %v", first, back, err)
+				continue
+			}
+			w.pinned(2)
+			if first == available {
+				w.unbroken()
+			}
+		}
+	}
+}
+
+// Lifted, the mesh is one like any other: for the next incident, and for a rotation.
+func TestEmergencyAfterALift(t *testing.T) {
+	w := newRootWorld(t)
+	for n := range 2 {
+		if _, err := w.emergency(intermediateGone + available); err != nil {
+			t.Fatal(err)
+		}
+		w.pinned(2 + n)
+		if _, err := w.emergency(`"lift":true,"exposed":true`); err != nil {
+			t.Fatal(err)
+		}
+		w.everywhere(2+n, 1)
+	}
+	if _, err := w.start(unattended); err != nil {
+		t.Fatal(err)
+	}
+	w.everywhere(4, 2)
+	if _, err := w.emergency(rootGone + available); err != nil {
+		t.Fatal(err)
+	}
+	w.everywhere(5, 3)
+}
+
+// A plan does not say that the mesh is pinned.
+func TestPlanOfAnEmergency(t *testing.T) {
+	for _, kind := range []string{intermediateGone + available, intermediateGone + contained, rootGone + available, rootGone + contained, `"compromised":"leaf","clusters":["cluster2"]`} {
+		w := newRootWorld(t)
+		result, err := w.emergency(kind + `,"plan":true`)
+		if err != nil {
+			t.Errorf("%s: %v", kind, err)
+			continue
+		}
+		if of := result.Emergency; of == nil || of.Pinned || !of.Distrusted.IsZero() || !of.Reconnected.IsZero() || !of.IssuingStopped.IsZero() {
+			t.Errorf("%s: %+v", kind, of)
+		}
+	}
+}
+
+// One for all that signs is moved like the others.
+func TestEmergencyWithOneRole(t *testing.T) {
+	for _, kind := range []string{intermediateGone + available, intermediateGone + contained} {
+		w := newRootWorld(t)
+		w.o.record.Spec.PKI.Isolation = mesh.IsolationShared
+		if _, err := w.emergency(kind); err != nil {
+			t.Errorf("%s: %v", kind, err)
+			continue
+		}
+		w.pinned(2)
+	}
+}
+
+// Half lifted, it is pinned again by the next incident, and by the same.
+func TestEmergencyInALift(t *testing.T) {
+	for _, next := range []string{contained + `,"incident":"INC-8"`, contained, available} {
+		for _, at := range []string{"give final", "restart mgmt", "record the end"} {
+			w := newRootWorld(t)
+			if _, err := w.emergency(intermediateGone + available); err != nil {
+				t.Fatal(err)
+			}
+			w.fails[at] = here
+			if _, err := w.emergency(`"lift":true,"exposed":true`); err == nil {
+				t.Fatal("it did not end there")
+			}
+			w.fails = map[string]error{}
+			if _, err := w.emergency(intermediateGone + next); err != nil {
+				t.Errorf("%s at %s: %v", next, at, err)
+				continue
+			}
+			pinned := 2
+			if strings.Contains(next, "INC-8") {
+				pinned = 3
+			}
+			w.pinned(pinned)
+			if next == available {
+				w.unbroken()
+			}
+		}
+	}
+}
+
+// What the run that was ended had cut off comes last, and undoes nothing.
+func TestLateWritesOfARunThatWasEnded(t *testing.T) {
+	for _, first := range []string{available, contained} {
+		w := newRootWorld(t)
+		w.fails["give pivot"] = here
+		if _, err := w.start(unattended); err == nil {
+			t.Fatal("the rotation did not end there")
+		}
+		w.fails, w.underway = map[string]error{}, []string{"rotate-root-demo"}
+		var began time.Time
+		late := false
+		w.happens = func(e string) {
+			stopped := w.o.record.Rotation.Emergency != nil && !w.o.record.Rotation.Emergency.ServerDistrusts.IsZero()
+			if stopped && e == "shake cluster3" || late && strings.HasPrefix(e, "record") && w.env.Now().Sub(began) < landing {
+				late = true
+				w.roles["cluster1"], w.intermediates[1].signs, w.roots[1].signs = 1, true, true
+			}
+		}
+		_, err := w.emergency(rootGone+first, func(env *testsuite.TestWorkflowEnvironment) { began = env.Now() })
+		w.happens = nil
+		if err != nil || !late {
+			t.Errorf("%s: %v, late %v", first, err, late)
+			continue
+		}
+		w.broken = nil
+		w.everywhere(2, 2)
+	}
+}
