@@ -579,7 +579,8 @@ func TestLateWritesOfARunThatWasEnded(t *testing.T) {
 		var began time.Time
 		late := false
 		w.happens = func(e string) {
-			stopped := w.o.record.Rotation.Emergency != nil && !w.o.record.Rotation.Emergency.ServerDistrusts.IsZero()
+			of := w.o.record.Rotation
+			stopped := of != nil && of.Emergency != nil && !of.Emergency.ServerDistrusts.IsZero()
 			if stopped && e == "shake cluster3" || late && strings.HasPrefix(e, "record") && w.env.Now().Sub(began) < landing {
 				late = true
 				w.roles["cluster1"], w.intermediates[1].signs, w.roots[1].signs = 1, true, true
