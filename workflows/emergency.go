@@ -16,6 +16,7 @@ import (
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
+	"github.com/relaypki/relaypki/internal/rollout"
 	"github.com/relaypki/relaypki/internal/rotation"
 )
 
@@ -65,7 +66,7 @@ func (e *emergencyReissue) forward(ctx workflow.Context) error {
 		rotation.PhaseLink:     e.link,
 		rotation.PhaseStop:     e.stop,
 		rotation.PhasePin:      e.pin,
-		rotation.PhasePrepare:  e.prepare,
+		rotation.PhasePrepare:  e.ready,
 		rotation.PhaseTrust:    e.trust,
 		rotation.PhaseBridge:   e.to(rotation.Bridged),
 		rotation.PhasePivot:    e.to(rotation.Pivot),
@@ -134,6 +135,7 @@ func (e *emergencyReissue) preflight(ctx workflow.Context) (record cluster.MeshR
 		return record, err
 	}
 	if len(ended) > 0 && e.mode.Writes() {
+		e.RolesLand = workflow.Now(ctx).Add(landing)
 		if record, err = e.survey(ctx); err != nil {
 			return record, err
 		}
@@ -143,9 +145,33 @@ func (e *emergencyReissue) preflight(ctx workflow.Context) (record cluster.MeshR
 	}
 	e.newcomers(ctx)
 	e.fleet.follow(e.spec.Rollout)
-	e.keepOut(ctx, record.Quarantined)
+	e.leaveOut(ctx, record)
 	e.parks = true
 	return record, e.freeze(ctx, false)
+}
+
+// leaveOut leaves out who was before, but for a cluster that is named, and for those
+// that an emergency which is over has left out: started again, it has them come back.
+func (e *emergencyReissue) leaveOut(ctx workflow.Context, record cluster.MeshRecord) {
+	pinned := e.Record.Emergency.Pinned && !e.want.Lift
+	if e.sameRoot && e.Record.From != e.Record.To {
+		e.fleet.rest = "Their agents still trust what is compromised. Once they answer, start it again with the same input: that has them come back"
+	}
+	if len(e.only) == 0 && !pinned {
+		e.keepOut(ctx, record.Quarantined)
+		return
+	}
+	e.Away = map[string]bool{}
+	for _, name := range workflow.DeterministicKeys(record.Quarantined) {
+		e.Away[name] = true
+		if len(e.only) > 0 && !slices.Contains(e.only, name) {
+			if e.Out == nil {
+				e.Out = map[string]string{}
+			}
+			e.Out[name] = record.Quarantined[name]
+		}
+	}
+	e.AwayTrust = trustChange{AddPEM: []string{e.Root.CertificatePEM}}
 }
 
 // survey reads the mesh's record and its CAs, and decides from where to where the
@@ -154,7 +180,11 @@ func (e *emergencyReissue) survey(ctx workflow.Context) (record cluster.MeshReco
 	if record, err = e.read(ctx); err != nil {
 		return record, err
 	}
-	if err := invalid(strangers(e.spec, e.want.Clusters)); err != nil {
+	named := e.want.Clusters
+	if begun := record.Rotation; begun != nil && begun.Emergency != nil { // one may have left the mesh since
+		named = without(named, begun.Emergency.Clusters)
+	}
+	if err := invalid(strangers(e.spec, named)); err != nil {
 		return record, err
 	}
 	if e.spec.PKI.Root.Offline() {
@@ -216,7 +246,8 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 	if begun != nil && begun.Emergency != nil {
 		is := begun.Emergency
 		pinned = is.Pinned
-		resumes = is.Incident == want.Incident && is.Compromised == want.Compromised && is.Distrust == want.Distrust
+		resumes = is.Incident == want.Incident && is.Compromised == want.Compromised && is.Distrust == want.Distrust &&
+			(want.Compromised != procedure.CompromisedLeaf || is.Distrust || len(without(want.Clusters, is.Clusters)) == 0)
 	}
 	atOnce := want.First == procedure.ContainmentFirst
 	switch of := ""; {
@@ -231,6 +262,12 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 		r.Emergency = &is
 		return r, mayLift(want, r, seen, now)
 	case begun == nil:
+	case begun.Emergency != nil && begun.From == begun.To: // no CA was replaced
+		if !want.Pins() && want.Compromised == procedure.CompromisedLeaf { // none is forgotten
+			all := append(slices.Clone(begun.Emergency.Clusters), want.Clusters...)
+			slices.Sort(all)
+			r.Emergency.Clusters = slices.Compact(all)
+		}
 	case !want.Pins() && want.Compromised == procedure.CompromisedLeaf:
 		return refused("the mesh %q is in %s, begun by %s. A leaf that is compromised meanwhile is distrusted with what issued it: relaypki emergency leaf %[1]s %s --distrust --first availability|containment --reason WHY --incident ID", name, begun.Procedure, begun.Workflow, strings.Join(want.Clusters, " "))
 	case begun.Emergency != nil:
@@ -238,7 +275,10 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 		if !atOnce {
 			return refused("the mesh %q is in the emergency of %s, from which another CA is put in its place with containment first alone (--first containment): nobody trusts a root that could vouch for both", name, of)
 		}
-		r.From = begun.To
+		r.From, r.FromRoot = begun.From, begun.FromRoot
+		if made := func(i vault.IntermediateState) bool { return i.Generation == begun.To }; slices.ContainsFunc(seen.Intermediates, made) {
+			r.From, r.FromRoot = begun.To, begun.ToRoot
+		}
 	case begun.Procedure == procedure.RotateRootCA:
 		// Its end distrusts the previous root, and with it all that is below.
 		r = *begun
@@ -253,18 +293,27 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 			return refused("the mesh %q is in %s, begun by %s, and its root can then be replaced with containment first alone (--first containment); or finish that first: relaypki rotate intermediate %[1]s --approval none", name, begun.Procedure, begun.Workflow)
 		}
 	default: // an intermediate's: its new one is pinned
-		r.From, r.To, r.ToRoot = begun.From, begun.To, r.FromRoot
+		r.From, r.To, r.ToRoot, r.Intermediate = begun.From, begun.To, r.FromRoot, begun.Intermediate
 		return r, nil
+	}
+	highest := max(r.From, seen.Highest)
+	if begun != nil { // what was about to be made may have been since
+		highest = max(highest, begun.To)
 	}
 	switch {
 	case want.Compromised == procedure.CompromisedRoot:
-		r.ToRoot, r.To = successors(seen, r.FromRoot, max(r.From, seen.Highest))
+		r.ToRoot, r.To = successors(seen, r.FromRoot, highest)
 	case want.Pins():
-		r.To, r.ToRoot = max(seen.Highest, r.From)+1, r.FromRoot
+		r.To, r.ToRoot = highest+1, r.FromRoot
 	default:
 		r.To, r.ToRoot = r.From, r.FromRoot
 	}
 	return r, nil
+}
+
+// without are the names but for some.
+func without(names, some []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(some, name) })
 }
 
 // mayLift: to lift is to have everybody trust the root again, and so whatever it has
@@ -323,14 +372,11 @@ func (e *emergencyReissue) reissue(ctx workflow.Context) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := e.step(ctx, "compromised certificates", "Read until when they are accepted", func(ctx workflow.Context) (procedure.Outcome, error) {
-		return e.pairs(ctx, of.Clusters, false, func(_ string, pair relay.CheckPairResult) {
-			if pair.Leaf.NotAfter.After(of.AcceptedUntil) {
-				of.AcceptedUntil = pair.Leaf.NotAfter
-			}
-		})
-	}); err != nil {
-		return err
+	// What they have once this is known may be what they were issued since.
+	if of.AcceptedUntil.IsZero() {
+		if err := e.acceptedUntil(ctx); err != nil {
+			return err
+		}
 	}
 	if e.mode.Writes() {
 		if err := e.note(ctx, "record the emergency", "Record until when the compromised certificates are accepted"); err != nil {
@@ -347,13 +393,35 @@ func (e *emergencyReissue) reissue(ctx workflow.Context) error {
 		return err
 	}
 	of.Reconnected = workflow.Now(ctx)
-	return e.finish(ctx, fmt.Sprintf("the certificates of %s are issued anew; the compromised ones are accepted until %s", strings.Join(of.Clusters, ", "), pki.Date(of.AcceptedUntil)))
+	anew := slices.DeleteFunc(slices.Clone(of.Clusters), func(name string) bool { return e.fleet.status[name] != rollout.Done })
+	return e.finish(ctx, fmt.Sprintf("issued anew are the certificates of: %s; the compromised ones are accepted until %s", strings.Join(anew, ", "), pki.Date(of.AcceptedUntil)))
+}
+
+// acceptedUntil reads until when the compromised certificates are accepted. Of one that
+// cannot be read it is the latest that there may be.
+func (e *emergencyReissue) acceptedUntil(ctx workflow.Context) error {
+	of, read := e.Record.Emergency, 0
+	_, err := e.step(ctx, "compromised certificates", "Read until when they are accepted", func(ctx workflow.Context) (procedure.Outcome, error) {
+		return e.pairs(ctx, without(of.Clusters, workflow.DeterministicKeys(e.Away)), false, func(_ string, pair relay.CheckPairResult) {
+			read++
+			if pair.Leaf.NotAfter.After(of.AcceptedUntil) {
+				of.AcceptedUntil = pair.Leaf.NotAfter
+			}
+		})
+	})
+	if latest := of.Began.Add(e.spec.Certificates.LongestLife()); read < len(of.Clusters) && latest.After(of.AcceptedUntil) {
+		of.AcceptedUntil = latest
+	}
+	return err
 }
 
 // stage makes the new intermediate, with a name of its own, by which it can be seen
 // in the server's trust. Nothing uses it yet.
 func (e *emergencyReissue) stage(ctx workflow.Context) error {
-	spec := e.spec
+	if err := e.unputAway(ctx); err != nil {
+		return err
+	}
+	spec := e.next()
 	spec.PKI.Intermediate.CommonName = vault.IntermediateCommonName(spec.PKI.Intermediate.CommonName, e.Record.To)
 	if _, err := e.step(ctx, "new intermediate", "Make the intermediate "+vault.IntermediateName(e.Record.To), func(ctx workflow.Context) (procedure.Outcome, error) {
 		var outcome procedure.Outcome
@@ -375,6 +443,38 @@ func (e *emergencyReissue) stage(ctx workflow.Context) error {
 		return err
 	}
 	return e.note(ctx, "record the CAs", "Record that the new intermediate is there")
+}
+
+// ready is prepare, where what there is already may issue.
+func (e *emergencyReissue) ready(ctx workflow.Context) error {
+	if err := e.unputAway(ctx); err != nil {
+		return err
+	}
+	return e.prepare(ctx)
+}
+
+// unputAway has the new CAs issue again that a rotation had put away, which was taken
+// over on its way back.
+func (e *emergencyReissue) unputAway(ctx workflow.Context) error {
+	seen, err := e.surveyed(ctx)
+	if err != nil {
+		return err
+	}
+	for _, root := range seen.Roots {
+		if !e.sameRoot && root.Generation == e.Record.ToRoot && !root.Signs {
+			if err := e.useCA(ctx, whatRoot, vault.CAResult{Authority: root.Authority}, true, vault.CAResult{}); err != nil {
+				return err
+			}
+		}
+	}
+	for _, i := range seen.Intermediates {
+		if i.Generation == e.Record.To && !i.Signs {
+			if err := e.use(ctx, vault.CAResult{Authority: i.Authority}, true, vault.CAResult{}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // link has everybody issued by the new intermediate, and agents trust it beside the
@@ -420,7 +520,11 @@ func (e *emergencyReissue) pin(ctx workflow.Context) error {
 	if err := e.give(ctx, rotation.Pinned); err != nil {
 		return err
 	}
-	if err := e.issue(ctx, rotation.Pinned, e.onlyNew()); err != nil {
+	only, err := e.onlyNew(ctx)
+	if err != nil {
+		return err
+	}
+	if err := e.issue(ctx, rotation.Pinned, only); err != nil {
 		return err
 	}
 	return e.distrusted(ctx)
@@ -459,7 +563,11 @@ func (e *emergencyReissue) cut(ctx workflow.Context) error {
 	if err := e.stop(ctx); err != nil {
 		return err
 	}
-	if err := e.issue(ctx, mode, e.onlyNew()); err != nil {
+	only, err := e.onlyNew(ctx)
+	if err != nil {
+		return err
+	}
+	if err := e.issue(ctx, mode, only); err != nil {
 		return err
 	}
 	return e.distrusted(ctx)
@@ -483,15 +591,30 @@ func (e *emergencyReissue) moveRoles(ctx workflow.Context) error {
 	return err
 }
 
-// onlyNew is the trust in what is new, and in nothing else.
-func (e *emergencyReissue) onlyNew() trustChange {
+// onlyNew is the trust in what is new, and in nothing else that there is in Vault, but
+// for a root that stands by: emergencies that broke off may have left anchors behind.
+func (e *emergencyReissue) onlyNew(ctx workflow.Context) (trustChange, error) {
+	seen, err := e.surveyed(ctx)
+	if err != nil {
+		return trustChange{}, err
+	}
 	keep := e.NewRoot
 	if e.sameRoot {
 		keep = e.To
 	}
 	change := adding(keep)
-	change.DropPEM = []string{e.Root.CertificatePEM, e.From.CertificatePEM} // the latter may have been pinned
-	return change
+	for _, root := range seen.Roots {
+		standsBy := root.Generation > e.Record.ToRoot && root.HasKey && root.Signs
+		if root.CertificatePEM != keep.CertificatePEM && !standsBy {
+			change.DropPEM = append(change.DropPEM, root.CertificatePEM)
+		}
+	}
+	for _, i := range seen.Intermediates {
+		if i.Generation != e.Record.To {
+			change.DropPEM = append(change.DropPEM, i.CertificatePEM)
+		}
+	}
+	return change, nil
 }
 
 // serves notes when the server has come to trust what is new alone.
@@ -504,6 +627,9 @@ func (e *emergencyReissue) serves(ctx workflow.Context, mode rotation.Mode) erro
 
 // distrusted notes that nobody accepts any more what is compromised.
 func (e *emergencyReissue) distrusted(ctx workflow.Context) error {
+	if !e.mode.Writes() {
+		return nil
+	}
 	e.Record.Emergency.Pinned = e.sameRoot
 	return e.mark(ctx, &e.Record.Emergency.Distrusted, "Record that nobody accepts any more what is compromised")
 }
@@ -535,6 +661,9 @@ func (e *emergencyReissue) prove(ctx workflow.Context) error {
 	if of.Reconnected.IsZero() {
 		of.Reconnected = workflow.Now(ctx)
 	}
+	if err := e.standsFast(ctx); err != nil {
+		return err
+	}
 	e.result.Quarantined = e.quarantined()
 	switch {
 	case e.want.Lift:
@@ -553,16 +682,35 @@ func (e *emergencyReissue) prove(ctx workflow.Context) error {
 	return nil
 }
 
-// finish records that the emergency is over, and thaws the schedules.
+// standsFast makes sure that nothing which a run that was ended had cut off, a role
+// that it moved or a CA that it let issue again, has come after what was done here.
+func (e *emergencyReissue) standsFast(ctx workflow.Context) error {
+	if e.want.Lift || e.RolesLand.IsZero() {
+		return nil
+	}
+	e.fleet.await(ctx, "what the run that was ended had cut off in Vault to have happened or not, until "+pki.Date(e.RolesLand), false)
+	err := workflow.Sleep(ctx, e.RolesLand.Sub(workflow.Now(ctx)))
+	e.fleet.await(ctx, "", false)
+	if err != nil {
+		return err
+	}
+	if err := e.moveRoles(ctx); err != nil {
+		return err
+	}
+	return e.stop(ctx)
+}
+
+// finish thaws the schedules, and records that the emergency is over.
 func (e *emergencyReissue) finish(ctx workflow.Context, text string) error {
 	root := e.Record.ToRoot
 	if e.sameRoot {
 		root = 0
 	}
-	if err := e.close(ctx, e.Record.To, root, "Record that the emergency is over"); err != nil {
+	// First: once the record says that it is over, nobody would thaw them any more.
+	if err := e.freeze(ctx, true); err != nil {
 		return err
 	}
-	if err := e.freeze(ctx, true); err != nil {
+	if err := e.close(ctx, e.Record.To, root, "Record that the emergency is over"); err != nil {
 		return err
 	}
 	notice(ctx, e.report, "done: "+text)

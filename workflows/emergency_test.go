@@ -15,6 +15,7 @@ import (
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
+	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/rotation"
@@ -179,7 +180,7 @@ func TestEmergencyOfARoot(t *testing.T) {
 	w.everywhere(2, 2)
 	of := result.Emergency
 	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
-	w.order("freeze true", "root 2", "bridge 2", "intermediate 2", "trust cluster1 +2", "reissue cluster1", "use root 1 false", "use intermediate 1 false", "give pivot", "give final", "trust cluster1 -1", "record the end", "freeze false")
+	w.order("freeze true", "root 2", "bridge 2", "intermediate 2", "trust cluster1 +2", "reissue cluster1", "use root 1 false", "use intermediate 1 false", "give pivot", "give final", "trust cluster1 -1", "freeze false", "record the end")
 	if result.From.Name != "relay-root-g1" || result.To.Name != "relay-root-g2" {
 		t.Errorf("%+v", result)
 	}
@@ -196,7 +197,7 @@ func TestEmergencyOfARootAtOnce(t *testing.T) {
 	w.everywhere(2, 2)
 	of := result.Emergency
 	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
-	w.order("freeze true", "root 2", "unbridged 2", "intermediate 2", "role 2", "use root 1 false", "use intermediate 1 false", "reissue", "restart mgmt", "trust cluster1 +2", "trust cluster1 -1 -i1", "reissue cluster1", "shake cluster1", "record the end", "freeze false")
+	w.order("freeze true", "root 2", "unbridged 2", "intermediate 2", "role 2", "use root 1 false", "use intermediate 1 false", "reissue", "restart mgmt", "trust cluster1 +2", "trust cluster1 -1 -i1", "reissue cluster1", "shake cluster1", "freeze false", "record the end")
 	if len(broken) == 0 || w.count("bridge") > 0 {
 		t.Errorf("%d cut off, %q", len(broken), w.events)
 	}
@@ -229,7 +230,7 @@ func TestEmergencyOfALeaf(t *testing.T) {
 	if !of.IssuingStopped.IsZero() || !of.Distrusted.IsZero() || of.Pinned {
 		t.Errorf("%+v", of)
 	}
-	w.order("take over", "freeze true", "reissue cluster2", "restart cluster2", "reissue", "restart mgmt", "record the end", "freeze false")
+	w.order("take over", "freeze true", "reissue cluster2", "restart cluster2", "reissue", "restart mgmt", "freeze false", "record the end")
 	if w.count("reissue cluster1") > 0 || w.count("give") > 0 {
 		t.Errorf("%q", w.events)
 	}
@@ -351,6 +352,8 @@ func TestOpening(t *testing.T) {
 	seen := vault.SurveyResult{Highest: 3, HighestRoot: 2, Intermediates: []vault.IntermediateState{
 		{Authority: procedure.Authority{Name: "relay-intermediate-g3", NotAfter: now.Add(time.Hour)}, Generation: 3, HasKey: true, Signs: true},
 	}}
+	made := seen // what the emergency makes that has begun
+	made.Highest, made.Intermediates = 4, append(slices.Clone(seen.Intermediates), vault.IntermediateState{Generation: 4, HasKey: true, Signs: true})
 	standing := seen
 	standing.Roots = []vault.RootState{{Generation: 4, HasKey: true, Signs: true}}
 	root := &procedure.Rotation{Procedure: procedure.RotateRootCA, From: 3, To: 4, FromRoot: 2, ToRoot: 3, Mode: "pivot", Furthest: rotation.Final, Back: "changed our mind", Leg: procedure.LegDrop, Dropped: procedure.DroppedNew, Began: began, Workflow: "w"}
@@ -361,6 +364,11 @@ func TestOpening(t *testing.T) {
 		Emergency: &procedure.Emergency{Compromised: "intermediate", First: "availability", Incident: "INC-1", Began: began}}
 	cut := &procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 3, To: 4, FromRoot: 2, ToRoot: 2, Mode: "pinned", Began: began,
 		Emergency: &procedure.Emergency{Compromised: "intermediate", First: "containment", Incident: "INC-1", Began: began}}
+	renewed := &procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 3, To: 4, FromRoot: 2, ToRoot: 3, Mode: "final", Began: began,
+		Emergency: &procedure.Emergency{Compromised: "root", First: "containment", Incident: "INC-1", Began: began}}
+	ofLeaf := &procedure.Rotation{Procedure: procedure.EmergencyReissue, From: 3, To: 3, FromRoot: 2, ToRoot: 2, Began: began,
+		Emergency: &procedure.Emergency{Compromised: "leaf", Clusters: []string{"b"}, Incident: "INC-1", Began: began}}
+	special := &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 3, To: 4, Began: began, Workflow: "w", Intermediate: &mesh.CA{CommonName: "special"}}
 	leaf := procedure.EmergencyInput{Compromised: "leaf", Clusters: []string{"a"}, Incident: "INC-2"}
 	distrust := procedure.EmergencyInput{Compromised: "leaf", Clusters: []string{"a"}, Distrust: true, First: "availability", Incident: "INC-2"}
 	of := func(what, first, incident string) procedure.EmergencyInput {
@@ -375,28 +383,33 @@ func TestOpening(t *testing.T) {
 		refused string
 		is      func(procedure.Rotation) bool
 	}{
-		"a leaf":                                 {want: leaf, cas: [4]int{3, 3, 2, 2}},
-		"a leaf that is distrusted":              {want: distrust, cas: [4]int{3, 4, 2, 2}},
-		"an intermediate":                        {want: of("intermediate", "availability", "INC-2"), cas: [4]int{3, 4, 2, 2}},
-		"a root":                                 {want: of("root", "containment", "INC-2"), cas: [4]int{3, 4, 2, 3}},
-		"a root, and one stands by":              {want: of("root", "availability", "INC-2"), seen: &standing, cas: [4]int{3, 4, 2, 4}},
-		"a leaf while the root is rotated":       {want: leaf, begun: root, refused: "relaypki emergency leaf"},
-		"an intermediate while the root is":      {want: of("intermediate", "availability", "INC-2"), begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
-		"a root while it is rotated":             {want: of("root", "containment", "INC-2"), begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
-		"a leaf that is distrusted while it is":  {want: distrust, begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
-		"an intermediate that is rotated":        {want: of("intermediate", "containment", "INC-2"), begun: intermediate, cas: [4]int{3, 4, 2, 2}},
-		"a root while an intermediate is":        {want: of("root", "containment", "INC-2"), begun: intermediate, cas: [4]int{3, 4, 2, 3}},
-		"the same without a cut":                 {want: of("root", "availability", "INC-2"), begun: intermediate, refused: "--first containment"},
-		"the incident goes on":                   {want: of("intermediate", "availability", "INC-1"), begun: busy, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Emergency.Began.Equal(began) && r.Mode == "final" }},
-		"in another order":                       {want: of("intermediate", "containment", "INC-1"), begun: busy, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Emergency.First == "containment" }},
-		"in the other order, too late":           {want: of("intermediate", "availability", "INC-1"), begun: cut, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Emergency.First == "containment" }},
-		"the next incident":                      {want: of("intermediate", "containment", "INC-2"), begun: pinned, cas: [4]int{4, 5, 2, 2}},
-		"the next incident without a cut":        {want: of("intermediate", "availability", "INC-2"), begun: pinned, refused: "INC-1"},
-		"a root that vouches for what is pinned": {want: of("root", "containment", "INC-1"), begun: pinned, cas: [4]int{4, 5, 2, 3}},
-		"to lift what is not pinned":             {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, begun: busy, refused: "nothing to lift"},
-		"to lift in no emergency":                {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, refused: "nothing to lift"},
-		"to lift what is exposed":                {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, begun: pinned, refused: "relay-intermediate-g3"},
-		"to lift it all the same":                {want: procedure.EmergencyInput{Lift: true, Exposed: true, Incident: "INC-2"}, begun: pinned, cas: [4]int{3, 4, 2, 2}},
+		"a leaf":                                                 {want: leaf, cas: [4]int{3, 3, 2, 2}},
+		"a leaf that is distrusted":                              {want: distrust, cas: [4]int{3, 4, 2, 2}},
+		"an intermediate":                                        {want: of("intermediate", "availability", "INC-2"), cas: [4]int{3, 4, 2, 2}},
+		"a root":                                                 {want: of("root", "containment", "INC-2"), cas: [4]int{3, 4, 2, 3}},
+		"a root, and one stands by":                              {want: of("root", "availability", "INC-2"), seen: &standing, cas: [4]int{3, 4, 2, 4}},
+		"a leaf while the root is rotated":                       {want: leaf, begun: root, refused: "relaypki emergency leaf"},
+		"an intermediate while the root is":                      {want: of("intermediate", "availability", "INC-2"), begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
+		"a root while it is rotated":                             {want: of("root", "containment", "INC-2"), begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
+		"a leaf that is distrusted while it is":                  {want: distrust, begun: root, cas: [4]int{3, 4, 2, 3}, is: forward},
+		"an intermediate that is rotated":                        {want: of("intermediate", "containment", "INC-2"), begun: intermediate, cas: [4]int{3, 4, 2, 2}},
+		"a root while an intermediate is":                        {want: of("root", "containment", "INC-2"), begun: intermediate, cas: [4]int{3, 5, 2, 3}},
+		"the same without a cut":                                 {want: of("root", "availability", "INC-2"), begun: intermediate, refused: "--first containment"},
+		"the incident goes on":                                   {want: of("intermediate", "availability", "INC-1"), begun: busy, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Emergency.Began.Equal(began) && r.Mode == "final" }},
+		"in another order":                                       {want: of("intermediate", "containment", "INC-1"), begun: busy, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Emergency.First == "containment" }},
+		"in the other order, too late":                           {want: of("intermediate", "availability", "INC-1"), begun: cut, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Emergency.First == "containment" }},
+		"the next incident":                                      {want: of("intermediate", "containment", "INC-2"), begun: pinned, seen: &made, cas: [4]int{4, 5, 2, 2}},
+		"the next incident, and nothing was made":                {want: of("intermediate", "containment", "INC-2"), begun: busy, cas: [4]int{3, 5, 2, 2}},
+		"the next incident of a new root":                        {want: of("root", "containment", "INC-2"), begun: renewed, seen: &made, cas: [4]int{4, 5, 3, 4}},
+		"more of a leaf's":                                       {want: of("intermediate", "availability", "INC-1"), begun: ofLeaf, cas: [4]int{3, 4, 2, 2}},
+		"another leaf":                                           {want: leaf, begun: ofLeaf, cas: [4]int{3, 3, 2, 2}, is: func(r procedure.Rotation) bool { return slices.Equal(r.Emergency.Clusters, []string{"a", "b"}) }},
+		"an intermediate that is rotated to one of its own kind": {want: of("intermediate", "availability", "INC-2"), begun: special, cas: [4]int{3, 4, 2, 2}, is: func(r procedure.Rotation) bool { return r.Intermediate == special.Intermediate }},
+		"the next incident without a cut":                        {want: of("intermediate", "availability", "INC-2"), begun: pinned, refused: "INC-1"},
+		"a root that vouches for what is pinned":                 {want: of("root", "containment", "INC-1"), begun: pinned, seen: &made, cas: [4]int{4, 5, 2, 3}},
+		"to lift what is not pinned":                             {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, begun: busy, refused: "nothing to lift"},
+		"to lift in no emergency":                                {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, refused: "nothing to lift"},
+		"to lift what is exposed":                                {want: procedure.EmergencyInput{Lift: true, Incident: "INC-2"}, begun: pinned, refused: "relay-intermediate-g3"},
+		"to lift it all the same":                                {want: procedure.EmergencyInput{Lift: true, Exposed: true, Incident: "INC-2"}, begun: pinned, cas: [4]int{3, 4, 2, 2}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if test.seen == nil {

@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -66,6 +67,8 @@ type rotatingState struct {
 	// what they are to trust then, if nobody's trust is changed else.
 	Away      map[string]bool `json:"away,omitempty"`
 	AwayTrust trustChange     `json:"awayTrust,omitzero"`
+	// Out are clusters in quarantine that the run is not for, with the reasons.
+	Out map[string]string `json:"out,omitempty"`
 }
 
 // target is what a member's certificate is to be issued by.
@@ -397,6 +400,7 @@ func (r *rotating) leavers(ctx workflow.Context) {
 // quarantined are the clusters that somebody has left out, with the reasons.
 func (r *rotating) quarantined() map[string]string {
 	out := map[string]string{}
+	maps.Copy(out, r.Out)
 	for _, c := range r.fleet.in(procedure.Skipped) {
 		out[c.Cluster] = c.Detail
 	}

@@ -323,7 +323,10 @@ func (r *rootRotation) inTime(seen vault.SurveyResult) error {
 	case used || chain != r.first():
 		r.At = chain
 	}
-	r.Record.Mode, r.Record.Next = now, ""
+	r.Record.Mode = now
+	if r.Record.Next == now { // else it may still be given
+		r.Record.Next = ""
+	}
 	r.reach(chain)
 	return nil
 }
@@ -644,6 +647,7 @@ func (r *rootRotation) backward(ctx workflow.Context) error {
 	if err := r.inTime(seen); err != nil {
 		return err
 	}
+	r.Record.Next = ""  // what has not been given by now is not any more
 	if !r.RootKeyless { // what is below it serves the mesh without it
 		if err := r.useCA(ctx, whatRoot, r.Root, true, r.Root); err != nil {
 			return err

@@ -45,7 +45,7 @@ func adding(root vault.CAResult) trustChange {
 // give has Vault give the new intermediate's next chain, if it does not yet, under
 // its gate. From then on any member may be issued it, whenever it renews.
 func (r *rootRotation) give(ctx workflow.Context, mode rotation.Mode) error {
-	if r.Record.Mode == mode.String() && r.mode.Writes() {
+	if r.Record.Mode == mode.String() && r.mode.Writes() && (r.Record.Next == "" || !r.cutting) {
 		return nil
 	}
 	kind := map[rotation.Mode]rotation.StepKind{rotation.Bridged: rotation.ToBridged, rotation.Pivot: rotation.ToPivot, rotation.Final: rotation.ToFinal, rotation.Pinned: rotation.ToPinned}[mode]

@@ -200,6 +200,7 @@ func TestInTime(t *testing.T) {
 		at       rotation.Mode
 		mode     string
 		furthest rotation.Mode
+		next     string // that may still be given
 	}{
 		"nothing is there":                {without: true, at: rotation.Old},
 		"an intermediate without a chain": {at: rotation.Old},
@@ -209,7 +210,7 @@ func TestInTime(t *testing.T) {
 		"at pivot":                        {record: procedure.Rotation{Mode: "pivot", Furthest: rotation.Pivot}, above: chains[rotation.Pivot], moved: true, at: rotation.Pivot, mode: "pivot", furthest: rotation.Pivot},
 		"final":                           {record: procedure.Rotation{Mode: "final", Furthest: rotation.Final}, above: chains[rotation.Final], moved: true, at: rotation.Final, mode: "final", furthest: rotation.Final},
 		"on the way back":                 {record: procedure.Rotation{Mode: "bridged", Furthest: rotation.Final}, above: chains[rotation.Bridged], moved: true, at: rotation.Bridged, mode: "bridged", furthest: rotation.Final},
-		"about to, and has not":           {record: procedure.Rotation{Mode: "bridged", Next: "pivot", Furthest: rotation.Pivot}, above: chains[rotation.Bridged], moved: true, at: rotation.Bridged, mode: "bridged", furthest: rotation.Pivot},
+		"about to, and has not":           {record: procedure.Rotation{Mode: "bridged", Next: "pivot", Furthest: rotation.Pivot}, above: chains[rotation.Bridged], moved: true, at: rotation.Bridged, mode: "bridged", furthest: rotation.Pivot, next: "pivot"},
 		"about to, and has":               {record: procedure.Rotation{Mode: "bridged", Next: "pivot", Furthest: rotation.Pivot}, above: chains[rotation.Pivot], moved: true, at: rotation.Pivot, mode: "pivot", furthest: rotation.Pivot},
 		"about to, and gives a third":     {record: procedure.Rotation{Mode: "bridged", Next: "pivot"}, above: chains[rotation.Final], moved: true, says: "it was bridged, and is final"},
 		"a snapshot of a mode before":     {record: procedure.Rotation{Mode: "pivot"}, above: chains[rotation.Bridged], moved: true, says: "it was pivot, and is bridged"},
@@ -237,7 +238,7 @@ func TestInTime(t *testing.T) {
 			if r.Record.Mode != w.record.Mode || r.Record.Next != w.record.Next || r.Record.Furthest != w.record.Furthest {
 				t.Errorf("%s: the record has changed: %+v", name, r.Record)
 			}
-		case err != nil || r.At != w.at || r.Record.Mode != w.mode || r.Record.Next != "" || r.Record.Furthest != w.furthest:
+		case err != nil || r.At != w.at || r.Record.Mode != w.mode || r.Record.Next != w.next || r.Record.Furthest != w.furthest:
 			t.Errorf("%s: %v, at %s, recorded %+v", name, err, r.At, r.Record)
 		}
 	}

@@ -62,6 +62,8 @@ type rootWorld struct {
 
 	// procedure is what is started; RotateRootCA if it is empty.
 	procedure string
+	// until are the ends of the members' certificates, where that matters.
+	until map[string]time.Time
 	// underway are the rotations that an emergency is told that it has ended.
 	underway []string
 
@@ -588,6 +590,7 @@ func (w *rootWorld) script(env *testsuite.TestWorkflowEnvironment) {
 		err = w.act("CheckPair "+in.Cluster, func() error {
 			of := lineageOf(in.Lineage)
 			name := in.Cluster
+			out.Leaf.NotAfter = w.until[name]
 			if in.Lineage != nil {
 				var problem error
 				if out.Stored, problem = w.modeOf(w.stored[name], of); problem != nil {
