@@ -54,7 +54,7 @@ soak: servers ## kill the worker at every boundary of a setup, a removal, an add
 check: ## formatting, vet, staticcheck, workflowcheck, in every module
 	@test/check.sh
 
-bench: bin ## measure what a setup and rotations take and cost, on a lab of its own: about half an hour
+bench: bin ## measure what a setup and rotations take and cost, on a lab of its own: about three quarters of an hour
 	@go build -buildvcs=false -o bin/bench ./test/bench
 	@go build -buildvcs=false -o bin/bench-waiter ./test/bench/waiter
 	@bin/bench -out README.md

@@ -6,11 +6,12 @@
 // end are measured in one run on the same servers, cleaned in between: a script
 // of the guide's own commands, the floor (the objects that a setup leaves,
 // written all at once and waited for), and SetupMesh by the real worker. Then
-// rotations, by hand and as workflows.
+// rotations, by hand and as workflows; those of the root, with emergencies.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -35,7 +36,7 @@ type options struct {
 }
 
 // parts of the measurement, in order.
-var parts = []string{"compare", "rerun", "rotate", "many"}
+var parts = []string{"compare", "rerun", "rotate", "root", "many"}
 
 func main() {
 	var o options
@@ -109,13 +110,24 @@ func measure(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	if slices.Contains(o.parts, "many") {
+	var failed error
+	if slices.Contains(o.parts, "root") {
+		failed = b.roots(ctx, o.clusters, func(have []rooted) error {
+			t.roots = have
+			return t.write(o) // whatever becomes of the others
+		})
+	}
+	if slices.Contains(o.parts, "many") && ctx.Err() == nil {
 		if t.many, err = b.many(ctx, o.many); err != nil {
 			return err
 		}
 	}
-	texts := t.markdown(o.latency)
-	fmt.Print("\n" + measuredOn() + joined(texts))
+	fmt.Print("\n" + measuredOn() + joined(t.markdown(o.latency)))
+	return errors.Join(failed, t.write(o))
+}
+
+// write puts what was measured so far into the file that has a place for it.
+func (t tables) write(o options) error {
 	if o.out == "" {
 		return nil
 	}
@@ -123,7 +135,12 @@ func measure(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	text, err := put(string(data), texts)
+	text, err := put(string(data), t.markdown(o.latency))
+	if err == nil && len(t.roots) > 0 {
+		var short strings.Builder
+		t.rootsInShort(&short)
+		text, err = between(text, beginRootLine, endRootLine, func(string) string { return short.String() })
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.out, err)
 	}
@@ -133,29 +150,39 @@ func measure(ctx context.Context, o options) (err error) {
 // The figures are between these lines of a file.
 const beginLine, endLine = "<!-- bench: begin -->", "<!-- bench: end -->"
 
+// What is in short of the root is between these.
+const beginRootLine, endRootLine = "<!-- bench, the root in short: begin -->", "<!-- bench, the root in short: end -->"
+
 // partLine begins the figures of one part.
 func partLine(part string) string { return "<!-- bench: " + part + " -->\n" }
 
 // put puts the figures of parts into the place of those that a text has of them,
 // and leaves it those of the others.
 func put(text string, texts map[string]string) (string, error) {
-	before, rest, begins := strings.Cut(text, beginLine)
-	have, after, ends := strings.Cut(rest, endLine)
+	return between(text, beginLine, endLine, func(have string) string {
+		all := maps.Clone(texts)
+		for _, part := range parts {
+			_, figures, found := strings.Cut(have, partLine(part))
+			if _, measured := texts[part]; measured || !found {
+				continue
+			}
+			for _, next := range parts {
+				figures, _, _ = strings.Cut(figures, partLine(next))
+			}
+			all[part] = figures
+		}
+		return measuredOn() + joined(all)
+	})
+}
+
+// between changes what a text has between two lines.
+func between(text, begin, end string, change func(have string) string) (string, error) {
+	before, rest, begins := strings.Cut(text, begin+"\n")
+	have, after, ends := strings.Cut(rest, end)
 	if !begins || !ends {
-		return "", fmt.Errorf("there are no lines %s and %s, between which the figures go", beginLine, endLine)
+		return "", fmt.Errorf("there are no lines %s and %s, between which the figures go", begin, end)
 	}
-	all := maps.Clone(texts)
-	for _, part := range parts {
-		_, figures, found := strings.Cut(have, partLine(part))
-		if _, measured := texts[part]; measured || !found {
-			continue
-		}
-		for _, next := range parts {
-			figures, _, _ = strings.Cut(figures, partLine(next))
-		}
-		all[part] = figures
-	}
-	return before + beginLine + "\n" + measuredOn() + joined(all) + endLine + after, nil
+	return before + begin + "\n" + change(have) + end + after, nil
 }
 
 // joined is the figures of all parts, in their order.

@@ -110,20 +110,11 @@ func (b *bench) rotate(ctx context.Context, p *place, s mesh.Spec) (rotated, err
 		}},
 		{byMoves, func() error { return hand.moves(ctx) }},
 	} {
-		before, err := processorTime()
+		took, work, err := clocked(way.run)
 		if err != nil {
-			return r, err
-		}
-		began := time.Now()
-		if err := way.run(); err != nil {
 			return r, fmt.Errorf("%s, %d clusters, %s: %w", way.name, r.clusters, p, err)
 		}
-		r.took[way.name] = time.Since(began)
-		after, err := processorTime()
-		if err != nil {
-			return r, err
-		}
-		r.work[way.name] = after - before
+		r.took[way.name], r.work[way.name] = took, work
 		say("%s, %d clusters, %s: %s, %s of processor time", way.name, r.clusters, p, r.took[way.name].Round(time.Millisecond), r.work[way.name].Round(time.Second))
 		if way.name == byIntermediate {
 			if err := b.finish(ctx, intermediate); err != nil {
@@ -132,6 +123,22 @@ func (b *bench) rotate(ctx context.Context, p *place, s mesh.Spec) (rotated, err
 		}
 	}
 	return r, hand.prove(ctx)
+}
+
+// clocked says how long something takes, and how much processor time of everything
+// on the machine.
+func clocked(run func() error) (took, work time.Duration, err error) {
+	before, err := processorTime()
+	if err != nil {
+		return 0, 0, err
+	}
+	began := time.Now()
+	if err := run(); err != nil {
+		return 0, 0, err
+	}
+	took = time.Since(began)
+	after, err := processorTime()
+	return took, after - before, err
 }
 
 // waitsOut says whether a rotation begins to wait for the last certificate's end
@@ -163,8 +170,9 @@ type byHand struct {
 	vault *vaultapi.Client
 	// renewed are the server's certificate and the clusters', in this order.
 	renewed []renewed
-	// intermediate is the one that moves has made.
-	intermediate string
+	// intermediate is the one that was made, newRoot the root; the latter is empty if
+	// there was none.
+	intermediate, newRoot string
 }
 
 // renewed is one Certificate, and the role in Vault that signs for it.

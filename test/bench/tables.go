@@ -14,6 +14,7 @@ type tables struct {
 	compared []comparison
 	reruns   []rerun
 	rotated  []rotated
+	roots    []rooted
 	many     *manyRun
 }
 
@@ -40,6 +41,7 @@ func (t tables) markdown(latency time.Duration) map[string]string {
 	part("compare", len(t.compared) > 0, func(b *strings.Builder) { t.comparison(b, latency) })
 	part("rerun", len(t.reruns) > 0, t.again)
 	part("rotate", len(t.rotated) > 0, t.rotation)
+	part("root", len(t.roots) > 0, t.replacedRoots)
 	part("many", t.many != nil, func(b *strings.Builder) { t.many.table(b) })
 	return texts
 }
