@@ -130,24 +130,22 @@ func (e *emergencyReissue) preflight(ctx workflow.Context) (record cluster.MeshR
 	if record, err = e.survey(ctx); err != nil {
 		return record, err
 	}
-	ended, err := e.takeOver(ctx, record)
+	// First: what a schedule begins meanwhile would have to be ended, too.
+	frozen, err := e.freeze(ctx, false)
 	if err != nil {
 		return record, err
 	}
-	if len(ended) > 0 && e.mode.Writes() {
-		e.RolesLand = workflow.Now(ctx).Add(landing)
-		if record, err = e.survey(ctx); err != nil {
-			return record, err
+	if record, err = e.takeOver(ctx, record); err != nil {
+		if frozen { // nothing else was changed
+			_, _ = e.freeze(ctx, true)
 		}
-	}
-	if len(ended) > 0 {
-		e.Record.Emergency.TookOver = strings.Join(ended, ", ")
+		return record, err
 	}
 	e.newcomers(ctx)
 	e.fleet.follow(e.spec.Rollout)
 	e.leaveOut(ctx, record)
 	e.parks = true
-	return record, e.freeze(ctx, false)
+	return record, nil
 }
 
 // leaveOut leaves out who was before, but for a cluster that is named, and for those
@@ -331,35 +329,46 @@ func mayLift(want procedure.EmergencyInput, of procedure.Rotation, seen vault.Su
 	return nil
 }
 
-// takeOver ends whoever is at work on the mesh's CAs.
-func (e *emergencyReissue) takeOver(ctx workflow.Context, record cluster.MeshRecord) (ended []string, err error) {
-	var holders []string
+// takeOver ends whoever is at work on the mesh's CAs, and looks once more at what that
+// has left.
+func (e *emergencyReissue) takeOver(ctx workflow.Context, record cluster.MeshRecord) (cluster.MeshRecord, error) {
+	var holders, ended []string
 	if record.Rotation != nil && record.Rotation.Workflow != "" {
 		holders = append(holders, record.Rotation.Workflow)
 	}
-	_, err = e.step(ctx, "rotation under way", "End whatever rotation is at work on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
+	if _, err := e.step(ctx, "rotation under way", "End whatever rotation is at work on the mesh's CAs", func(ctx workflow.Context) (procedure.Outcome, error) {
 		out, err := call[temporalactivities.TakeOverResult](ctx, waiting, temporals.TakeOver, temporalactivities.TakeOverInput{
 			Mesh: e.spec.Mesh, Reason: fmt.Sprintf("incident %s: %s", e.want.Incident, e.want.Reason), Holders: holders, Mode: e.mode,
 		})
 		ended = out.Ended
 		return out.Outcome, err
-	})
-	return ended, err
+	}); err != nil || len(ended) == 0 {
+		return record, err
+	}
+	var err error
+	if e.mode.Writes() {
+		e.RolesLand = workflow.Now(ctx).Add(landing)
+		record, err = e.survey(ctx)
+	}
+	if err == nil {
+		e.Record.Emergency.TookOver = strings.Join(ended, ", ")
+	}
+	return record, err
 }
 
 // freeze pauses the mesh's schedules, so that nothing else begins meanwhile; thaw has
-// those go on.
-func (e *emergencyReissue) freeze(ctx workflow.Context, thaw bool) error {
+// those go on. It says whether there was anything to do.
+func (e *emergencyReissue) freeze(ctx workflow.Context, thaw bool) (bool, error) {
 	name, summary := "freeze the schedules", "Pause the mesh's schedules"
 	if thaw {
 		name, summary = "thaw the schedules", "Have the mesh's schedules go on"
 	}
-	_, err := e.step(ctx, name, summary, func(ctx workflow.Context) (procedure.Outcome, error) {
+	out, err := e.step(ctx, name, summary, func(ctx workflow.Context) (procedure.Outcome, error) {
 		return call[procedure.Outcome](ctx, acting, temporals.FreezeSchedules, temporalactivities.FreezeInput{
 			Mesh: e.spec.Mesh, Incident: e.want.Incident, Reason: e.want.Reason, Thaw: thaw, Mode: e.mode,
 		})
 	})
-	return err
+	return len(out.Changes) > 0, err
 }
 
 // reissue has the named clusters and the server issued anew by the intermediate at
@@ -647,7 +656,8 @@ func (e *emergencyReissue) mark(ctx workflow.Context, at *time.Time, summary str
 // is left pinned, and for the schedules.
 func (e *emergencyReissue) prove(ctx workflow.Context) error {
 	if !e.mode.Writes() {
-		return e.freeze(ctx, true)
+		_, err := e.freeze(ctx, true)
+		return err
 	}
 	of := e.Record.Emergency
 	if !e.sameRoot {
@@ -675,7 +685,7 @@ func (e *emergencyReissue) prove(ctx workflow.Context) error {
 	if err := e.note(ctx, "record the emergency", "Record that everybody has connected anew"); err != nil {
 		return err
 	}
-	if err := e.freeze(ctx, true); err != nil {
+	if _, err := e.freeze(ctx, true); err != nil {
 		return err
 	}
 	notice(ctx, e.report, fmt.Sprintf("every certificate is of %s, which is all that is trusted until somebody lifts that: relaypki emergency lift %s --reason WHY --incident %s", e.To.Authority.Name, e.spec.Mesh, of.Incident))
@@ -707,7 +717,7 @@ func (e *emergencyReissue) finish(ctx workflow.Context, text string) error {
 		root = 0
 	}
 	// First: once the record says that it is over, nobody would thaw them any more.
-	if err := e.freeze(ctx, true); err != nil {
+	if _, err := e.freeze(ctx, true); err != nil {
 		return err
 	}
 	if err := e.close(ctx, e.Record.To, root, "Record that the emergency is over"); err != nil {

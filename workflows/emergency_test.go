@@ -39,7 +39,7 @@ func (w *rootWorld) emergency(input string, people ...func(*testsuite.TestWorkfl
 func (w *rootWorld) frozen(env *testsuite.TestWorkflowEnvironment) {
 	env.OnActivity(temporals.FreezeSchedules, mock.Anything, mock.Anything).Return(func(_ context.Context, in temporalactivities.FreezeInput) (out procedure.Outcome, err error) {
 		if in.Mode.Writes() {
-			err = w.act(fmt.Sprintf("freeze %v", !in.Thaw), func() error { return nil })
+			err = w.act(fmt.Sprintf("freeze %v", !in.Thaw), func() error { out.Changed(procedure.Update, "schedule", ""); return nil })
 		}
 		return out, err
 	})
@@ -116,7 +116,7 @@ func TestEmergencyOfAnIntermediate(t *testing.T) {
 	w.unbroken()
 	of := result.Emergency
 	timed(t, of, of.IssuingStopped, of.ServerDistrusts, of.Distrusted, of.Reconnected)
-	w.order("take over", "freeze true", "record >", "intermediate 2", "record final>", "prove 2", "role 2 cluster1", "trust cluster1 +i2", "reissue cluster1", "restart cluster1", "shake cluster1",
+	w.order("freeze true", "take over", "record >", "intermediate 2", "record final>", "prove 2", "role 2 cluster1", "trust cluster1 +i2", "reissue cluster1", "restart cluster1", "shake cluster1",
 		"role 2", "reissue", "restart mgmt", "reissue cluster3", "use intermediate 1 false", "record final>pinned", "give pinned", "record pinned>",
 		"trust cluster1 -1 -i1", "reissue cluster1", "reissue", "restart mgmt", "reissue cluster3", "record pinned>", "freeze false")
 	if w.o.record.Generations.Intermediate != 1 || w.count("root") > 0 || w.count("bridge") > 0 {
@@ -230,7 +230,7 @@ func TestEmergencyOfALeaf(t *testing.T) {
 	if !of.IssuingStopped.IsZero() || !of.Distrusted.IsZero() || of.Pinned {
 		t.Errorf("%+v", of)
 	}
-	w.order("take over", "freeze true", "reissue cluster2", "restart cluster2", "reissue", "restart mgmt", "freeze false", "record the end")
+	w.order("freeze true", "take over", "reissue cluster2", "restart cluster2", "reissue", "restart mgmt", "freeze false", "record the end")
 	if w.count("reissue cluster1") > 0 || w.count("give") > 0 {
 		t.Errorf("%q", w.events)
 	}
@@ -267,6 +267,20 @@ func TestEmergencyTakesOver(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Where somebody is at work whom an emergency does not end, it is refused, and nothing
+// is left paused.
+func TestEmergencyThatIsRefused(t *testing.T) {
+	w := newRootWorld(t)
+	w.fails["take over"] = failure.Permanent(failure.Locked, "a setup is at work")
+	if _, err := w.emergency(intermediateGone + contained); failure.KindOf(err) != failure.Locked {
+		t.Fatal(err)
+	}
+	w.order("freeze true", "take over", "freeze false")
+	if w.o.record.Rotation != nil || w.count("record") > 0 {
+		t.Errorf("%q", w.events)
 	}
 }
 
