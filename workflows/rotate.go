@@ -399,8 +399,10 @@ func (r *rotating) leavers(ctx workflow.Context) {
 
 // quarantined are the clusters that somebody has left out, with the reasons.
 func (r *rotating) quarantined() map[string]string {
-	out := map[string]string{}
-	maps.Copy(out, r.Out)
+	out := maps.Clone(r.Out)
+	if out == nil {
+		out = map[string]string{}
+	}
 	for _, c := range r.fleet.in(procedure.Skipped) {
 		out[c.Cluster] = c.Detail
 	}
