@@ -23,7 +23,7 @@ RELAYPKI_TEST_SITE="$lab/worker/site.yaml" go test -race -count=1 -timeout 20m $
 bin/lab down --dir "$lab"
 
 say "tests of many runs of a root's rotation and of an emergency, in which the race detector has nothing to find"
-go test -count=1 -timeout 20m ./workflows -run 'TestRotateRoot|TestMembersJoin|TestEmergencyGoesOn'
+go test -count=1 -timeout 20m ./workflows -run 'TestRotateRoot|TestMembersJoin|TestEmergencyGoesOn|TestEmergencyIsContinued'
 
 say "end-to-end tests, which bring up labs of their own"
 go test -race -count=1 -timeout 80m -v ./test/e2e
