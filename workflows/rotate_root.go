@@ -221,18 +221,16 @@ func (r *rootRotation) surveyed(ctx workflow.Context) (vault.SurveyResult, error
 // ones. What a rotation was taken back from may not issue.
 func successors(seen vault.SurveyResult, fromRoot, from int) (root, intermediate int) {
 	root, intermediate = max(seen.HighestRoot, fromRoot)+1, max(seen.Highest, from)+1
-	for _, next := range seen.Roots {
-		if next.Generation <= fromRoot || !next.HasKey || !next.Signs {
-			continue
-		}
-		for _, i := range seen.Intermediates {
-			if i.Generation > from && i.HasKey && i.Signs && signedBy(i.CertificatePEM, next.CertificatePEM) {
-				return next.Generation, i.Generation
-			}
-		}
-		return next.Generation, intermediate
+	next, there := vault.StandingBy(seen.Roots, fromRoot)
+	if !there {
+		return root, intermediate
 	}
-	return root, intermediate
+	for _, i := range seen.Intermediates {
+		if i.Generation > from && i.HasKey && i.Signs && signedBy(i.CertificatePEM, next.CertificatePEM) {
+			return next.Generation, i.Generation
+		}
+	}
+	return next.Generation, intermediate
 }
 
 // find takes the CAs of the rotation from what there is in Vault, and how far it
