@@ -248,7 +248,7 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 			(want.Compromised != procedure.CompromisedLeaf || is.Distrust || len(without(want.Clusters, is.Clusters)) == 0)
 	}
 	atOnce := want.First == procedure.ContainmentFirst
-	switch of := ""; {
+	switch {
 	case want.Lift && !pinned:
 		return refused("the mesh %q is not pinned by an emergency, so there is nothing to lift", name)
 	case want.Lift, resumes:
@@ -269,9 +269,8 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 	case !want.Pins() && want.Compromised == procedure.CompromisedLeaf:
 		return refused("the mesh %q is in %s, begun by %s. A leaf that is compromised meanwhile is distrusted with what issued it: relaypki emergency leaf %[1]s %s --distrust --first availability|containment --reason WHY --incident ID", name, begun.Procedure, begun.Workflow, strings.Join(want.Clusters, " "))
 	case begun.Emergency != nil:
-		of = fmt.Sprintf("incident %s", begun.Emergency.Incident)
 		if !atOnce {
-			return refused("the mesh %q is in the emergency of %s, from which another CA is put in its place with containment first alone (--first containment): nobody trusts a root that could vouch for both", name, of)
+			return refused("the mesh %q is in the emergency of incident %s, from which another CA is put in its place with containment first alone (--first containment): nobody trusts a root that could vouch for both", name, begun.Emergency.Incident)
 		}
 		r.From, r.FromRoot = begun.From, begun.FromRoot
 		if made := func(i vault.IntermediateState) bool { return i.Generation == begun.To }; slices.ContainsFunc(seen.Intermediates, made) {
@@ -279,12 +278,12 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 		}
 	case begun.Procedure == procedure.RotateRootCA:
 		// Its end distrusts the previous root, and with it all that is below.
+		of := r.Emergency
 		r = *begun
-		r.Procedure, r.Back, r.Leg, r.Converged = procedure.EmergencyReissue, "", "", time.Time{}
+		r.Procedure, r.Emergency, r.Back, r.Leg, r.Converged = procedure.EmergencyReissue, of, "", "", time.Time{}
 		if r.Dropped == procedure.DroppedNew {
 			r.Dropped = ""
 		}
-		r.Emergency = &procedure.Emergency{Compromised: want.Compromised, Clusters: want.Clusters, Distrust: want.Distrust, First: want.First, Reason: want.Reason, Incident: want.Incident, Began: now}
 		return r, nil
 	case want.Compromised == procedure.CompromisedRoot:
 		if !atOnce {
@@ -444,14 +443,7 @@ func (e *emergencyReissue) stage(ctx workflow.Context) error {
 	}); err != nil || !e.mode.Writes() {
 		return err
 	}
-	seen, err := e.surveyed(ctx)
-	if err != nil {
-		return err
-	}
-	if err := e.inTime(seen); err != nil {
-		return err
-	}
-	return e.note(ctx, "record the CAs", "Record that the new intermediate is there")
+	return e.made(ctx, "Record that the new intermediate is there")
 }
 
 // ready is prepare, where what there is already may issue.
@@ -592,7 +584,7 @@ func (e *emergencyReissue) moveRoles(ctx workflow.Context) error {
 			if err != nil {
 				return all, err
 			}
-			all.Changes = append(all.Changes, out.Changes...)
+			all.Add(out)
 		}
 		return all, nil
 	})
@@ -613,8 +605,7 @@ func (e *emergencyReissue) onlyNew(ctx workflow.Context) (trustChange, error) {
 	}
 	change := adding(keep)
 	for _, root := range seen.Roots {
-		standsBy := root.Generation > e.Record.ToRoot && root.HasKey && root.Signs
-		if root.CertificatePEM != keep.CertificatePEM && !standsBy {
+		if root.CertificatePEM != keep.CertificatePEM && !root.StandsBy(e.Record.ToRoot) {
 			change.DropPEM = append(change.DropPEM, root.CertificatePEM)
 		}
 	}

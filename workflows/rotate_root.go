@@ -455,6 +455,14 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 	}); err != nil || !r.mode.Writes() {
 		return err
 	}
+	if err := r.made(ctx, "Record that the new CAs are there"); err != nil || r.cutting {
+		return err
+	}
+	return r.aim(ctx, r.At)
+}
+
+// made reads which chain the CAs that were made give, and records that they are there.
+func (r *rootRotation) made(ctx workflow.Context, summary string) error {
 	seen, err := r.surveyed(ctx)
 	if err != nil {
 		return err
@@ -462,10 +470,7 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 	if err := r.inTime(seen); err != nil {
 		return err
 	}
-	if err := r.note(ctx, "record the CAs", "Record that the new CAs are there"); err != nil || r.cutting {
-		return err
-	}
-	return r.aim(ctx, r.At)
+	return r.note(ctx, "record the CAs", summary)
 }
 
 // trust puts the new root into every agent's trust. Who does not answer is waited

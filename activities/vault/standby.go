@@ -46,9 +46,14 @@ func (a *Activities) StandbyRoot(ctx context.Context, in StandbyRootInput) (CARe
 // roots by generation: the first later one that has its key and may sign.
 func StandingBy(roots []RootState, generation int) (RootState, bool) {
 	for _, root := range roots {
-		if root.Generation > generation && root.HasKey && root.Signs {
+		if root.StandsBy(generation) {
 			return root, true
 		}
 	}
 	return RootState{}, false
+}
+
+// StandsBy says that a rotation from a root of that generation may go to this one.
+func (r RootState) StandsBy(generation int) bool {
+	return r.Generation > generation && r.HasKey && r.Signs
 }

@@ -142,7 +142,7 @@ type Emergency struct {
 	// Reconnected is when every member that is not left out had shaken hands with what
 	// is new, after all open streams were cut.
 	Reconnected time.Time `json:"reconnected,omitzero"`
-	// Accepted is until when what is compromised is accepted by itself, of a leaf
+	// AcceptedUntil is until when what is compromised is accepted by itself, of a leaf
 	// that nobody's trust was changed for.
 	AcceptedUntil time.Time `json:"acceptedUntil,omitzero"`
 	// Pinned says that the new intermediate is all that is trusted; lifted later.

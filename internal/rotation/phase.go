@@ -101,36 +101,43 @@ var (
 	)
 	// OfPinning is that of an intermediate with availability first.
 	OfPinning = emergency(
-		leg{PhaseStage, "a new intermediate is made beside the one at work; nothing uses it", never},
+		staged,
 		leg{PhaseLink, "every certificate is issued by it, and every agent trusts it beside the root", never},
-		leg{PhaseStop, "what is compromised may no longer issue", never},
+		stopped,
 		leg{PhasePin, "the new intermediate becomes all that is trusted, and open streams are cut", never},
-		leg{PhaseProve, "every member is looked at", never},
+		looked,
 	)
 	// OfPinningAtOnce is that of an intermediate with containment first.
 	OfPinningAtOnce = emergency(
-		leg{PhaseStage, "a new intermediate is made beside the one at work; nothing uses it", never},
+		staged,
 		leg{PhaseCut, "the server, and then all agents together, accept what the new intermediate has issued, and nothing else; what is compromised may no longer issue", never},
-		leg{PhaseProve, "every member is looked at", never},
+		looked,
 	)
 	// OfNewRoot is that of a root with availability first.
 	OfNewRoot = emergency(
 		OfRoot[1], OfRoot[2], OfRoot[3],
-		leg{PhaseStop, "what is compromised may no longer issue", never},
+		stopped,
 		OfRoot[4], OfRoot[5], OfRoot[6],
-		leg{PhaseProve, "every member is looked at", never},
+		looked,
 	)
 	// OfNewRootAtOnce is that of a root with containment first.
 	OfNewRootAtOnce = emergency(
 		leg{PhasePrepare, "the new root and a new intermediate are made beside those at work; nothing uses them", never},
 		leg{PhaseCut, "the server, and then all agents together, trust the new root alone; what is compromised may no longer issue", never},
-		leg{PhaseProve, "every member is looked at", never},
+		looked,
 	)
 	// OfLift ends what an emergency has left pinned.
 	OfLift = emergency(
 		leg{PhaseLift, "everybody trusts the root again, and not the intermediate alone", never},
-		leg{PhaseProve, "every member is looked at", never},
+		looked,
 	)
+)
+
+// Phases that several of them have.
+var (
+	staged  = leg{PhaseStage, "a new intermediate is made beside the one at work; nothing uses it", never}
+	stopped = leg{PhaseStop, "what is compromised may no longer issue", never}
+	looked  = leg{PhaseProve, "every member is looked at", never}
 )
 
 // emergency is a course that looks first, and asks nobody.
