@@ -107,6 +107,9 @@ func (a *Activities) ApplyCertificate(ctx context.Context, in CertificateInput) 
 	}
 	if inBackOff(&live) {
 		// cert-manager waits an hour and more after a failure.
+		if err := noTimeFor(ctx, c, &live, ""); err != nil {
+			return result, err
+		}
 		var did bool
 		if live, did, err = trigger(ctx, c, live); err != nil {
 			return result, err
@@ -182,9 +185,29 @@ func (a attempt) state(ctx context.Context, now *cmapi.Certificate, state string
 	}
 	if attempts(now) > a.failures {
 		// Not again by itself for an hour: the next try of the activity triggers it.
-		return "", kube.Final(failure.Transient(failure.Unavailable, "%s", sentences(reasons, "Put right what it says; each try has cert-manager issue again", a.stays)))
+		return "", kube.Final(failedIssuance(reasons, a.stays))
 	}
 	return sentences(reasons, a.stays), nil
+}
+
+// noTimeFor is the error of the issuance that has failed, where the activity has no
+// time left to wait for another one: that, seen under way at the end, would hide it.
+func noTimeFor(ctx context.Context, c *site.Cluster, cert *cmapi.Certificate, stays string) error {
+	deadline, ok := ctx.Deadline()
+	if !ok || time.Until(deadline) >= 3*soon {
+		return nil
+	}
+	_, state := certificateReady(cert)
+	request, err := currentRequest(ctx, c, cert)
+	if err != nil {
+		return err
+	}
+	return failedIssuance(fmt.Sprintf("cluster %q: %s", c.Name, explain(ctx, c, cert, request, state)), stays)
+}
+
+// failedIssuance is the error of an issuance that failed and may be tried again.
+func failedIssuance(reasons, stays string) error {
+	return failure.Transient(failure.Unavailable, "%s", sentences(reasons, "Put right what it says; each try has cert-manager issue again", stays))
 }
 
 // sentences joins what there is to say.

@@ -215,6 +215,11 @@ func (r *reissue) trigger(ctx context.Context, now *cmapi.Certificate, stored is
 	}
 	r.tried.c, r.tried.failed, r.tried.failures = r.c, failed, attempts(now)
 	r.remember(now, stored)
+	if inBackOff(now) {
+		if err := noTimeFor(ctx, r.c, now, r.tried.stays); err != nil {
+			return false, "", kube.Final(err)
+		}
+	}
 	_, did, err := trigger(ctx, r.c, *now)
 	if err != nil {
 		return false, "", err

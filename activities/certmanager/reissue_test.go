@@ -537,3 +537,30 @@ esac
 		t.Errorf("the script did not wait for the revision: %s, %v", after, err)
 	}
 }
+
+// TestFailureIsNotHidden: where there is no time to wait for another issuance, the
+// error says how the last one failed, and none is begun.
+func TestFailureIsNotHidden(t *testing.T) {
+	w := newIssuances(t)
+	w.begin("Renewing")
+	w.fail("Vault is sealed")
+	w.change(func(c *cmapi.Certificate) { set(c, cond("Ready", "False", 1, "Expired", "")) })
+	live := w.live()
+	for _, c := range []struct {
+		name  string
+		left  time.Duration
+		begun bool
+	}{{"no time is left", time.Second, false}, {"time is left", time.Minute, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), c.left)
+			defer cancel()
+			err := noTimeFor(ctx, w.cluster, live, "")
+			if (err == nil) != c.begun {
+				t.Fatalf("%v, want another issuance begun: %v", err, c.begun)
+			}
+			if err != nil && (!strings.Contains(err.Error(), "Vault is sealed") || failure.IsPermanent(err)) {
+				t.Errorf("%v, want how it failed, to be tried again", err)
+			}
+		})
+	}
+}
