@@ -27,4 +27,5 @@ func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(MaintainMesh, workflow.RegisterOptions{Name: procedure.MaintainMesh})
 	r.RegisterWorkflowWithOptions(ApplySchedules, workflow.RegisterOptions{Name: procedure.ApplySchedules})
 	r.RegisterWorkflowWithOptions(VerifyMesh, workflow.RegisterOptions{Name: procedure.VerifyMesh})
+	r.RegisterWorkflowWithOptions(DiagnoseMesh, workflow.RegisterOptions{Name: procedure.DiagnoseMesh})
 }

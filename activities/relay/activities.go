@@ -32,6 +32,9 @@ type VerifyManagementInput struct {
 	// gauges to count every cluster, which takes a moment after an installation,
 	// and for servers that do not answer; 0 looks once.
 	Settle mesh.Duration `json:"settle,omitzero"`
+	// Diagnose looks at more than whether the relay works, and has findings with
+	// evidence, commands and mends.
+	Diagnose bool `json:"diagnose,omitempty"`
 }
 
 // VerifyManagementResult has the findings.
@@ -118,6 +121,8 @@ type VerifyClusterInput struct {
 	StandbyPEM string `json:"standbyPEM,omitempty"`
 	// Settle is how long to wait for servers that do not answer; 0 looks once.
 	Settle mesh.Duration `json:"settle,omitzero"`
+	// Diagnose is as in VerifyManagementInput.
+	Diagnose bool `json:"diagnose,omitempty"`
 }
 
 // VerifyClusterResult has the findings.

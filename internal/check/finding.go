@@ -12,6 +12,8 @@ type Status string
 
 const (
 	Pass Status = "pass"
+	// Note is worth knowing, and nothing that has to be done. VerifyMesh makes none.
+	Note Status = "note"
 	Warn Status = "warn"
 	Fail Status = "fail"
 )
@@ -30,10 +32,41 @@ type Finding struct {
 	Message string `json:"message"`
 	// Remedy says what to do, for warn and fail.
 	Remedy string `json:"remedy,omitempty"`
+	// Evidence is what Message relies on, a line each, as it is found in the object:
+	// "Certificate gloo-mesh/relay-client-tls, condition Ready: False, Expired". Of a
+	// diagnosis alone.
+	Evidence []string `json:"evidence,omitempty"`
+	// Commands are the remedy as commands to be pasted; of a diagnosis alone.
+	Commands []string `json:"commands,omitempty"`
+	// Mend is what relaypki itself can do about it; of a diagnosis alone.
+	Mend *Mend `json:"mend,omitempty"`
+	// Denied: nothing was seen, since the worker lacks the right to look.
+	Denied bool `json:"denied,omitempty"`
 	// Transient: it may pass by itself in a moment. A server did not answer, so that
 	// nothing was seen, or has not loaded yet what has just been stored.
 	Transient bool `json:"transient,omitempty"`
 }
+
+// Mend is something that relaypki can do about a finding.
+type Mend struct {
+	// Do is what: one of the constants below.
+	Do Doing `json:"do"`
+	// Cluster is where, for those that are of one cluster: as in Finding.Cluster.
+	Cluster string `json:"cluster,omitempty"`
+}
+
+// Doing is a way to mend. In this order they are made.
+type Doing string
+
+const (
+	// SetUp runs SetupMesh with the mesh's own spec: whatever it makes is made again
+	// where it is missing or differs.
+	SetUp Doing = "setup"
+	// Reissue has the cluster's certificate issued anew, and what uses it take it up.
+	Reissue Doing = "reissue"
+	// Restart restarts the cluster's agent, or the management server.
+	Restart Doing = "restart"
+)
 
 // Healthy is true when nothing failed.
 func Healthy(findings []Finding) bool {
