@@ -267,7 +267,11 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 			r.Emergency.Clusters = slices.Compact(all)
 		}
 	case !want.Pins() && want.Compromised == procedure.CompromisedLeaf:
-		return refused("the mesh %q is in %s, begun by %s. A leaf that is compromised meanwhile is distrusted with what issued it: relaypki emergency leaf %[1]s %s --distrust --first availability|containment --reason WHY --incident ID", name, begun.Procedure, begun.Workflow, strings.Join(want.Clusters, " "))
+		orders := procedure.AvailabilityFirst + "|" + procedure.ContainmentFirst
+		if begun.Emergency != nil {
+			orders = procedure.ContainmentFirst // the next case
+		}
+		return refused("the mesh %q is in %s, begun by %s. A leaf that is compromised meanwhile is distrusted with what issued it: relaypki emergency leaf %[1]s %[4]s --distrust --first %[5]s --reason WHY --incident ID", name, begun.Procedure, begun.Workflow, strings.Join(want.Clusters, " "), orders)
 	case begun.Emergency != nil:
 		if !atOnce {
 			return refused("the mesh %q is in the emergency of incident %s, from which another CA is put in its place with containment first alone (--first containment): nobody trusts a root that could vouch for both", name, begun.Emergency.Incident)
