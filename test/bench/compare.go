@@ -41,7 +41,7 @@ func (b *bench) compare(ctx context.Context, numbers []int, latency time.Duratio
 				run  func() (time.Duration, error)
 			}{
 				{byScript, func() (took time.Duration, err error) {
-					c.script, err = b.script(ctx, p, workloads(n))
+					c.script, err = b.script(ctx, p, "guide.sh", workloads(n))
 					return c.script, err
 				}},
 				{byFloor, func() (took time.Duration, err error) {

@@ -5,8 +5,9 @@
 // For every number of clusters, next door and far away, three ways to the same
 // end are measured in one run on the same servers, cleaned in between: a script
 // of the guide's own commands, the floor (the objects that a setup leaves,
-// written all at once and waited for), and SetupMesh by the real worker. Then
-// rotations, by hand and as workflows; those of the root, with emergencies.
+// written all at once and waited for), and SetupMesh by the real worker. Then looks
+// at what stands, and rotations, by hand and as workflows; those of the root, with
+// emergencies.
 package main
 
 import (
@@ -36,7 +37,7 @@ type options struct {
 }
 
 // parts of the measurement, in order.
-var parts = []string{"compare", "rerun", "rotate", "root", "many"}
+var parts = []string{"compare", "rerun", "look", "rotate", "root", "many"}
 
 func main() {
 	var o options
@@ -102,6 +103,11 @@ func measure(ctx context.Context, o options) (err error) {
 	}
 	if slices.Contains(o.parts, "rerun") {
 		if t.reruns, err = b.reruns(ctx, slices.Max(o.clusters), o.latency); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(o.parts, "look") {
+		if t.looked, err = b.looks(ctx, o.clusters); err != nil {
 			return err
 		}
 	}

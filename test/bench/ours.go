@@ -161,13 +161,13 @@ func (b *bench) start(ctx context.Context, workflow string, input any) (client.W
 	}, workflow, input)
 }
 
-// script runs the guide's commands.
-func (b *bench) script(ctx context.Context, p *place, all []workload) (time.Duration, error) {
+// script runs one of the scripts with the guide's commands.
+func (b *bench) script(ctx context.Context, p *place, name string, all []workload) (time.Duration, error) {
 	var args []string
 	for _, w := range all {
 		args = append(args, w.name+"="+w.context)
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(b.repo, "test", "bench", "guide.sh"), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(b.repo, "test", "bench", name), args...)
 	cmd.Env = os.Environ()
 	for name, value := range b.env {
 		cmd.Env = append(cmd.Env, name+"="+value)
@@ -176,7 +176,7 @@ func (b *bench) script(ctx context.Context, p *place, all []workload) (time.Dura
 	cmd.Stdout, cmd.Stderr = b.log, b.log
 	began := time.Now()
 	if err := cmd.Run(); err != nil {
-		return 0, fmt.Errorf("guide.sh: %w; see %s", err, b.log.Name())
+		return 0, fmt.Errorf("%s: %w; see %s", name, err, b.log.Name())
 	}
 	return time.Since(began), nil
 }

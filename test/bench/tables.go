@@ -13,6 +13,7 @@ import (
 type tables struct {
 	compared []comparison
 	reruns   []rerun
+	looked   []looked
 	rotated  []rotated
 	roots    []rooted
 	many     *manyRun
@@ -26,6 +27,7 @@ const (
 	aimChild      = "under 100"
 	aimParent     = "under 12"
 	aimRerun      = "under 15 s"
+	aimLook       = "50 within 15 s"
 	noMeasurement = "-"
 )
 
@@ -40,6 +42,7 @@ func (t tables) markdown(latency time.Duration) map[string]string {
 	}
 	part("compare", len(t.compared) > 0, func(b *strings.Builder) { t.comparison(b, latency) })
 	part("rerun", len(t.reruns) > 0, t.again)
+	part("look", len(t.looked) > 0, t.look)
 	part("rotate", len(t.rotated) > 0, t.rotation)
 	part("root", len(t.roots) > 0, t.replacedRoots)
 	part("many", t.many != nil, func(b *strings.Builder) { t.many.table(b) })
