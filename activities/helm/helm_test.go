@@ -9,6 +9,8 @@ import (
 	chart "helm.sh/helm/v4/pkg/chart/v2"
 	status "helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
 )
 
 func TestDecide(t *testing.T) {
@@ -134,6 +136,33 @@ func TestObjectsOf(t *testing.T) {
 		}
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%v: %v, want %v", test.kinds, got, test.want)
+		}
+	}
+}
+
+func TestToldOtherwise(t *testing.T) {
+	deployment := func(container string) *unstructured.Unstructured {
+		var content map[string]any
+		if err := yaml.Unmarshal([]byte("kind: Deployment\nspec: {template: {spec: {containers: ["+container+"]}}}"), &content); err != nil {
+			t.Fatal(err)
+		}
+		return &unstructured.Unstructured{Object: content}
+	}
+	chart := deployment(`{name: agent, image: a, args: ["--server-address=relay:9900"]}`)
+	for _, test := range []struct {
+		name, live string
+		otherwise  bool
+	}{
+		{"as it was made", `{name: agent, image: a, args: ["--server-address=relay:9900"], command: []}`, false},
+		{"with an image of another registry", `{name: agent, image: mirror/a, args: ["--server-address=relay:9900"]}`, false},
+		{"beside another container", `{name: other, image: b}, {name: agent, image: a, args: ["--server-address=relay:9900"]}`, false},
+		{"with another address", `{name: agent, image: a, args: ["--server-address=relay:9900:9900"]}`, true},
+		{"with another command", `{name: agent, image: a, command: [sh], args: ["--server-address=relay:9900"]}`, true},
+		{"without arguments", `{name: agent, image: a}`, true},
+		{"without the container", `{name: other, image: a, args: ["--server-address=relay:9900"]}`, true},
+	} {
+		if got := toldOtherwise(chart, deployment(test.live)); got != test.otherwise {
+			t.Errorf("%s: told otherwise is %v, want %v", test.name, got, test.otherwise)
 		}
 	}
 }

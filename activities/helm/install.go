@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -51,7 +52,8 @@ func init() {
 
 // InstallChart installs or upgrades the release and waits (heartbeating) until
 // its Deployments are available. Chart and values that have not changed make
-// no new revision, unless something of the release was deleted. A release left
+// no new revision, unless something of the release was deleted, or what its
+// Deployments run was changed. A release left
 // pending by a killed worker is healed, after a time in which that worker may
 // still be at it.
 func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure.Outcome, error) {
@@ -118,12 +120,12 @@ func (a *Activities) InstallChart(ctx context.Context, in ChartInput) (procedure
 	want := wanted{chart: chrt, values: values, digest: digest}
 	deed, why := decide(last, want), describe(last, chrt)
 	if deed == keep {
-		gone, err := missing(ctx, c, last)
+		wrong, err := amiss(ctx, c, last)
 		if err != nil {
 			return out, err
 		}
-		if len(gone) > 0 { // an upgrade makes what is missing
-			deed, why = upgrade, strings.Join(gone, ", ")+" was deleted"
+		if len(wrong) > 0 { // an upgrade puts it right
+			deed, why = upgrade, strings.Join(wrong, "; ")
 		}
 	}
 	switch {
@@ -479,13 +481,15 @@ func awaitRelease(ctx context.Context, c *site.Cluster, rel *release.Release) er
 // small, or the API server's to keep.
 var lasting = []string{"Deployment", "StatefulSet", "Service", "ServiceAccount", "ConfigMap"}
 
-// missing are the release's lasting objects that are no longer there.
-func missing(ctx context.Context, c *site.Cluster, rel *release.Release) ([]string, error) {
+// amiss says which of the release's lasting objects are no longer there, and which
+// Deployments' containers are told another command or other arguments. Of a Deployment
+// that is all that is compared: replicas and the like are often others' to set.
+func amiss(ctx context.Context, c *site.Cluster, rel *release.Release) ([]string, error) {
 	objects, err := objectsOf(rel, lasting...)
 	if err != nil {
 		return nil, failure.Permanent(failure.Conflict, "cluster %q: Helm release %s/%s: its manifest cannot be read: %v", c.Name, rel.Namespace, rel.Name, err)
 	}
-	var gone []string
+	var wrong []string
 	for _, o := range objects {
 		if o.GetAnnotations()[release.HookAnnotation] != "" {
 			continue
@@ -494,11 +498,43 @@ func missing(ctx context.Context, c *site.Cluster, rel *release.Release) ([]stri
 		if err != nil {
 			return nil, err
 		}
-		if live == nil {
-			gone = append(gone, ours.Name(o.GetKind(), namespaceOf(o, rel), o.GetName()))
+		name := ours.Name(o.GetKind(), namespaceOf(o, rel), o.GetName())
+		switch {
+		case live == nil:
+			wrong = append(wrong, name+" was deleted")
+		case o.GetKind() == "Deployment" && toldOtherwise(o, live):
+			wrong = append(wrong, name+" was changed: what its containers are told to run")
 		}
 	}
-	return gone, nil
+	return wrong, nil
+}
+
+// toldOtherwise says that a container of the chart's is told something else than the
+// chart does, or is not there. Others are nobody's business.
+func toldOtherwise(chart, live *unstructured.Unstructured) bool {
+	have := toldTo(live)
+	for name, told := range toldTo(chart) {
+		if !reflect.DeepEqual(have[name], told) {
+			return true
+		}
+	}
+	return false
+}
+
+// toldTo is what a Deployment's containers are told to run, by their names: command
+// and arguments. Images are left out: policies that rewrite them to another registry
+// would have every run make an upgrade.
+func toldTo(deployment *unstructured.Unstructured) map[string][2][]string {
+	told := map[string][2][]string{}
+	containers, _, _ := unstructured.NestedSlice(deployment.Object, "spec", "template", "spec", "containers")
+	for _, container := range containers {
+		if c, ok := container.(map[string]any); ok {
+			command, _, _ := unstructured.NestedStringSlice(c, "command")
+			args, _, _ := unstructured.NestedStringSlice(c, "args")
+			told[fmt.Sprint(c["name"])] = [2][]string{append([]string{}, command...), append([]string{}, args...)}
+		}
+	}
+	return told
 }
 
 // namespaceOf is where an object of the release is; charts need not say.
