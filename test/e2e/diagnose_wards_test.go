@@ -1,0 +1,362 @@
+package e2e
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/relaypki/relaypki/internal/check"
+)
+
+// This file is all that can be wrong, by what is wrong with it.
+
+func (h hospital) wards() []ward {
+	return []ward{
+		h.secretsThatAreMissing(),
+		h.serverSecretIsMissing(),
+		h.addresses(),
+		h.datesAndNames(),
+		h.roles(),
+		h.chains(),
+		h.trust(),
+		h.clustersThatDoNotAnswer(),
+		h.vaultSealed(),
+		h.vaultDenies(),
+	}
+}
+
+// kubectl runs kubectl with the operator's environment.
+func (h hospital) kubectl(cluster, line string) func(*testing.T) {
+	return func(t *testing.T) { t.Helper(); h.sh(t, "kubectl --context "+cluster+" -n gloo-mesh "+line) }
+}
+
+func all(do ...func(*testing.T)) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		for _, one := range do {
+			one(t)
+		}
+	}
+}
+
+// renamed has cert-manager store a certificate elsewhere, so that the Secret stays away.
+func (h hospital) renamed(cluster, certificate, secret string) func(*testing.T) {
+	return all(
+		h.kubectl(cluster, "patch certificate "+certificate+" --type=merge -p '"+`{"spec":{"secretName":"misnamed"}}`+"'"),
+		h.kubectl(cluster, "delete secret "+secret),
+	)
+}
+
+func (h hospital) secretsThatAreMissing() ward {
+	return ward{
+		name: "secrets", also: []string{check.Handshake, check.RelayAgent, check.AgentsConnected, check.CertificateRoot},
+		breakages: []breakage{
+			{
+				name: "the agent's trust", check: check.AgentTrust, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
+				says: "Secret gloo-mesh/relay-root-tls-secret is missing", evidence: "relay-root-tls-secret", command: "relaypki setup",
+				make: all(h.kubectl("cluster1", "delete secret relay-root-tls-secret"), h.kubectl("cluster1", "rollout restart deploy/gloo-mesh-agent")),
+			},
+			{
+				name: "the guide's line in the agent's log", check: check.PodReady, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
+				says: "the agent's trust, relay-root-tls-secret, is missing", evidence: `secrets \"relay-root-tls-secret\" not found`,
+				make: func(*testing.T) {},
+			},
+			{
+				name: "the client's certificate", check: check.CertificateSecret, cluster: "cluster2", status: check.Fail, mend: check.SetUp,
+				says: "relay-client-tls-secret is missing", evidence: "secretName", command: "relaypki setup",
+				make: h.renamed("cluster2", "relay-client-tls", "relay-client-tls-secret"),
+			},
+			{
+				name: "the identity token", check: "identity-token", cluster: "mgmt", status: check.Fail, mend: check.SetUp,
+				says: "relay-identity-token-secret", command: "relaypki setup",
+				make: h.kubectl("mgmt", "delete secret relay-identity-token-secret"),
+			},
+			{
+				name: "a registration", check: check.RegisteredName, cluster: "cluster2", status: check.Fail, mend: check.SetUp,
+				says: "KubernetesCluster gloo-mesh/cluster2 is missing", command: "relaypki setup",
+				make: h.kubectl("mgmt", "delete kubernetescluster cluster2"),
+			},
+		},
+	}
+}
+
+func (h hospital) serverSecretIsMissing() ward {
+	return ward{
+		name: "server's secret", also: []string{check.Handshake, check.RelayServer, check.AgentsConnected, check.ServedCertificate, check.AcceptableCAs, check.AgentTrust, check.CertificateRoot, check.RelayAgent},
+		breakages: []breakage{
+			{
+				name: "the server's certificate", check: check.CertificateSecret, cluster: "mgmt", status: check.Fail, mend: check.SetUp,
+				says: "relay-server-tls-secret is missing", evidence: "secretName", command: "relaypki setup",
+				make: all(h.renamed("mgmt", "relay-server-tls", "relay-server-tls-secret"), h.kubectl("mgmt", "rollout restart deploy/gloo-mesh-mgmt-server")),
+			},
+			{
+				name: "the guide's line in the server's log", check: check.PodReady, cluster: "mgmt", status: check.Fail, mend: check.SetUp,
+				says: "the server's Secret is missing or misnamed", evidence: `no tls secret found for grpc server`,
+				make: func(*testing.T) {},
+			},
+		},
+	}
+}
+
+// address has an agent told of another server.
+func (h hospital) address(cluster, address string) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		deployments := h.cluster(t, cluster).kube.AppsV1().Deployments("gloo-mesh")
+		d, err := deployments.Get(t.Context(), "gloo-mesh-agent", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, arg := range d.Spec.Template.Spec.Containers[0].Args {
+			if strings.HasPrefix(arg, "--server-address=") {
+				d.Spec.Template.Spec.Containers[0].Args[i] = "--server-address=" + address
+			}
+		}
+		if _, err := deployments.Update(t.Context(), d, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (h hospital) addresses() ward {
+	return ward{
+		name: "addresses", also: []string{check.RelayAgent, check.AgentsConnected, check.PodReady},
+		breakages: []breakage{
+			{
+				name: "the guide's malformed address", check: check.AgentAddress, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
+				says: "malformed", evidence: "34.145.18106:9900:9900", command: "relaypki setup",
+				make: h.address("cluster1", "34.145.18106:9900:9900"),
+			},
+			{
+				name: "another address", check: "agent-address-wrong", cluster: "cluster2", status: check.Fail, mend: check.SetUp,
+				evidence: "127.0.0.1:1", command: "relaypki setup",
+				make: h.address("cluster2", "127.0.0.1:1"),
+			},
+		},
+	}
+}
+
+// forged stores a certificate that is under the mesh's root, by an intermediate of
+// its own, with these names and dates. cert-manager is away meanwhile: it would have
+// another one issued at once.
+func (h hospital) forged(cluster string, notBefore, notAfter time.Time, names ...string) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		caKey, key := newKey(t), newKey(t)
+		answer := h.write(t, "pki/issuer/relay-root-g1/sign-intermediate", map[string]any{
+			"csr": request(t, caKey), "common_name": "gloo-mesh-mgmt-server-ca", "ttl": "720h", "not_before_duration": "400h", "format": "pem"})
+		ca := certificate(t, []byte(answer["certificate"].(string)))
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
+			NotBefore: notBefore, NotAfter: notAfter,
+			KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		}, ca, &key.PublicKey, caKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})...)
+		_, secret := leafOf(cluster)
+		h.kubectl(cluster, fmt.Sprintf(`patch secret %s --type=merge -p '{"data":{"tls.crt":%q,"tls.key":%q}}'`, secret,
+			base64.StdEncoding.EncodeToString(chain), base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))))(t)
+	}
+}
+
+// certManager starts and stops a cluster's cert-manager.
+func (h hospital) certManager(cluster string, replicas int) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		h.sh(t, fmt.Sprintf("kubectl --context %s -n cert-manager scale deploy/cert-manager --replicas=%d", cluster, replicas))
+		if replicas == 0 {
+			h.sh(t, fmt.Sprintf("kubectl --context %s -n cert-manager wait --for=delete pod -l app.kubernetes.io/component=controller --timeout=60s", cluster))
+		}
+	}
+}
+
+func (h hospital) datesAndNames() ward {
+	now := time.Now()
+	hour := func(n int) time.Time { return now.Add(time.Duration(n) * time.Hour) }
+	w := ward{
+		name: "dates and names", also: []string{check.Handshake, check.RelayAgent, check.RelayServer, check.AgentsConnected, check.PodReady, check.ServedCertificate, check.AcceptableCAs,
+			check.RegisteredName, check.CertificateReady, "gauges-lie", "stale-agent", "clock-skew"},
+		breakages: []breakage{
+			{
+				name: "an expired server certificate", check: check.CertificateLifetime, cluster: "mgmt", status: check.Fail,
+				says: "expired at", evidence: "notAfter", command: "cmctl renew",
+				make: h.forged("mgmt", hour(-25), hour(-1), "gloo-mesh-mgmt-server-ca", "*.gloo-mesh"),
+			},
+			{
+				name: "a client certificate from tomorrow", check: check.CertificateLifetime, cluster: "cluster1", status: check.Fail,
+				says: "is not valid before", evidence: "notBefore",
+				make: h.forged("cluster1", hour(24), hour(48), "cluster1"),
+			},
+			{
+				name: "a client certificate of another name", check: check.CertificateNames, cluster: "cluster2", status: check.Fail,
+				says: "elsewhere", evidence: "elsewhere",
+				make: h.forged("cluster2", hour(-1), hour(24), "elsewhere"),
+			},
+		},
+	}
+	for _, cluster := range h.all() {
+		w.breakages = append([]breakage{{
+			name: "cert-manager is away", check: check.CertManager, cluster: cluster, status: check.Fail,
+			says: "cert-manager has 0 of", command: "kubectl",
+			make: h.certManager(cluster, 0), undo: h.certManager(cluster, 1),
+		}}, w.breakages...)
+	}
+	return w
+}
+
+func (h hospital) vault(path, data string) func(*testing.T) {
+	return func(t *testing.T) { t.Helper(); h.sh(t, "vault write "+path+" "+data) }
+}
+
+// renew has cert-manager issue anew, however that ends.
+func (h hospital) renew(cluster string) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		name, _ := leafOf(cluster)
+		if _, err := issueAnew(t.Context(), h.cluster(t, cluster), name, "ManuallyTriggered"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (h hospital) roles() ward {
+	return ward{
+		name: "roles", also: []string{check.IssuerReady, "stale-agent"},
+		breakages: []breakage{
+			{
+				name: "a role that is gone", check: check.VaultRole, cluster: "mgmt", object: "role relay-client-cluster1", status: check.Fail, mend: check.SetUp,
+				says: "is missing", command: "relaypki setup",
+				make: func(t *testing.T) { h.sh(t, "vault delete pki_relay/roles/relay-client-cluster1") },
+			},
+			{
+				name: "the chain of what cert-manager says", check: check.CertificateReady, cluster: "cluster1", status: check.Warn, mend: check.SetUp,
+				evidence: "CertificateRequest", says: "unknown role",
+				make: h.renew("cluster1"),
+			},
+			{
+				name: "a role that allows any name", check: check.VaultRole, cluster: "mgmt", object: "role gloo-mesh-mgmt-server-ca", status: check.Fail, mend: check.SetUp,
+				says: "allows any name", evidence: "allow_any_name", command: "relaypki setup",
+				make: func(t *testing.T) { h.sh(t, "vault patch pki_relay/roles/gloo-mesh-mgmt-server-ca allow_any_name=true") },
+			},
+			{
+				name: "certificates cut short", check: "ttl-nesting", cluster: "mgmt", status: check.Fail, mend: check.SetUp,
+				evidence: "max_ttl", command: "relaypki setup",
+				make: func(t *testing.T) { h.sh(t, "vault patch pki_relay/roles/relay-client-cluster2 max_ttl=1h") },
+			},
+			{
+				name: "an issuer that outlives itself", check: check.VaultIntermediate, cluster: "mgmt", status: check.Fail, mend: check.SetUp,
+				evidence: "leaf_not_after_behavior", command: "vault patch",
+				make: func(t *testing.T) {
+					h.sh(t, "vault patch pki_relay/issuer/relay-intermediate-g1 leaf_not_after_behavior=truncate")
+				},
+			},
+		},
+	}
+}
+
+func (h hospital) chains() ward {
+	return ward{
+		name: "chains", also: []string{check.Handshake, check.AgentTrust, check.IssuerReady, check.VaultIntermediate, "stale-agent", check.AgentsConnected, check.RelayAgent, "gauges-lie"},
+		breakages: []breakage{
+			{
+				name: "ca.crt is the intermediate", check: check.CertificateRoot, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
+				says: "no self-signed root", evidence: "ca.crt",
+				make: func(t *testing.T) {
+					h.sh(t, "vault patch pki_relay/issuer/relay-intermediate-g1 manual_chain=self")
+					h.renew("cluster1")(t)
+					h.settled(t, "cluster1")
+				},
+			},
+			{
+				name: "a chain that is not one line", check: check.CertificateReady, cluster: "cluster2", status: check.Warn, mend: check.SetUp,
+				says: "malformed",
+				make: func(t *testing.T) {
+					other := h.write(t, "pki_relay/root/generate/internal", map[string]any{"common_name": "somebody else", "ttl": "720h"})
+					h.sh(t, fmt.Sprintf("vault patch pki_relay/issuer/relay-intermediate-g1 manual_chain=self,%s,relay-root-g1", other["issuer_id"]))
+					h.renew("cluster2")(t)
+				},
+			},
+		},
+	}
+}
+
+func (h hospital) trust() ward {
+	return ward{
+		name: "trust", also: []string{check.Handshake},
+		breakages: []breakage{
+			{
+				name: "trust without the root in use", check: check.AgentTrust, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
+				says: "not the root", evidence: "somebody else", command: "relaypki setup",
+				make: func(t *testing.T) {
+					other := h.write(t, "sys/mounts/elsewhere", map[string]any{"type": "pki"})
+					_ = other
+					root := h.write(t, "elsewhere/root/generate/internal", map[string]any{"common_name": "somebody else", "ttl": "720h"})
+					h.sh(t, "vault secrets disable elsewhere")
+					h.kubectl("cluster1", fmt.Sprintf(`patch secret relay-root-tls-secret --type=merge -p '{"data":{"ca.crt":%q}}'`, base64.StdEncoding.EncodeToString([]byte(root["certificate"].(string)))))(t)
+				},
+			},
+			{
+				name: "an agent with what was before", check: "stale-agent", cluster: "cluster2", status: check.Warn, mend: check.Restart,
+				evidence: "Pod", command: "rollout restart",
+				make: func(t *testing.T) { h.renew("cluster2")(t); h.settled(t, "cluster2") },
+			},
+		},
+	}
+}
+
+func (h hospital) clustersThatDoNotAnswer() ward {
+	return ward{
+		name: "clusters that do not answer", also: []string{check.AgentsConnected},
+		breakages: []breakage{{
+			name: "an API server that is away", check: check.ClusterReachable, cluster: "cluster2", status: check.Fail,
+			says: "does not answer", evidence: "connection refused", command: "kubectl",
+			make: func(t *testing.T) {
+				if _, err := h.lab("stop", "cluster2-apiserver"); err != nil {
+					t.Fatal(err)
+				}
+			},
+			undo: func(t *testing.T) {
+				if _, err := h.lab("start", "cluster2-apiserver"); err != nil {
+					t.Fatal(err)
+				}
+			},
+		}},
+	}
+}
+
+func (h hospital) vaultSealed() ward {
+	return ward{
+		name: "Vault sealed", also: []string{check.IssuerReady, check.ClusterToken, check.PinnedKeys},
+		breakages: []breakage{{
+			name: "Vault is sealed", check: check.VaultAvailable, cluster: "mgmt", status: check.Fail,
+			says: "is sealed", evidence: "sealed", command: "vault operator unseal",
+			make: func(t *testing.T) { h.write(t, "sys/seal", nil) },
+		}},
+	}
+}
+
+func (h hospital) vaultDenies() ward {
+	return ward{
+		name: "Vault denies", also: []string{check.VaultIntermediate, check.VaultRole, "ttl-nesting"},
+		breakages: []breakage{{
+			name: "the worker's policy is gone", check: check.VaultRoot, cluster: "mgmt", status: check.Fail,
+			says: "may not read", evidence: "permission denied",
+			make: func(t *testing.T) {},
+		}},
+	}
+}
