@@ -34,6 +34,11 @@ type Management struct {
 	Replicas      []SeenReplica
 	Registered    []string
 	RegisteredGap Gap
+
+	// What follows is of a diagnosis alone.
+	Looks      Looks
+	VaultClock SeenClock
+	PKI        []SeenPKI
 }
 
 // Findings are the verdicts on the management cluster at the given time.

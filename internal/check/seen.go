@@ -89,6 +89,14 @@ type SeenCertificate struct {
 	// Request is why its current CertificateRequest is not Ready; empty when
 	// there is none or it is.
 	Request string
+	// SecretName, Duration and RenewBefore are as the live object has them; zero
+	// where it leaves them to cert-manager.
+	SecretName            string
+	Duration, RenewBefore time.Duration
+	// Failures are the issuances that have failed one after the other, the last of
+	// them at LastFailure.
+	Failures    int
+	LastFailure time.Time
 }
 
 // SeenSecret is the public part of a Secret with certificates.
@@ -97,6 +105,10 @@ type SeenSecret struct {
 	// Chain is tls.crt, CA is ca.crt; the errors say why they could not be read.
 	Chain, CA           []*x509.Certificate
 	ChainError, CAError string
+	// Written is when it was last written.
+	Written time.Time
+	// Helm is the Helm release that owns it; empty if none does.
+	Helm string
 }
 
 // SeenDeployment is a Deployment with its Pods.
@@ -116,7 +128,8 @@ type SeenPod struct {
 	// none: "waiting, CrashLoopBackOff: back-off 10s restarting".
 	State, LastState string
 	// Log has the last lines of the container's log, where it was read.
-	Log string
+	Log     string
+	Created time.Time
 }
 
 // SeenReplica is what one Pod of the management server was seen to do.
@@ -172,7 +185,9 @@ type SeenToken struct {
 
 // SeenVault is a Vault with the two CAs.
 type SeenVault struct {
-	Name, Address       string
+	Name, Address string
+	// Namespace is Vault's own; usually empty.
+	Namespace           string
 	Gap                 Gap
 	Initialized, Sealed bool
 	// LoginError is why the worker could not log in.
@@ -206,6 +221,10 @@ type SeenVaultIssuer struct {
 	// Signs says that its usage lets it issue.
 	Signs       bool
 	Certificate *x509.Certificate
+	// Chain is what Vault returns with what it signs, Manual whether that was
+	// fixed; else Vault chooses it anew whenever a CA is imported.
+	Chain  []*x509.Certificate
+	Manual bool
 }
 
 // SeenRole is a role of the relay mount.
@@ -230,6 +249,9 @@ type SeenRole struct {
 	ClientFlag       bool     `json:"client_flag"`
 	ExtKeyUsage      []string `json:"ext_key_usage"`
 	ExtKeyUsageOIDs  []string `json:"ext_key_usage_oids"`
+	// MaxTTL is in seconds; 0 is the mount's.
+	MaxTTL  int64 `json:"max_ttl"`
+	NoStore bool  `json:"no_store"`
 }
 
 // SeenHandshake is a fresh full mTLS handshake with one replica.

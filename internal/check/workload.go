@@ -43,6 +43,11 @@ type Workload struct {
 	// HandshakesError is why no handshake could be tried.
 	HandshakesError string
 	Handshakes      []SeenHandshake
+
+	// What follows is of a diagnosis alone. Gauges are read when a handshake fails.
+	Looks  Looks
+	Relay  SeenAddress
+	Gauges Metrics
 }
 
 // Trust is the Secret whose ca.crt the agent checks the server against.

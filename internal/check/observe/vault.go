@@ -28,7 +28,7 @@ func vault(ctx context.Context, clients *site.Clients, spec mesh.Spec) check.See
 		seen.Gap = check.Gap{Reason: check.Unreachable, Detail: failure.Message(err)}
 		return seen
 	}
-	seen.Address = config.Address
+	seen.Address, seen.Namespace = config.Address, config.Namespace
 	anonymous, err := clients.VaultWithToken(ctx, spec.Vault.Name, "")
 	if err != nil {
 		seen.Gap = check.Gap{Reason: check.Unreachable, Detail: failure.Message(err)}
@@ -138,6 +138,9 @@ func (v vaultReader) mount(ctx context.Context, path string) check.SeenMount {
 			Behavior    string `json:"leaf_not_after_behavior"`
 			Usage       string `json:"usage"`
 			Certificate string `json:"certificate"`
+			// CAChain is what goes with what it signs, itself first.
+			CAChain     []string `json:"ca_chain"`
+			ManualChain []string `json:"manual_chain"`
 		}
 		if seen.Gap = v.read(ctx, path+"/issuer/"+id, &issuer); seen.Gap.Open() {
 			return seen
@@ -145,6 +148,10 @@ func (v vaultReader) mount(ctx context.Context, path string) check.SeenMount {
 		one := check.SeenVaultIssuer{ID: id, Name: issuer.Name, LeafNotAfterBehavior: issuer.Behavior, HasKey: issuer.KeyID != "", Signs: slices.Contains(strings.Split(issuer.Usage, ","), "issuing-certificates")}
 		if chain, err := pki.ParseChain([]byte(strings.TrimSpace(issuer.Certificate))); err == nil {
 			one.Certificate = chain[0]
+		}
+		one.Manual = len(issuer.ManualChain) > 0
+		if chain, err := pki.ParseChain([]byte(strings.Join(issuer.CAChain, "\n"))); err == nil {
+			one.Chain = chain
 		}
 		seen.Issuers = append(seen.Issuers, one)
 	}
