@@ -7,6 +7,8 @@ type Looks struct {
 	// Contexts are those of the worker's kubeconfig, by the name that a cluster has
 	// in findings.
 	Contexts map[string]string
+	// VaultNamespace is the Vault's own; usually empty.
+	VaultNamespace string
 	// Requests are the Certificate's, the latest last.
 	Requests []SeenRequest
 	// Events are the warnings of the relay's namespace, the latest last.

@@ -36,6 +36,7 @@ func (g Gap) report(r *report, check, object, missingRemedy string) bool {
 	case Denied:
 		r.fail(check, object, fmt.Sprintf("the worker may not read %s: %s", object, g.Detail),
 			"grant the worker what deploy/rbac and deploy/vault/policies list, then verify again")
+		r.findings[len(r.findings)-1].Denied = r.diagnosis
 	default:
 		r.transient(check, object, fmt.Sprintf("%s could not be read: %s", object, g.Detail),
 			"see that the worker reaches the server named in the message, then verify again")
@@ -118,6 +119,9 @@ type SeenDeployment struct {
 	Desired, Available int32
 	Pods               []SeenPod
 	PodsGap            Gap
+	// Edited is who, other than Helm, has written its containers' arguments, which
+	// an upgrade then leaves; empty if nobody has.
+	Edited string
 }
 
 // SeenPod is one Pod of a Deployment.
@@ -185,9 +189,7 @@ type SeenToken struct {
 
 // SeenVault is a Vault with the two CAs.
 type SeenVault struct {
-	Name, Address string
-	// Namespace is Vault's own; usually empty.
-	Namespace           string
+	Name, Address       string
 	Gap                 Gap
 	Initialized, Sealed bool
 	// LoginError is why the worker could not log in.

@@ -68,10 +68,16 @@ func (w Workload) HandshakeFindings() []Finding {
 // Findings are the verdicts on the workload cluster at the given time.
 func (w Workload) Findings(now time.Time) []Finding {
 	r := &report{cluster: w.Cluster.Name}
+	w.verify(r, now)
+	return r.findings
+}
+
+// verify makes the checks of a verification.
+func (w Workload) verify(r *report, now time.Time) {
 	if w.Unreachable != "" {
 		r.transient(ClusterReachable, "", "the API server of "+w.Cluster.Context+" does not answer: "+w.Unreachable,
 			"see that the worker's kubeconfig is right and the API server up, then verify again; its cert-manager may go on renewing by itself meanwhile")
-		return r.findings
+		return
 	}
 	spec := w.Spec
 	asked := spec.ClientCertificate(w.Cluster)
@@ -92,11 +98,10 @@ func (w Workload) Findings(now time.Time) []Finding {
 	if w.Private != "" {
 		r.warn(RegisteredName, "", "not compared: "+w.Private, "see registrations of the management cluster")
 		r.warn(Handshake, "", "not tried: "+w.Private, "see agents-connected: the agent's own connection is the proof there is")
-		return r.findings
+		return
 	}
 	r.registered(w)
 	r.handshakes(spec, w)
-	return r.findings
 }
 
 func isNamed(leaf *x509.Certificate, name string) error {

@@ -107,6 +107,9 @@ type looker struct {
 // all makes all looks at once: those of a verification, and the others, each of
 // which is given up after lookTimeout.
 func (l looker) all(out *check.Looks, verify func() error, more ...func(context.Context)) error {
+	if config, err := l.clients.Config.Vault(l.spec.Vault.Name); err == nil {
+		out.VaultNamespace = config.Namespace
+	}
 	var group errgroup.Group
 	group.Go(verify)
 	looks := append(more,
@@ -318,8 +321,11 @@ func (l looker) stored(ctx context.Context) check.SeenStored {
 	return seen
 }
 
-// helmRelease is the Helm release that owns an object; empty if none does.
+// helmRelease is the Helm release whose upgrade may delete an object; empty if none.
 func helmRelease(object metav1.Object) string {
+	if object.GetAnnotations()["helm.sh/resource-policy"] == "keep" {
+		return "" // an upgrade leaves it
+	}
 	if release := object.GetAnnotations()["meta.helm.sh/release-name"]; release != "" {
 		return release
 	}

@@ -28,7 +28,7 @@ func vault(ctx context.Context, clients *site.Clients, spec mesh.Spec) check.See
 		seen.Gap = check.Gap{Reason: check.Unreachable, Detail: failure.Message(err)}
 		return seen
 	}
-	seen.Address, seen.Namespace = config.Address, config.Namespace
+	seen.Address = config.Address
 	anonymous, err := clients.VaultWithToken(ctx, spec.Vault.Name, "")
 	if err != nil {
 		seen.Gap = check.Gap{Reason: check.Unreachable, Detail: failure.Message(err)}
