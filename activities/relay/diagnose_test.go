@@ -85,3 +85,30 @@ func TestDiagnosisOfVaultBroken(t *testing.T) {
 		expect(t, seen, want.name, want.status, want.words)
 	}
 }
+
+// A cluster that does not answer is one finding, and one in which nothing is has many:
+// all with evidence and commands.
+func TestDiagnosisOfClusters(t *testing.T) {
+	w := newWorld(t)
+	seen := w.verifyCluster(t, relay.VerifyClusterInput{Spec: w.spec, Cluster: "cluster2", Diagnose: true})
+	if len(seen) != 1 || seen[0].Check != check.ClusterReachable || !strings.Contains(strings.Join(seen[0].Evidence, " "), "connection refused") ||
+		!strings.Contains(strings.Join(seen[0].Commands, " "), "kubectl --context down ") {
+		t.Errorf("%+v", seen)
+	}
+
+	seen = append(w.verifyCluster(t, relay.VerifyClusterInput{Spec: w.spec, Cluster: "cluster1", Diagnose: true}), w.diagnoseManagement(t)...)
+	expect(t, seen, check.IdentityToken, check.Fail, "relay-identity-token-secret is missing")
+	expect(t, seen, check.ClockSkew, check.Pass, "the worker")
+	expect(t, seen, check.RootToken, check.Pass, "no token of Vault's")
+	expect(t, seen, check.HelmOwned, check.Pass, "")
+	for _, f := range seen {
+		if f.Status != check.Pass && (len(f.Evidence) == 0 || len(f.Commands) == 0 || f.Remedy == "") {
+			t.Errorf("%s of %s: evidence %q, commands %q", f.Status, f.Check, f.Evidence, f.Commands)
+		}
+		for _, command := range f.Commands {
+			if strings.Contains(command, "kubectl ") && !strings.Contains(command, "--context up ") {
+				t.Errorf("%s: %s", f.Check, command)
+			}
+		}
+	}
+}

@@ -49,7 +49,7 @@ func (m Management) place(now time.Time) place {
 		now: now, spec: spec, name: spec.Management.Context, context: spec.Management.Context, role: spec.PKI.Role,
 		asked: spec.Certificates.Server, certManager: m.CertManager, issuer: m.Issuer, certificate: m.Certificate, secret: m.Secret, keys: m.Keys, token: m.Token,
 		relay: m.Server, looks: m.Looks, ofManagement: m,
-		owned: []owned{{spec.Certificates.Server.SecretName, m.Secret.Helm}, {spec.Gloo.IdentityToken.SecretName, m.Looks.Identity.Helm}},
+		owned: []owned{{spec.Certificates.Server.SecretName, m.Secret.Helm, m.Secret.Gap}, {spec.Gloo.IdentityToken.SecretName, m.Looks.Identity.Helm, m.Looks.Identity.Gap}},
 	}
 }
 
@@ -59,7 +59,7 @@ func (w Workload) place(now time.Time) place {
 		now: now, spec: spec, name: w.Cluster.Name, context: w.Cluster.Context, workload: true, role: spec.RoleFor(w.Cluster),
 		asked: spec.ClientCertificate(w.Cluster), certManager: w.CertManager, issuer: w.Issuer, certificate: w.Certificate, secret: w.Secret, keys: w.Keys, token: w.Token,
 		relay: w.Agent, looks: w.Looks, ofWorkload: w,
-		owned: []owned{{spec.Certificates.Client.SecretName, w.Secret.Helm}, {mesh.RootSecretName, w.RootSecret.Helm}, {spec.Gloo.IdentityToken.SecretName, w.Looks.Identity.Helm}},
+		owned: []owned{{spec.Certificates.Client.SecretName, w.Secret.Helm, w.Secret.Gap}, {mesh.RootSecretName, w.RootSecret.Helm, w.RootSecret.Gap}, {spec.Gloo.IdentityToken.SecretName, w.Looks.Identity.Helm, w.Looks.Identity.Gap}},
 	}
 }
 

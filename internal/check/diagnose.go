@@ -170,13 +170,17 @@ func (r *report) webhook(p place) {
 }
 
 // owned is a Secret of the relay's, and the Helm release that owns it.
-type owned struct{ name, release string }
+type owned struct {
+	name, release string
+	gap           Gap
+}
 
 // helmOwned: what a Helm release owns, the next upgrade of it may delete or write
 // over, as the guide's readers found out with Secrets that an earlier chart had made.
 func (r *report) helmOwned(p place) {
 	sound := true
 	for _, s := range p.owned {
+		sound = sound && (!s.gap.Open() || s.gap.Reason == NotFound) // else said by what reads it
 		if s.release == "" {
 			continue
 		}
