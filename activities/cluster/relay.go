@@ -3,10 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"net"
-	"strconv"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -51,9 +48,6 @@ func (a *Activities) RegisterCluster(ctx context.Context, in RegisterClusterInpu
 	return out, err
 }
 
-// relayPort is the port that the guide's management server serves agents on.
-const relayPort = 9900
-
 // AwaitRelayAddress waits (heartbeating) for the LoadBalancer's address, by IP
 // or by hostname; an address in the input wins.
 func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput) (RelayAddressResult, error) {
@@ -73,7 +67,7 @@ func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput
 		if err != nil {
 			return false, "", kube.Error(ctx, c, "read "+kube.Name("Service", in.Spec.Management.Namespace, mesh.ServerDeployment), err)
 		}
-		address, problem := serviceAddress(service)
+		address, problem := kube.RelayAddress(service)
 		if problem != "" {
 			return false, "", failure.Permanent(failure.Preflight, "cluster %q: %s %s; give the address in gloo.relayAddress", c.Name, kube.Name("Service", service.Namespace, service.Name), problem)
 		}
@@ -86,32 +80,4 @@ func (a *Activities) AwaitRelayAddress(ctx context.Context, in RelayAddressInput
 		err = kube.Await(ctx, look)
 	}
 	return result, err
-}
-
-// serviceAddress is host:port of a LoadBalancer Service's grpc port; empty as
-// long as it has no address. problem says why it will never have one.
-func serviceAddress(service *corev1.Service) (address, problem string) {
-	if service.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		return "", fmt.Sprintf("is of type %s, which gets no address from outside", service.Spec.Type)
-	}
-	port := int32(0)
-	for _, p := range service.Spec.Ports {
-		if p.Port == relayPort || p.Name == "grpc" {
-			port = p.Port
-			break
-		}
-	}
-	if port == 0 {
-		return "", fmt.Sprintf("has no port %d and none named grpc", relayPort)
-	}
-	for _, ingress := range service.Status.LoadBalancer.Ingress {
-		host := ingress.IP
-		if host == "" {
-			host = ingress.Hostname
-		}
-		if host != "" {
-			return net.JoinHostPort(host, strconv.Itoa(int(port))), ""
-		}
-	}
-	return "", ""
 }

@@ -103,7 +103,7 @@ func (r *restart) look(ctx context.Context) (bool, string, error) {
 	case r.restarted == r.written:
 		return false, "", kube.Final(failure.Transient(failure.Unavailable, "cluster %q: %s was restarted, and its Pod %s is dated before that, at the last write to %s or earlier: the clocks of that cluster's API servers differ. It is restarted once more",
 			r.c.Name, r.name, before[0], r.written.secret))
-	case time.Since(r.seen) < resolution:
+	case time.Since(r.seen) < kube.Resolution:
 		// What is created within the second of the write could be from before it.
 		return false, fmt.Sprintf("cluster %q: %s is restarted in the next second", r.c.Name, r.name), nil
 	}
@@ -112,9 +112,6 @@ func (r *restart) look(ctx context.Context) (bool, string, error) {
 	}
 	return false, fmt.Sprintf("cluster %q: %s is being restarted", r.c.Name, r.name), nil
 }
-
-// resolution is that of Kubernetes' times.
-const resolution = time.Second
 
 // read reads the Deployment, those of its Pods in which a process may be, and the
 // last write to the Secrets.
@@ -159,22 +156,11 @@ func (r *restart) lastWrite(ctx context.Context) (write, error) {
 		if err != nil {
 			return last, kube.Error(ctx, r.c, "read "+name, err)
 		}
-		if at := writtenAt(live); at.After(last.at) {
+		if at := kube.WrittenAt(live); at.After(last.at) {
 			last = write{secret: name, at: at}
 		}
 	}
 	return last, nil
-}
-
-// writtenAt is when the object was last written.
-func writtenAt(object metav1.Object) time.Time {
-	last := object.GetCreationTimestamp().Time
-	for _, entry := range object.GetManagedFields() {
-		if entry.Time != nil && entry.Time.After(last) {
-			last = entry.Time.Time
-		}
-	}
-	return last
 }
 
 // from are the Pods that may have been given what was there before the write, by
@@ -182,7 +168,7 @@ func writtenAt(object metav1.Object) time.Time {
 func from(pods []corev1.Pod, written time.Time) (before, ending []string) {
 	for _, pod := range pods {
 		switch {
-		case !pod.CreationTimestamp.Time.Before(written.Add(resolution)):
+		case !pod.CreationTimestamp.Time.Before(written.Add(kube.Resolution)):
 		case pod.DeletionTimestamp != nil:
 			ending = append(ending, pod.Name)
 		default:
@@ -207,7 +193,7 @@ func restartedSince(d *appsv1.Deployment, written time.Time) bool {
 // restart restarts the Deployment, unless it has changed since it was read.
 func (r *restart) restart(ctx context.Context, d *appsv1.Deployment) error {
 	at := time.Now()
-	if next := r.written.at.Add(resolution); at.Before(next) {
+	if next := r.written.at.Add(kube.Resolution); at.Before(next) {
 		at = next // our clock is behind, and whoever comes next is to see that it was since
 	}
 	patch, err := json.Marshal(map[string]any{

@@ -140,7 +140,7 @@ func (w *rollouts) patiently() *restart {
 	w.t.Helper()
 	r := w.restart()
 	w.waits(r, "in the next second")
-	r.seen = r.seen.Add(-resolution)
+	r.seen = r.seen.Add(-kube.Resolution)
 	return r
 }
 
@@ -247,7 +247,7 @@ func TestRestartWrittenMeanwhile(t *testing.T) {
 	w.finish(time.Now().Add(-20 * time.Second))
 	w.write("client", time.Now())
 	w.waits(r, "in the next second")
-	r.seen = r.seen.Add(-resolution)
+	r.seen = r.seen.Add(-kube.Resolution)
 	w.waits(r, "is being restarted")
 	w.finish(time.Now().Add(time.Second))
 	w.ends(r, 2)

@@ -55,12 +55,16 @@ func (a *Activities) VerifyManagement(ctx context.Context, in VerifyManagementIn
 		return VerifyManagementResult{}, err
 	}
 	findings, err := lookUntil(ctx, end, func() ([]check.Finding, error) {
-		seen, err := observe.Management(ctx, a.Clients, spec)
+		look, judge := observe.Management, check.Management.Findings
+		if in.Diagnose {
+			look, judge = observe.DiagnoseManagement, check.Management.Diagnose
+		}
+		seen, err := look(ctx, a.Clients, spec)
 		if err != nil {
 			return nil, err
 		}
 		seen.Others, seen.Pin = in.Others, in.Pin
-		return seen.Findings(time.Now()), nil
+		return judge(seen, time.Now()), nil
 	})
 	return VerifyManagementResult{Findings: findings}, err
 }
@@ -150,13 +154,17 @@ func (a *Activities) VerifyCluster(ctx context.Context, in VerifyClusterInput) (
 		standby = chain[0]
 	}
 	findings, err := lookUntil(ctx, time.Now().Add(in.Settle.Duration), func() ([]check.Finding, error) {
-		seen, err := observe.Workload(ctx, a.Clients, spec, w)
+		look, judge := observe.Workload, check.Workload.Findings
+		if in.Diagnose {
+			look, judge = observe.DiagnoseWorkload, check.Workload.Diagnose
+		}
+		seen, err := look(ctx, a.Clients, spec, w)
 		if err != nil {
 			return nil, err
 		}
 		seen.Pin = in.Pin
 		seen.Standby = standby
-		return seen.Findings(time.Now()), nil
+		return judge(seen, time.Now()), nil
 	})
 	return VerifyClusterResult{Findings: findings}, err
 }

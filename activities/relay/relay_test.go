@@ -158,8 +158,13 @@ func (w *world) setup(t *testing.T, key *rsa.PublicKey) {
 
 func (w *world) management(t *testing.T, settle time.Duration) []check.Finding {
 	t.Helper()
+	return w.verifyManagement(t, relay.VerifyManagementInput{Spec: w.spec, Settle: mesh.Duration{Duration: settle}})
+}
+
+func (w *world) verifyManagement(t *testing.T, in relay.VerifyManagementInput) []check.Finding {
+	t.Helper()
 	var a *relay.Activities
-	value, err := w.env.ExecuteActivity(a.VerifyManagement, relay.VerifyManagementInput{Spec: w.spec, Settle: mesh.Duration{Duration: settle}})
+	value, err := w.env.ExecuteActivity(a.VerifyManagement, in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,8 +177,13 @@ func (w *world) management(t *testing.T, settle time.Duration) []check.Finding {
 
 func (w *world) cluster(t *testing.T, name string) []check.Finding {
 	t.Helper()
+	return w.verifyCluster(t, relay.VerifyClusterInput{Spec: w.spec, Cluster: name})
+}
+
+func (w *world) verifyCluster(t *testing.T, in relay.VerifyClusterInput) []check.Finding {
+	t.Helper()
 	var a *relay.Activities
-	value, err := w.env.ExecuteActivity(a.VerifyCluster, relay.VerifyClusterInput{Spec: w.spec, Cluster: name})
+	value, err := w.env.ExecuteActivity(a.VerifyCluster, in)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -574,7 +575,7 @@ func TestLookUntil(t *testing.T) {
 			looks++
 			return []check.Finding{good, test.seen[looks-1]}, nil
 		})
-		if err != nil || got[1] != test.want || looks != test.looks {
+		if err != nil || !reflect.DeepEqual(got[1], test.want) || looks != test.looks {
 			t.Errorf("%s: %+v after %d looks, %v", test.name, got, looks, err)
 		}
 	}

@@ -97,7 +97,41 @@ func healthy(t *testing.T) *world {
 		AgentAddress: "34.145.181.6:9900",
 		Handshakes:   []check.SeenHandshake{{Pod: "server-0", Reached: true}},
 	}
+	w.looks()
 	return w
+}
+
+// looks adds what a diagnosis sees of a mesh that is in order.
+func (w *world) looks() {
+	written, started := w.now.Add(-50*time.Minute), w.now.Add(-40*time.Minute)
+	live := func(c *check.SeenCertificate, asked mesh.Certificate) {
+		c.SecretName, c.Duration, c.RenewBefore = asked.SecretName, asked.Duration.Duration, asked.RenewBefore.Duration
+	}
+	live(&w.Management.Certificate, w.spec.Certificates.Server)
+	live(&w.Workload.Certificate, w.spec.Certificates.Client)
+	for _, s := range []*check.SeenSecret{&w.Management.Secret, &w.Workload.Secret, &w.RootSecret} {
+		s.Written = written
+	}
+	w.Server.Pods[0].Created, w.Agent.Pods[0].Created = started, started
+	looks := check.Looks{
+		Contexts: map[string]string{"mgmt": "kube-mgmt", "cluster1": "kube-1"},
+		Clock:    check.SeenClock{Known: true, Behind: time.Second},
+		Identity: check.SeenIdentity{HasKey: true, Same: true},
+		Stored:   check.SeenStored{Gap: check.Gap{Reason: check.NotFound}},
+	}
+	w.Management.Looks, w.Workload.Looks = looks, looks
+	w.VaultClock = check.SeenClock{Known: true, Behind: -2 * time.Second}
+	w.Relay = check.SeenAddress{Address: w.AgentAddress}
+
+	intermediate := &w.Vault.Relay.Issuers[0]
+	intermediate.Chain, intermediate.Manual = []*x509.Certificate{w.relay.Cert, w.root.Cert}, true
+	for i := range w.Vault.Roles {
+		w.Vault.Roles[i].MaxTTL, w.Vault.Roles[i].NoStore = int64(w.spec.PKI.MaxLeafTTL.Seconds()), true
+	}
+	w.PKI = []check.SeenPKI{
+		{Path: "pki_relay", MaxLease: w.spec.PKI.Intermediate.TTL.Duration},
+		{Path: "pki", Root: true, MaxLease: w.spec.PKI.Root.TTL.Duration, Certs: 2, CRLs: []check.SeenCRL{{Issuer: rootID, This: w.now.Add(-time.Hour), Next: w.now.Add(71 * time.Hour)}}},
+	}
 }
 
 // expectation is what must be found: the checks that do not pass, each with
@@ -305,6 +339,7 @@ func TestManagement(t *testing.T) {
 			w := healthy(t)
 			test.harm(t, w)
 			judge(t, w.Management.Findings(w.now), test.want)
+			owed(t, w.Management.Diagnose(w.now))
 		})
 	}
 }
@@ -349,6 +384,7 @@ func TestStandbyRoot(t *testing.T) {
 			}
 			found := w.Management.Findings(w.now)
 			judge(t, found, test.want)
+			owed(t, w.Management.Diagnose(w.now))
 			if said := slices.ContainsFunc(found, func(f check.Finding) bool { return f.Check == check.StandbyRoot }); said && !test.asked {
 				t.Error("nobody has asked for it, and something is said of it")
 			}
@@ -377,6 +413,7 @@ func TestStandbyRoot(t *testing.T) {
 			w.Standby = second.Cert
 			test.harm(w)
 			judge(t, w.Workload.Findings(w.now), test.want)
+			owed(t, w.Workload.Diagnose(w.now))
 		})
 	}
 }
@@ -550,6 +587,7 @@ func TestWorkload(t *testing.T) {
 			w := healthy(t)
 			test.harm(t, w)
 			judge(t, w.Workload.Findings(w.now), test.want)
+			owed(t, w.Workload.Diagnose(w.now))
 		})
 	}
 }

@@ -37,6 +37,24 @@
 //	agents-connected       M      the server's gauges count one pull and one push stream per cluster
 //	registered-name        W      the client certificate's name is registered
 //	handshake              W      a fresh full mTLS handshake succeeds with every replica
+//
+// A diagnosis makes these besides:
+//
+//	identity-token         M W    the Secret that gloo.identityToken names is there, with its key, and in W as in M
+//	webhook                M W    cert-manager's validating webhook answers, and refuses what it should
+//	clock-skew             M W    the API server's clock, and Vault's, is the worker's to 30 s
+//	helm-owned             M W    no Secret of the relay belongs to a Helm release, whose upgrade may delete it
+//	renew-window           M W    the live Certificate is renewed neither without end nor too late for a second try
+//	ttl-nesting            M W    every CA outlives what it signs, and no role or mount cuts a life short; W: the certificate lives as long as asked for
+//	root-token             M W    there is no token in vault-token, or one that may sign for that cluster and nothing else
+//	vault-chain            M      the chain that Vault returns with what it signs is one line, fixed, up to a root
+//	agent-address-wrong    W      the agent is told of where the management server is
+//	stale-agent            W      an agent that does not reload was started after its certificate was last written
+//	stale-trust            W      and after its trust was
+//	gauges-lie             W      the gauges do not count an agent whose fresh handshake fails
+//
+// And what "vault pki health-check" looks at on the same mounts, judged for this use,
+// pki- and its name for each: see pki.go.
 package check
 
 // Names of the checks.
@@ -71,4 +89,32 @@ const (
 	AgentsConnected     = "agents-connected"
 	RegisteredName      = "registered-name"
 	Handshake           = "handshake"
+
+	IdentityToken     = "identity-token"
+	Webhook           = "webhook"
+	ClockSkew         = "clock-skew"
+	HelmOwned         = "helm-owned"
+	RenewWindow       = "renew-window"
+	TTLNesting        = "ttl-nesting"
+	RootToken         = "root-token"
+	VaultChain        = "vault-chain"
+	AgentAddressWrong = "agent-address-wrong"
+	StaleAgent        = "stale-agent"
+	StaleTrust        = "stale-trust"
+	GaugesLie         = "gauges-lie"
+
+	PKICAValidity         = "pki-ca-validity-period"
+	PKICRLValidity        = "pki-crl-validity-period"
+	PKIHardwareBackedRoot = "pki-hardware-backed-root"
+	PKIRootIssuedLeaves   = "pki-root-issued-leaves"
+	PKIRoleLocalhost      = "pki-role-allows-localhost"
+	PKIRoleGlobWildcards  = "pki-role-allows-glob-wildcards"
+	PKIRoleNoStore        = "pki-role-no-store-false"
+	PKIAuditVisibility    = "pki-audit-visibility"
+	PKIIfModifiedSince    = "pki-allow-if-modified-since"
+	PKIAutoTidy           = "pki-enable-auto-tidy"
+	PKITidyLastRun        = "pki-tidy-last-run"
+	PKITooManyCerts       = "pki-too-many-certs"
+	PKIACMEIssuance       = "pki-enable-acme-issuance"
+	PKIACMEHeaders        = "pki-allow-acme-headers"
 )

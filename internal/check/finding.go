@@ -87,6 +87,8 @@ func Transient(findings []Finding) bool {
 type report struct {
 	cluster  string
 	findings []Finding
+	// diagnosis: what a finding has in a diagnosis alone is filled in.
+	diagnosis bool
 }
 
 func (r *report) pass(check, object, format string, args ...any) {

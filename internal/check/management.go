@@ -34,16 +34,27 @@ type Management struct {
 	Replicas      []SeenReplica
 	Registered    []string
 	RegisteredGap Gap
+
+	// What follows is of a diagnosis alone.
+	Looks      Looks
+	VaultClock SeenClock
+	PKI        []SeenPKI
 }
 
 // Findings are the verdicts on the management cluster at the given time.
 func (m Management) Findings(now time.Time) []Finding {
+	r := &report{cluster: m.Spec.Management.Context}
+	m.verify(r, now)
+	return r.findings
+}
+
+// verify makes the checks of a verification.
+func (m Management) verify(r *report, now time.Time) {
 	spec := m.Spec
-	r := &report{cluster: spec.Management.Context}
 	if m.Unreachable != "" {
 		r.transient(ClusterReachable, "", "the API server of "+r.cluster+" does not answer: "+m.Unreachable, "see that the worker's kubeconfig is right and the API server up, then verify again")
 		r.vault(spec, m.Vault, now)
-		return r.findings
+		return
 	}
 	r.pass(ClusterReachable, "", "the API server answers")
 	r.vault(spec, m.Vault, now)
@@ -63,7 +74,6 @@ func (m Management) Findings(now time.Time) []Finding {
 	}
 	r.registrations(spec, m.Others, m.Registered, m.RegisteredGap)
 	r.connected(spec, m.Replicas)
-	return r.findings
 }
 
 func coversAuthority(leaf *x509.Certificate, authority string) error {

@@ -36,6 +36,7 @@ func (g Gap) report(r *report, check, object, missingRemedy string) bool {
 	case Denied:
 		r.fail(check, object, fmt.Sprintf("the worker may not read %s: %s", object, g.Detail),
 			"grant the worker what deploy/rbac and deploy/vault/policies list, then verify again")
+		r.findings[len(r.findings)-1].Denied = r.diagnosis
 	default:
 		r.transient(check, object, fmt.Sprintf("%s could not be read: %s", object, g.Detail),
 			"see that the worker reaches the server named in the message, then verify again")
@@ -89,6 +90,14 @@ type SeenCertificate struct {
 	// Request is why its current CertificateRequest is not Ready; empty when
 	// there is none or it is.
 	Request string
+	// SecretName, Duration and RenewBefore are as the live object has them; zero
+	// where it leaves them to cert-manager.
+	SecretName            string
+	Duration, RenewBefore time.Duration
+	// Failures are the issuances that have failed one after the other, the last of
+	// them at LastFailure.
+	Failures    int
+	LastFailure time.Time
 }
 
 // SeenSecret is the public part of a Secret with certificates.
@@ -97,6 +106,10 @@ type SeenSecret struct {
 	// Chain is tls.crt, CA is ca.crt; the errors say why they could not be read.
 	Chain, CA           []*x509.Certificate
 	ChainError, CAError string
+	// Written is when it was last written.
+	Written time.Time
+	// Helm is the Helm release that owns it; empty if none does.
+	Helm string
 }
 
 // SeenDeployment is a Deployment with its Pods.
@@ -106,6 +119,9 @@ type SeenDeployment struct {
 	Desired, Available int32
 	Pods               []SeenPod
 	PodsGap            Gap
+	// Edited is who, other than Helm, has written its containers' arguments, which
+	// an upgrade then leaves; empty if nobody has.
+	Edited string
 }
 
 // SeenPod is one Pod of a Deployment.
@@ -116,7 +132,8 @@ type SeenPod struct {
 	// none: "waiting, CrashLoopBackOff: back-off 10s restarting".
 	State, LastState string
 	// Log has the last lines of the container's log, where it was read.
-	Log string
+	Log     string
+	Created time.Time
 }
 
 // SeenReplica is what one Pod of the management server was seen to do.
@@ -206,6 +223,10 @@ type SeenVaultIssuer struct {
 	// Signs says that its usage lets it issue.
 	Signs       bool
 	Certificate *x509.Certificate
+	// Chain is what Vault returns with what it signs, Manual whether that was
+	// fixed; else Vault chooses it anew whenever a CA is imported.
+	Chain  []*x509.Certificate
+	Manual bool
 }
 
 // SeenRole is a role of the relay mount.
@@ -230,6 +251,9 @@ type SeenRole struct {
 	ClientFlag       bool     `json:"client_flag"`
 	ExtKeyUsage      []string `json:"ext_key_usage"`
 	ExtKeyUsageOIDs  []string `json:"ext_key_usage_oids"`
+	// MaxTTL is in seconds; 0 is the mount's.
+	MaxTTL  int64 `json:"max_ttl"`
+	NoStore bool  `json:"no_store"`
 }
 
 // SeenHandshake is a fresh full mTLS handshake with one replica.

@@ -43,6 +43,11 @@ type Workload struct {
 	// HandshakesError is why no handshake could be tried.
 	HandshakesError string
 	Handshakes      []SeenHandshake
+
+	// What follows is of a diagnosis alone. Gauges are read when a handshake fails.
+	Looks  Looks
+	Relay  SeenAddress
+	Gauges Metrics
 }
 
 // Trust is the Secret whose ca.crt the agent checks the server against.
@@ -63,10 +68,16 @@ func (w Workload) HandshakeFindings() []Finding {
 // Findings are the verdicts on the workload cluster at the given time.
 func (w Workload) Findings(now time.Time) []Finding {
 	r := &report{cluster: w.Cluster.Name}
+	w.verify(r, now)
+	return r.findings
+}
+
+// verify makes the checks of a verification.
+func (w Workload) verify(r *report, now time.Time) {
 	if w.Unreachable != "" {
 		r.transient(ClusterReachable, "", "the API server of "+w.Cluster.Context+" does not answer: "+w.Unreachable,
 			"see that the worker's kubeconfig is right and the API server up, then verify again; its cert-manager may go on renewing by itself meanwhile")
-		return r.findings
+		return
 	}
 	spec := w.Spec
 	asked := spec.ClientCertificate(w.Cluster)
@@ -87,11 +98,10 @@ func (w Workload) Findings(now time.Time) []Finding {
 	if w.Private != "" {
 		r.warn(RegisteredName, "", "not compared: "+w.Private, "see registrations of the management cluster")
 		r.warn(Handshake, "", "not tried: "+w.Private, "see agents-connected: the agent's own connection is the proof there is")
-		return r.findings
+		return
 	}
 	r.registered(w)
 	r.handshakes(spec, w)
-	return r.findings
 }
 
 func isNamed(leaf *x509.Certificate, name string) error {

@@ -187,6 +187,33 @@ path "pki_relay/config/auto-tidy" {
   }
 }
 
+# A diagnosis reads what is set of the mounts and what is stored in them. Without
+# these it says what it has not looked at.
+path "sys/mounts/pki_relay/tune" {
+  capabilities = ["read"]
+}
+path "pki_relay/certs" {
+  capabilities = ["list"]
+}
+path "pki_relay/tidy-status" {
+  capabilities = ["read"]
+}
+path "pki_relay/config/acme" {
+  capabilities = ["read"]
+}
+path "pki/tidy-status" {
+  capabilities = ["read"]
+}
+path "pki/config/acme" {
+  capabilities = ["read"]
+}
+path "pki/roles" {
+  capabilities = ["list"]
+}
+path "pki/roles/+" {
+  capabilities = ["read"]
+}
+
 # Snapshots (rotation.snapshot take). One holds all that is in Vault, encrypted:
 # with the unseal keys it can be read. Take this out where people take them.
 path "sys/storage/raft/snapshot" {

@@ -78,6 +78,11 @@ func seenDeployment(d *appsv1.Deployment) check.SeenDeployment {
 	if d.Spec.Replicas != nil {
 		seen.Desired = *d.Spec.Replicas
 	}
+	for _, entry := range d.ManagedFields {
+		if entry.Manager != "helm" && entry.Subresource == "" && entry.FieldsV1 != nil && bytes.Contains(entry.FieldsV1.Raw, []byte(`"f:args"`)) {
+			seen.Edited = entry.Manager
+		}
+	}
 	return seen
 }
 
@@ -113,7 +118,7 @@ func relayDeployment(ctx context.Context, cluster *site.Cluster, namespace, name
 }
 
 func seenPod(pod corev1.Pod) check.SeenPod {
-	seen := check.SeenPod{Name: pod.Name}
+	seen := check.SeenPod{Name: pod.Name, Created: pod.CreationTimestamp.Time}
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodReady {
 			seen.Ready = c.Status == corev1.ConditionTrue
@@ -231,7 +236,19 @@ func certificate(ctx context.Context, cluster *site.Cluster, namespace, name str
 	if err != nil {
 		return check.SeenCertificate{Gap: gap(err)}
 	}
-	seen := check.SeenCertificate{Generation: c.Generation}
+	seen := check.SeenCertificate{Generation: c.Generation, SecretName: c.Spec.SecretName}
+	if c.Spec.Duration != nil {
+		seen.Duration = c.Spec.Duration.Duration
+	}
+	if c.Spec.RenewBefore != nil {
+		seen.RenewBefore = c.Spec.RenewBefore.Duration
+	}
+	if c.Status.FailedIssuanceAttempts != nil {
+		seen.Failures = *c.Status.FailedIssuanceAttempts
+	}
+	if c.Status.LastFailureTime != nil {
+		seen.LastFailure = c.Status.LastFailureTime.Time
+	}
 	for _, condition := range c.Status.Conditions {
 		as := check.Condition{Status: string(condition.Status), Reason: condition.Reason, Message: abridge(condition.Message), Generation: condition.ObservedGeneration}
 		switch condition.Type {
@@ -267,7 +284,7 @@ func tlsSecret(ctx context.Context, cluster *site.Cluster, namespace, name strin
 	if err != nil {
 		return check.SeenSecret{Gap: gap(err)}, nil
 	}
-	var seen check.SeenSecret
+	seen := check.SeenSecret{Written: kube.WrittenAt(s), Helm: helmRelease(s)}
 	seen.Chain, err = pki.ParseChain(s.Data[corev1.TLSCertKey])
 	seen.ChainError = text(err)
 	seen.CA, err = pki.ParseChain(s.Data[cmmeta.TLSCAKey])

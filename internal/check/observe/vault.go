@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	vaultapi "github.com/hashicorp/vault/api"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
@@ -55,13 +56,28 @@ func vault(ctx context.Context, clients *site.Clients, spec mesh.Spec) check.See
 		seen.Root = v.mount(ctx, spec.Vault.RootMount)
 	}
 	seen.Relay = v.mount(ctx, spec.Vault.RelayMount)
-	seen.Roles = append(seen.Roles, v.role(ctx, spec.Vault.RelayMount, spec.PKI.Role, ""), v.role(ctx, spec.Vault.RelayMount, spec.ProbeRole(), ""))
+	seen.Roles = v.roles(ctx, spec)
+	return seen
+}
+
+// roles are the mesh's, read several at once.
+func (v vaultReader) roles(ctx context.Context, spec mesh.Spec) []check.SeenRole {
+	asked := []check.SeenRole{{Name: spec.PKI.Role}, {Name: spec.ProbeRole()}}
 	if spec.PKI.Isolation != mesh.IsolationShared {
 		for _, w := range spec.Workloads {
-			seen.Roles = append(seen.Roles, v.role(ctx, spec.Vault.RelayMount, spec.RoleFor(w), w.Name))
+			asked = append(asked, check.SeenRole{Name: spec.RoleFor(w), Cluster: w.Name})
 		}
 	}
-	return seen
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	for i, role := range asked {
+		group.Go(func() error {
+			asked[i] = v.role(ctx, spec.Vault.RelayMount, role.Name, role.Cluster)
+			return nil
+		})
+	}
+	_ = group.Wait() // what could not be seen is in what was
+	return asked
 }
 
 // vaultGap classifies an error of Vault's client.
@@ -138,6 +154,9 @@ func (v vaultReader) mount(ctx context.Context, path string) check.SeenMount {
 			Behavior    string `json:"leaf_not_after_behavior"`
 			Usage       string `json:"usage"`
 			Certificate string `json:"certificate"`
+			// CAChain is what goes with what it signs, itself first.
+			CAChain     []string `json:"ca_chain"`
+			ManualChain []string `json:"manual_chain"`
 		}
 		if seen.Gap = v.read(ctx, path+"/issuer/"+id, &issuer); seen.Gap.Open() {
 			return seen
@@ -145,6 +164,10 @@ func (v vaultReader) mount(ctx context.Context, path string) check.SeenMount {
 		one := check.SeenVaultIssuer{ID: id, Name: issuer.Name, LeafNotAfterBehavior: issuer.Behavior, HasKey: issuer.KeyID != "", Signs: slices.Contains(strings.Split(issuer.Usage, ","), "issuing-certificates")}
 		if chain, err := pki.ParseChain([]byte(strings.TrimSpace(issuer.Certificate))); err == nil {
 			one.Certificate = chain[0]
+		}
+		one.Manual = len(issuer.ManualChain) > 0
+		if chain, err := pki.ParseChain([]byte(strings.Join(issuer.CAChain, "\n"))); err == nil {
+			one.Chain = chain
 		}
 		seen.Issuers = append(seen.Issuers, one)
 	}
