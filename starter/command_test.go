@@ -203,6 +203,7 @@ func TestMeshOfID(t *testing.T) {
 		"verify-demo-20260301T120000.123Z":    "demo",
 		"verify-demo-2-20260301T120000.123Z":  "demo-2",
 		"verify-demo-2026-03-01T12:00:00Z":    "demo",
+		"diagnose-demo-20260301T120000.123Z":  "demo",
 		"adopt-demo":                          "demo",
 		"refresh-demo-2-2026-03-01T12:00:00Z": "demo-2",
 		"add-a-b-c":                           "", // of a, or of a-b

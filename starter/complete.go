@@ -104,6 +104,20 @@ func (c *cli) completeClusters(states ...procedure.State) cobra.CompletionFunc {
 	}
 }
 
+// completeClusterFlag proposes the clusters that the procedures of the named mesh know.
+func (c *cli) completeClusterFlag(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) != 1 || !meshName.MatchString(args[0]) {
+		return nil, nothingElse
+	}
+	return c.propose(cmd, func(ctx context.Context, t *server) []string {
+		var names []string
+		for _, cluster := range t.clusters(ctx, args[0], false) {
+			names = append(names, cluster.Cluster)
+		}
+		return names
+	})
+}
+
 // clusters are those in the progress of a mesh's procedures: of those that run,
 // or else of the latest that has any.
 func (t *server) clusters(ctx context.Context, mesh string, running bool) []procedure.ClusterProgress {

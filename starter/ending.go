@@ -91,6 +91,9 @@ func (c *cli) conclude(e ending, f *follower) error {
 	if plan, ok := f.planOf(e); ok {
 		return c.concludePlan(e, plan, f.again)
 	}
+	if found, ok := diagnosisResult(e); ok {
+		return (&diagnosing{cli: c, mesh: found.Mesh, failOn: informational}).conclude(e, f)
+	}
 	if c.json() {
 		if err := c.printJSON(e); err != nil {
 			return err

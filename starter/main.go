@@ -24,8 +24,11 @@ const (
 	exitFailed      = 1   // the procedure failed
 	exitBadInput    = 2   // the command or its input is wrong; nothing was started
 	exitUnreachable = 3   // Temporal cannot be reached
-	exitUnhealthy   = 4   // the verification found something failing
+	exitUnhealthy   = 4   // the verification found something failing, or a diagnosis something critical
 	exitWaiting     = 5   // the procedure runs, and waits for a person
+	exitDenied      = 6   // a diagnosis was not let look at something
+	exitWarnings    = 7   // a diagnosis found warnings
+	exitNotes       = 8   // a diagnosis found something worth knowing
 	exitInterrupted = 130 // Ctrl-C; the procedure goes on
 )
 
@@ -115,8 +118,11 @@ Exit codes:
     1  the procedure failed
     2  bad input, a refusal, or a question not answered with yes: nothing was done
     3  Temporal cannot be reached
-    4  the verification found something failing
+    4  the verification found something failing, or a diagnosis something critical
     5  the procedure runs, and waits for you: retry, skip, resume, submit or abort
+    6  a diagnosis was not let look at something, and found nothing critical
+    7  a diagnosis found warnings, and nothing graver
+    8  a diagnosis found something worth knowing, and nothing graver
   130  interrupted, or --timeout is over: the procedure goes on
 
 Without a terminal, output is plain lines; NO_COLOR is honoured.`
@@ -148,7 +154,7 @@ func (c *cli) rootCommand() *cobra.Command {
 		id       string
 		commands []*cobra.Command
 	}{
-		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.emergencyCommand(), c.verifyCommand(), c.scheduleCommand()}},
+		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.emergencyCommand(), c.verifyCommand(), c.diagnoseCommand(), c.scheduleCommand()}},
 		{"steering", []*cobra.Command{c.approveCommand(), c.rollbackCommand(), c.retryCommand(), c.skipCommand(), c.quarantineCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand(), c.csrCommand(), c.submitCommand()}},
 		{"looking", []*cobra.Command{c.statusCommand(), c.watchCommand(), c.schemaCommand()}},
 	} {

@@ -176,15 +176,20 @@ func changedFlags(cmd *cobra.Command, names ...string) []string {
 	return args
 }
 
+// rejectCommand reports a command whose words make an unusable input.
+func (c *cli) rejectCommand(cmd *cobra.Command, problems []strict.Problem) error {
+	err := c.reject("the command", problems)
+	var exit *exitError
+	if errors.As(err, &exit) {
+		exit.next = cmd.CommandPath() + " --help"
+	}
+	return err
+}
+
 // launchMember starts a procedure on one member, unless its input is unusable.
 func (c *cli) launchMember(cmd *cobra.Command, problems []strict.Problem, in any, l launch) error {
 	if len(problems) > 0 {
-		err := c.reject("the command", problems)
-		var exit *exitError
-		if errors.As(err, &exit) {
-			exit.next = cmd.CommandPath() + " --help"
-		}
-		return err
+		return c.rejectCommand(cmd, problems)
 	}
 	var err error
 	if l.input, err = json.Marshal(in); err != nil {

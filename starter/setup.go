@@ -25,6 +25,8 @@ type launch struct {
 	detach                                     bool
 	// again is the command that starts the same thing once more.
 	again string
+	// conclude prints how it ended, if that is not done as for every procedure.
+	conclude func(ending, *follower) error
 }
 
 func (c *cli) setupCommand() *cobra.Command {
@@ -110,11 +112,11 @@ cluster's own certificate. It changes nothing. Exit code 4 if something fails.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: c.completeMesh,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			in, err := c.verifyInput(cmd, args, file)
+			in, err := c.meshOf(cmd, args, file)
 			if err != nil {
 				return err
 			}
-			data, err := json.Marshal(in)
+			data, err := json.Marshal(procedure.VerifyInput{Mesh: in.Mesh, Management: in.Management, Namespace: in.Namespace})
 			if err != nil {
 				return err
 			}
@@ -131,25 +133,27 @@ cluster's own certificate. It changes nothing. Exit code 4 if something fails.`,
 	return cmd
 }
 
-func (c *cli) verifyInput(cmd *cobra.Command, args []string, file string) (procedure.VerifyInput, error) {
+// meshOf reads which mesh a command is for: its name, or its file, which says also
+// where its membership is stored.
+func (c *cli) meshOf(cmd *cobra.Command, args []string, file string) (procedure.MeshInput, error) {
 	switch {
 	case file != "" && len(args) > 0:
-		return procedure.VerifyInput{}, badInput(c.again("verify", args[0]), "give the mesh's name or its file, not both")
+		return procedure.MeshInput{}, badInput(c.again(cmd.Name(), args[0]), "give the mesh's name or its file, not both")
 	case file != "":
 		in, problems, err := readInput(file, cmd.InOrStdin())
 		if err != nil {
-			return procedure.VerifyInput{}, badInput(c.again("verify -f mesh.yaml"), "%w", err)
+			return procedure.MeshInput{}, badInput(c.again(cmd.Name(), "-f mesh.yaml"), "%w", err)
 		}
 		if len(problems) > 0 {
-			return procedure.VerifyInput{}, c.reject(file, problems)
+			return procedure.MeshInput{}, c.reject(file, problems)
 		}
-		return procedure.VerifyInput{Mesh: in.spec.Mesh, Management: in.spec.Management.Context, Namespace: in.spec.Management.Namespace}, nil
+		return procedure.MeshInput{Mesh: in.spec.Mesh, Management: in.spec.Management.Context, Namespace: in.spec.Management.Namespace}, nil
 	case len(args) == 0:
-		return procedure.VerifyInput{}, badInput(c.again("status"), "which mesh? Give its name, or its file with -f")
+		return procedure.MeshInput{}, badInput(c.again("status"), "which mesh? Give its name, or its file with -f")
 	case !meshName.MatchString(args[0]):
-		return procedure.VerifyInput{}, badInput(c.again("status"), "%q is not the name of a mesh", args[0])
+		return procedure.MeshInput{}, badInput(c.again("status"), "%q is not the name of a mesh", args[0])
 	default:
-		return procedure.VerifyInput{Mesh: args[0]}, nil
+		return procedure.MeshInput{Mesh: args[0]}, nil
 	}
 }
 
@@ -163,6 +167,9 @@ func (c *cli) launch(ctx context.Context, l launch) error {
 	defer t.Close()
 	f := c.follower(t, l.id)
 	f.again = l.again
+	if l.conclude != nil {
+		f.conclude = l.conclude
+	}
 	runID, running, err := t.start(ctx, l)
 	if err != nil {
 		return t.failed(err, "start "+l.id)

@@ -50,7 +50,7 @@ type execution struct {
 	Parked []procedure.ClusterProgress `json:"parked,omitempty"`
 	// Silent: it runs and does not tell how far it is, as without a worker.
 	Silent bool `json:"silent,omitempty"`
-	// child: started by another procedure.
+	// child: a part of another procedure.
 	child bool
 	// first is the id of the first run of a chain of continued ones.
 	first, taskQueue string
@@ -251,7 +251,7 @@ func idsOf(mesh string) string {
 	for _, id := range procedure.IDs(mesh) {
 		conditions = append(conditions, fmt.Sprintf("WorkflowId = '%s'", id))
 	}
-	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "refresh-" + mesh + "-", "maintain-" + mesh + "-", "plan-"} {
+	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "diagnose-" + mesh + "-", "refresh-" + mesh + "-", "maintain-" + mesh + "-", "plan-"} {
 		conditions = append(conditions, fmt.Sprintf("WorkflowId STARTS_WITH '%s'", prefix))
 	}
 	return strings.Join(conditions, " OR ")
@@ -313,7 +313,7 @@ var executionStates = map[enumspb.WorkflowExecutionStatus]string{
 func executionOf(info *workflowpb.WorkflowExecutionInfo) execution {
 	e := execution{
 		WorkflowID: info.GetExecution().GetWorkflowId(), RunID: info.GetExecution().GetRunId(), Procedure: info.GetType().GetName(),
-		State: executionStates[info.GetStatus()], Started: info.GetStartTime().AsTime(), child: info.GetParentExecution() != nil,
+		State: executionStates[info.GetStatus()], Started: info.GetStartTime().AsTime(), child: isPart(info),
 		first: info.GetFirstRunId(), taskQueue: info.GetTaskQueue(),
 	}
 	if end := info.GetCloseTime(); end != nil {
@@ -327,6 +327,14 @@ func executionOf(info *workflowpb.WorkflowExecutionInfo) execution {
 	return e
 }
 
+// isPart says that a run is a part of another procedure. One that a diagnosis has
+// started to mend something has the id that it would have alone, and is steered as if
+// it were.
+func isPart(info *workflowpb.WorkflowExecutionInfo) bool {
+	id := info.GetExecution().GetWorkflowId()
+	return info.GetParentExecution() != nil && (strings.Contains(id, "/") || procedure.MeshOf(id) == "")
+}
+
 // timestamp is what the id of a routine procedure ends with: ours or a schedule's.
 var timestamp = regexp.MustCompile(`-[0-9]{4}-?[0-9]{2}-?[0-9]{2}T[0-9:.]+Z$`)
 
@@ -337,7 +345,7 @@ func meshOfID(id string) string {
 	if mesh := procedure.MeshOf(id); mesh != "" {
 		return mesh
 	}
-	for _, prefix := range []string{"verify-", "refresh-", "maintain-"} {
+	for _, prefix := range []string{"verify-", "diagnose-", "refresh-", "maintain-"} {
 		if mesh, ok := strings.CutPrefix(id, prefix); ok && timestamp.MatchString(mesh) {
 			return timestamp.ReplaceAllString(mesh, "")
 		}

@@ -122,7 +122,9 @@ type follower struct {
 	id, runID string
 	again     string
 	// stays: it goes on while the procedure waits for a person.
-	stays     bool
+	stays bool
+	// conclude prints how it ended; its error carries the exit code.
+	conclude  func(ending, *follower) error
 	display   display
 	taskQueue string
 	view      view
@@ -131,7 +133,7 @@ type follower struct {
 }
 
 func (c *cli) follower(t *server, id string) *follower {
-	f := &follower{cli: c, server: t, id: id, lastAnswer: time.Now()}
+	f := &follower{cli: c, server: t, id: id, conclude: c.conclude, lastAnswer: time.Now()}
 	f.view.Workflow = id
 	f.display = newDisplay(c)
 	return f
@@ -179,7 +181,7 @@ func (f *follower) follow(ctx context.Context) error {
 			f.view.Notice = ""
 			f.display.show(f.view)
 			f.display.end()
-			return f.cli.conclude(c.ending.of(f.view.Type), f)
+			return f.conclude(c.ending.of(f.view.Type), f)
 		case <-ctx.Done():
 			return f.interrupted()
 		case <-tick.C:

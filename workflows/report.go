@@ -234,7 +234,7 @@ func cell(text string) string {
 // command is a command in a text, up to where its sentence goes on, or what is
 // marked as code already.
 var command = regexp.MustCompile(`\x60[^\x60\n]*\x60|` +
-	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|rotate|approve|rollback|quarantine|retry|skip|resume|abort|verify|csr|submit)|kubectl|temporal operator)` +
+	`\b(?:relaypki (?:setup|adopt|add-cluster|remove-cluster|rotate|approve|rollback|quarantine|retry|skip|resume|abort|verify|diagnose|watch|csr|submit)|kubectl|temporal operator)` +
 	`(?: [^\s;:,()\x60]*[^\s;:,().\x60])+`)
 
 // verbatim marks the commands in a text as code: in the UI's prose a "--" turns

@@ -65,6 +65,8 @@ type outside struct {
 	roots *rootWorld
 	// survey answers in its place what CAs there are.
 	survey func() (vault.SurveyResult, error)
+	// looked answers the looks of a diagnosis, at a workload or the management cluster.
+	looked func(cluster string) ([]check.Finding, error)
 	// calling happens before an activity answers, by its name and what it is about.
 	calling func(o *outside, activity, about string)
 	calls   []string
@@ -200,9 +202,18 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 		return outcome("InstallChart", in.Context, in.Mode)
 	})
 	o.members(env, outcome)
-	env.OnActivity(relays.VerifyManagement, mock.Anything, mock.Anything).Return(relay.VerifyManagementResult{
-		Findings: []check.Finding{{Check: "gauges", Cluster: "mgmt", Status: check.Pass}}}, nil)
+	env.OnActivity(relays.VerifyManagement, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.VerifyManagementInput) (relay.VerifyManagementResult, error) {
+		if in.Diagnose {
+			found, err := o.looked(in.Spec.Management.Context)
+			return relay.VerifyManagementResult{Findings: found}, err
+		}
+		return relay.VerifyManagementResult{Findings: []check.Finding{{Check: "gauges", Cluster: "mgmt", Status: check.Pass}}}, nil
+	})
 	env.OnActivity(relays.VerifyCluster, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.VerifyClusterInput) (relay.VerifyClusterResult, error) {
+		if in.Diagnose {
+			found, err := o.looked(in.Cluster)
+			return relay.VerifyClusterResult{Findings: found}, err
+		}
 		f := check.Finding{Check: "handshake", Cluster: in.Cluster, Status: check.Pass}
 		if o.differs["VerifyCluster"] {
 			f.Status, f.Message = check.Fail, "remote error: tls: bad certificate"

@@ -11,7 +11,6 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/cluster"
-	"github.com/relaypki/relaypki/activities/relay"
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
@@ -126,21 +125,27 @@ func (v *verification) run(ctx workflow.Context) error {
 		return err
 	}
 	if len(v.in.Clusters) == 0 {
-		spec = v.settled(spec, record)
+		spec, v.result.Findings = settledMembers(spec, record)
 	}
 	v.report.Clusters = pendingChecks(spec)
-	v.findings(ctx, spec, others(record.Spec, spec), record.Rotation.Pin(), standby(ctx, spec, record), queues)
+	v.findings(ctx, looks{
+		report: v.report, spec: spec, others: others(record.Spec, spec), pin: record.Rotation.Pin(), standbyPEM: standby(ctx, looking, spec, record), queues: queues,
+		each: verifying, summary: "Verify cluster ", settle: v.in.Settle,
+		unseen: func(cluster string, err error) check.Finding {
+			return check.Finding{Check: "look", Cluster: cluster, Status: check.Fail, Message: failure.Message(err), Remedy: "Put that right and verify again"}
+		},
+	})
 	return ctx.Err()
 }
 
 // standby is the root that stands by in Vault, if agents are to trust one: in an
 // emergency they trust what that gives them. That there is none, or that Vault does
 // not answer, the checks of the management cluster say.
-func standby(ctx workflow.Context, spec mesh.Spec, record cluster.MeshRecord) string {
+func standby(ctx workflow.Context, within workflow.ActivityOptions, spec mesh.Spec, record cluster.MeshRecord) string {
 	if !spec.PKI.StandbyRoot || record.Rotation != nil && record.Rotation.Procedure == procedure.EmergencyReissue {
 		return ""
 	}
-	seen, err := call[vault.SurveyResult](ctx, summarized(looking, "Read the roots in Vault"), vaults.Survey, vault.SurveyInput{Spec: spec.Only("")})
+	seen, err := call[vault.SurveyResult](ctx, summarized(within, "Read the roots in Vault"), vaults.Survey, vault.SurveyInput{Spec: spec.Only("")})
 	if err != nil {
 		workflow.GetLogger(ctx).Warn("whether agents trust the root that stands by is not looked at", "error", err)
 		return ""
@@ -164,10 +169,11 @@ func only(spec mesh.Spec, names []string) (mesh.Spec, error) {
 	return spec, invalid(problems)
 }
 
-// settled is the spec without the members that are just being added or removed:
+// settledMembers is the spec without the members that are just being added or removed:
 // that they do not work is no news, and who is at it proves what has to be
 // proved. That they are not checked is said.
-func (v *verification) settled(spec mesh.Spec, record cluster.MeshRecord) mesh.Spec {
+func settledMembers(spec mesh.Spec, record cluster.MeshRecord) (mesh.Spec, []check.Finding) {
+	var moving []check.Finding
 	all := spec.Workloads
 	spec.Workloads = nil
 	for _, w := range all {
@@ -176,10 +182,10 @@ func (v *verification) settled(spec mesh.Spec, record cluster.MeshRecord) mesh.S
 			spec.Workloads = append(spec.Workloads, w)
 			continue
 		}
-		v.result.Findings = append(v.result.Findings, check.Finding{Check: check.Membership, Cluster: w.Name, Status: check.Warn,
+		moving = append(moving, check.Finding{Check: check.Membership, Cluster: w.Name, Status: check.Warn,
 			Message: "not checked: " + what, Remedy: "if nothing is at it any more, go on: " + finish})
 	}
-	return spec
+	return spec, moving
 }
 
 // others are the members of a mesh that a spec of it leaves out.
@@ -193,79 +199,14 @@ func others(all, spec mesh.Spec) []string {
 	return names
 }
 
-// findings has every cluster checked, some at a time, and sorts what was found.
-func (v *verification) findings(ctx workflow.Context, spec mesh.Spec, others []string, pin check.Pin, standbyPEM string, queues map[string]string) {
-	places := workflow.NewSemaphore(ctx, clustersAtOnce)
-	wg := workflow.NewWaitGroup(ctx)
-	look := func(name, queue string, run func(workflow.Context, workflow.ActivityOptions) ([]check.Finding, error)) {
-		wg.Add(1)
-		workflow.Go(ctx, func(ctx workflow.Context) {
-			defer wg.Done()
-			if places.Acquire(ctx, 1) != nil {
-				return
-			}
-			defer places.Release(1)
-			v.report.cluster(ctx, name, procedure.Running, "")
-			options := summarized(on(queue, verifying), "Verify cluster "+name)
-			options.StartToCloseTimeout += v.in.Settle.Duration
-			options.ScheduleToCloseTimeout += v.in.Settle.Duration
-			found, err := run(ctx, options)
-			if err != nil {
-				found = append(found, check.Finding{Check: "look", Cluster: name, Status: check.Fail, Message: failure.Message(err), Remedy: "Put that right and verify again"})
-			}
-			v.result.Findings = append(v.result.Findings, found...)
-			v.report.cluster(ctx, name, state(found), summary(found))
-		})
-	}
-	look(spec.Management.Context, "", func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-		out, err := call[relay.VerifyManagementResult](ctx, o, relays.VerifyManagement, relay.VerifyManagementInput{Spec: spec, Others: others, Pin: pin, Settle: v.in.Settle})
-		return out.Findings, err
-	})
-	for _, w := range spec.Workloads {
-		look(w.Name, queues[w.Context], func(ctx workflow.Context, o workflow.ActivityOptions) ([]check.Finding, error) {
-			out, err := call[relay.VerifyClusterResult](ctx, o, relays.VerifyCluster, relay.VerifyClusterInput{Spec: spec.Only(w.Name), Cluster: w.Name, Pin: pin, StandbyPEM: standbyPEM, Settle: v.in.Settle})
-			return out.Findings, err
-		})
-	}
-	wg.Wait(ctx)
+// findings has every cluster checked, and counts what was found.
+func (v *verification) findings(ctx workflow.Context, l looks) {
+	v.result.Findings = append(v.result.Findings, l.findings(ctx)...)
 	sort.SliceStable(v.result.Findings, func(i, j int) bool {
-		return rank(spec, v.result.Findings[i].Cluster) < rank(spec, v.result.Findings[j].Cluster)
+		return rank(l.spec, v.result.Findings[i].Cluster) < rank(l.spec, v.result.Findings[j].Cluster)
 	})
 	v.result.Healthy, v.result.Checks = check.Healthy(v.result.Findings), len(v.result.Findings)
 	if v.result.Checks > procedure.MostFindings {
 		v.result.Findings = slices.DeleteFunc(v.result.Findings, func(f check.Finding) bool { return f.Status == check.Pass })
 	}
-}
-
-func pendingChecks(spec mesh.Spec) []procedure.ClusterProgress {
-	clusters := []procedure.ClusterProgress{{Cluster: spec.Management.Context, State: procedure.Pending}}
-	for _, w := range spec.Workloads {
-		clusters = append(clusters, procedure.ClusterProgress{Cluster: w.Name, State: procedure.Pending})
-	}
-	return clusters
-}
-
-// rank orders findings as the spec orders clusters, the management cluster first.
-func rank(spec mesh.Spec, name string) int {
-	for i, w := range spec.Workloads {
-		if w.Name == name {
-			return i + 1
-		}
-	}
-	return 0
-}
-
-func state(findings []check.Finding) procedure.State {
-	if check.Healthy(findings) {
-		return procedure.Done
-	}
-	return procedure.Failed
-}
-
-func summary(findings []check.Finding) string {
-	count := map[check.Status]int{}
-	for _, f := range findings {
-		count[f.Status]++
-	}
-	return fmt.Sprintf("%d pass, %d warn, %d fail", count[check.Pass], count[check.Warn], count[check.Fail])
 }
