@@ -292,7 +292,7 @@ func (d *drifts) trust() {
 }
 
 // Unused is the note of a trust store that nobody trusts by.
-const Unused = "the agent trusts by " + mesh.RootSecretName
+const Unused = "not what the agent trusts by (agent.trust)"
 
 func sorted(names []string) []string {
 	names = slices.Clone(names)
