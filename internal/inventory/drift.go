@@ -72,9 +72,9 @@ func (d *drifts) input() {
 	file := d.f.File
 	do := fmt.Sprintf("relaypki setup -f %s --plan", file)
 	was, is := fields(d.f.Spec), fields(d.f.Want)
-	all := maps.Clone(was)
-	maps.Copy(all, is)
-	for _, path := range slices.Sorted(maps.Keys(all)) {
+	paths := slices.Concat(sortedKeys(was), sortedKeys(is))
+	slices.Sort(paths)
+	for _, path := range slices.Compact(paths) {
 		if was[path] == is[path] {
 			continue
 		}
@@ -89,6 +89,9 @@ func (d *drifts) input() {
 		}
 	}
 }
+
+// sortedKeys are a map's, in their order.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 func orNone(text string) string {
 	if text == "" {
@@ -113,8 +116,8 @@ func fields(spec mesh.Spec) map[string]string {
 	walk = func(path string, value any) {
 		switch value := value.(type) {
 		case map[string]any:
-			for name, below := range value {
-				walk(strings.TrimPrefix(path+"."+name, "."), below)
+			for _, name := range sortedKeys(value) {
+				walk(strings.TrimPrefix(path+"."+name, "."), value[name])
 			}
 			return
 		case []any:

@@ -75,10 +75,9 @@ func (f Facts) forecast(v Inventory) []Forecast {
 	}
 	// What is due of the CAs at work is decided as MaintainMesh does.
 	state := f.State
-	for kind, into := range map[rotation.Kind]*rotation.Life{rotation.KindRoot: &state.Root, rotation.KindIntermediate: &state.Intermediate} {
-		*into = life(at[kind])
-		into.LatestStart, _ = f.latest(kind, into.NotAfter)
-	}
+	state.Root, state.Intermediate = life(at[rotation.KindRoot]), life(at[rotation.KindIntermediate])
+	state.Root.LatestStart, _ = f.latest(rotation.KindRoot, state.Root.NotAfter)
+	state.Intermediate.LatestStart, _ = f.latest(rotation.KindIntermediate, state.Intermediate.NotAfter)
 	decided := rotation.Decide(state, f.policy())
 	for i := range all {
 		one := &all[i]
