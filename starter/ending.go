@@ -91,6 +91,9 @@ func (c *cli) conclude(e ending, f *follower) error {
 	if plan, ok := f.planOf(e); ok {
 		return c.concludePlan(e, plan, f.again)
 	}
+	if e.Procedure == procedure.Inventory && e.Failure == nil {
+		return c.concludeInventory(e)
+	}
 	if c.json() {
 		if err := c.printJSON(e); err != nil {
 			return err

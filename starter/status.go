@@ -251,7 +251,7 @@ func idsOf(mesh string) string {
 	for _, id := range procedure.IDs(mesh) {
 		conditions = append(conditions, fmt.Sprintf("WorkflowId = '%s'", id))
 	}
-	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "refresh-" + mesh + "-", "maintain-" + mesh + "-", "plan-"} {
+	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "refresh-" + mesh + "-", "maintain-" + mesh + "-", "inventory-" + mesh + "-", "plan-"} {
 		conditions = append(conditions, fmt.Sprintf("WorkflowId STARTS_WITH '%s'", prefix))
 	}
 	return strings.Join(conditions, " OR ")
@@ -337,7 +337,7 @@ func meshOfID(id string) string {
 	if mesh := procedure.MeshOf(id); mesh != "" {
 		return mesh
 	}
-	for _, prefix := range []string{"verify-", "refresh-", "maintain-"} {
+	for _, prefix := range []string{"verify-", "refresh-", "maintain-", "inventory-"} {
 		if mesh, ok := strings.CutPrefix(id, prefix); ok && timestamp.MatchString(mesh) {
 			return timestamp.ReplaceAllString(mesh, "")
 		}

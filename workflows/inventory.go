@@ -66,6 +66,9 @@ func (s *stocktaking) run(ctx workflow.Context) (procedure.InventoryResult, erro
 	if err := s.asked(spec, workflow.Now(ctx)); err != nil {
 		return none, err
 	}
+	// Who is at work is only said: that nobody could be asked changes nothing.
+	s.facts.State.Busy, _ = call[string](ctx, summarized(s.within(), "Ask who is at work on the mesh's CAs"), kubernetes.LockHolder, cluster.LockInput{
+		Context: spec.Management.Context, Namespace: spec.Management.Namespace, Lease: spec.CALease()})
 	s.report.Clusters = pendingChecks(looked)
 	// Vault first: by the CAs' signatures the clusters are looked at.
 	s.vault(ctx, spec)

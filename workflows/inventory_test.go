@@ -34,6 +34,7 @@ type stockroom struct {
 	fails       map[string]error
 	// takes is how long a cluster takes to answer.
 	takes time.Duration
+	busy  string
 
 	mu    sync.Mutex
 	asked []cluster.InventoryClusterInput
@@ -50,6 +51,7 @@ func (s *stockroom) take(t *testing.T, input string) (*testsuite.TestWorkflowEnv
 	s.o = &outside{record: s.record}
 	env := newRun(t, s.o)
 	env.SetStartTime(pkitest.Now)
+	env.OnActivity(kubernetes.LockHolder, mock.Anything, mock.Anything).Return(s.busy, nil)
 	env.OnActivity(vaults.InventoryVault, mock.Anything, mock.Anything).Return(func(context.Context, vault.InventoryVaultInput) (vault.InventoryVaultResult, error) {
 		if s.vaultFails != nil {
 			return vault.InventoryVaultResult{}, s.vaultFails
@@ -216,7 +218,7 @@ func TestInventoryInARotation(t *testing.T) {
 		if got := recordOf(record); got != test.want {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)
 		}
-		s := &stockroom{record: record}
+		s := &stockroom{record: record, busy: "rotate-demo"}
 		_, v, err := s.take(t, `{"mesh":"demo"}`)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -224,6 +226,9 @@ func TestInventoryInARotation(t *testing.T) {
 		}
 		if v.Rotation == "" || len(v.Items) != 8 {
 			t.Errorf("%s: rotation %q, %d items", name, v.Rotation, len(v.Items))
+		}
+		if !test.want.Emergency && !slices.ContainsFunc(v.Forecast, func(f inventory.Forecast) bool { return strings.Contains(f.Why, "rotate-demo is at work on it") }) {
+			t.Errorf("%s: nothing says who is at work: %+v", name, v.Forecast)
 		}
 	}
 }

@@ -66,7 +66,7 @@ func (f Facts) forecast(v Inventory) []Forecast {
 			one.By, one.Why = ByRotation, "whatever presents it has to present another by then: "+one.Why
 		case c.Standing == AtWork && at[kind].Fingerprint == "":
 			at[kind] = c
-		case f.State.Begun != "" && c.Standing == Previous:
+		case f.rotating(kind) && c.Standing == Previous:
 			one.By = ByRotation
 		default:
 			one.By = f.by(kind)
@@ -85,11 +85,16 @@ func (f Facts) forecast(v Inventory) []Forecast {
 			if one.Certificate != at[d.Kind].Fingerprint || string(d.Kind) != string(one.Layer) {
 				continue
 			}
-			one.Due, one.Late = d.Due, one.Late && (d.Late || f.State.Begun == "")
-			one.Why = d.Why + ". By then, since " + one.Why
-			if one.By = f.by(d.Kind); f.State.Begun != "" {
+			one.Due, one.Late = d.Due, one.Late && (d.Late || !f.rotating(d.Kind))
+			why := d.Why
+			if one.By = f.by(d.Kind); f.rotating(d.Kind) {
 				one.By = ByRotation
-			} else if one.Due || one.Late {
+				if d.Kind == rotation.KindRoot { // it is not begun by itself, and has been
+					why = f.State.Begun
+				}
+			}
+			one.Why = why + ". By then, since " + one.Why
+			if one.By != ByRotation && (one.Due || one.Late) {
 				one.Do = fmt.Sprintf("relaypki rotate %s %s --plan", d.Kind, f.Mesh)
 			}
 		}
@@ -151,6 +156,14 @@ func (f Facts) by(kind rotation.Kind) string {
 		return ByMaintain
 	}
 	return ByPerson
+}
+
+// rotating says that the rotation under way replaces the CA of that kind.
+func (f Facts) rotating(kind rotation.Kind) bool {
+	if kind == rotation.KindRoot {
+		return f.Record.ToRoot != 0
+	}
+	return f.Record.ToIntermediate != 0
 }
 
 func (f Facts) latest(kind rotation.Kind, notAfter time.Time) (time.Time, string) {
