@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -153,7 +154,9 @@ func meshesOf(list []execution) []string {
 // completeFlags proposes values of the common flags.
 func (c *cli) completeFlags(root *cobra.Command) {
 	// These fail only if there is no such flag.
-	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, nothingElse))
+	_ = root.RegisterFlagCompletionFunc("output", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return append([]string{"text", "json"}, strings.Fields(cmd.Annotations[outputsAnnotation])...), nothingElse
+	})
 	for _, flag := range []string{"address", "namespace", "profile", "timeout"} {
 		_ = root.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
 	}

@@ -94,6 +94,9 @@ func (c *cli) conclude(e ending, f *follower) error {
 	if found, ok := diagnosisResult(e); ok {
 		return (&diagnosing{cli: c, mesh: found.Mesh, failOn: informational}).conclude(e, f)
 	}
+	if e.Procedure == procedure.Inventory && e.Failure == nil {
+		return c.concludeInventory(e)
+	}
 	if c.json() {
 		if err := c.printJSON(e); err != nil {
 			return err

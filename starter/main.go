@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -51,6 +52,8 @@ type cli struct {
 	timeout                             time.Duration
 	// args are the words that this program was called with, without its name.
 	args []string
+	// inventory is how an inventory is to be shown.
+	inventory inventoryView
 	// name is how to call this program again with the same common flags.
 	name string
 }
@@ -58,7 +61,9 @@ type cli struct {
 func (c *cli) json() bool { return c.output == "json" }
 
 // quiet says that standard output is for a document or script alone.
-func (c *cli) quiet() bool { return c.json() || c.output == outputCommands }
+func (c *cli) quiet() bool {
+	return c.json() || slices.Contains([]string{outputCommands, outputYAML, outputCSV, outputHTML}, c.output)
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -154,7 +159,7 @@ func (c *cli) rootCommand() *cobra.Command {
 		id       string
 		commands []*cobra.Command
 	}{
-		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.emergencyCommand(), c.verifyCommand(), c.diagnoseCommand(), c.scheduleCommand()}},
+		{"procedures", []*cobra.Command{c.setupCommand(), c.addClusterCommand(), c.removeClusterCommand(), c.adoptCommand(), c.rotateCommand(), c.emergencyCommand(), c.verifyCommand(), c.diagnoseCommand(), c.inventoryCommand(), c.scheduleCommand()}},
 		{"steering", []*cobra.Command{c.approveCommand(), c.rollbackCommand(), c.retryCommand(), c.skipCommand(), c.quarantineCommand(), c.pauseCommand(), c.resumeCommand(), c.setParallelismCommand(), c.abortCommand(), c.csrCommand(), c.submitCommand()}},
 		{"looking", []*cobra.Command{c.statusCommand(), c.watchCommand(), c.schemaCommand()}},
 	} {
@@ -187,9 +192,11 @@ var completionExamples = map[string]string{
 // prepare checks the common flags and notes them for the commands that we
 // suggest.
 func (c *cli) prepare(cmd *cobra.Command) error {
-	switch c.output {
-	case "text", "json":
-	case outputCommands:
+	switch more := strings.Fields(cmd.Annotations[outputsAnnotation]); {
+	case c.output == "text", c.output == "json", slices.Contains(more, c.output):
+	case len(more) > 0:
+		return fmt.Errorf("-o %s is unknown; it is text, json or %s", c.output, strings.Join(more, ", "))
+	case c.output == outputCommands:
 		if !planning(cmd) {
 			return fmt.Errorf("-o %s is for plans: give --plan too, where the command has it", c.output)
 		}

@@ -251,7 +251,7 @@ func idsOf(mesh string) string {
 	for _, id := range procedure.IDs(mesh) {
 		conditions = append(conditions, fmt.Sprintf("WorkflowId = '%s'", id))
 	}
-	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "diagnose-" + mesh + "-", "refresh-" + mesh + "-", "maintain-" + mesh + "-", "plan-"} {
+	for _, prefix := range []string{"setup-" + mesh + "/", "add-" + mesh + "-", "remove-" + mesh + "-", "verify-" + mesh + "-", "diagnose-" + mesh + "-", "inventory-" + mesh + "-", "refresh-" + mesh + "-", "maintain-" + mesh + "-", "plan-"} {
 		conditions = append(conditions, fmt.Sprintf("WorkflowId STARTS_WITH '%s'", prefix))
 	}
 	return strings.Join(conditions, " OR ")
@@ -345,7 +345,7 @@ func meshOfID(id string) string {
 	if mesh := procedure.MeshOf(id); mesh != "" {
 		return mesh
 	}
-	for _, prefix := range []string{"verify-", "diagnose-", "refresh-", "maintain-"} {
+	for _, prefix := range []string{"verify-", "diagnose-", "inventory-", "refresh-", "maintain-"} {
 		if mesh, ok := strings.CutPrefix(id, prefix); ok && timestamp.MatchString(mesh) {
 			return timestamp.ReplaceAllString(mesh, "")
 		}

@@ -200,7 +200,7 @@ func (c *cli) needReason(reason string) error {
 
 // routine are the procedures that nobody steers: they look, or do in a minute what
 // a schedule has them do.
-var routine = []string{procedure.VerifyMesh, procedure.DiagnoseMesh, procedure.RefreshCredentials, procedure.MaintainMesh, procedure.ApplySchedules}
+var routine = []string{procedure.VerifyMesh, procedure.DiagnoseMesh, procedure.Inventory, procedure.RefreshCredentials, procedure.MaintainMesh, procedure.ApplySchedules}
 
 // steered is the running procedure of a mesh that a person means: that of the
 // given id, or else the only one.

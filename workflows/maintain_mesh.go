@@ -61,18 +61,13 @@ func (m *maintenance) run(ctx workflow.Context) error {
 		return err
 	}
 	m.spec = m.record.Spec.WithDefaults()
-	m.state = rotation.State{Now: workflow.Now(ctx), IntermediateTTL: m.spec.PKI.Intermediate.TTL.Duration, Begun: begun(m.record.Rotation)}
-	if r := m.record.Rotation; r != nil {
-		m.state.Finish, m.state.Held = finish(m.spec.Mesh, r), r.Emergency != nil && r.Emergency.Pinned
-	}
-	if m.spec.PKI.Root.Offline() {
-		m.state.IntermediateTTL = minLife(m.spec) // what is asked for beyond that is a wish
-	}
+	m.state = stateOf(m.spec, m.record.Rotation, workflow.Now(ctx))
 	for _, look := range []func(workflow.Context) error{m.leaves, m.authorities, m.atWork, m.dates} {
 		if err := look(ctx); err != nil {
 			return err
 		}
 	}
+	recordLives(ctx, m.spec.Mesh, m.spec.Management.Context, m.state)
 	due := m.spec.Rotation.Due
 	m.result.Decisions = rotation.Decide(m.state, rotation.Policy{Leaf: *due.Leaf, Intermediate: *due.Intermediate, Root: *due.Root})
 	if err := m.report.phase(ctx, "rotations"); err != nil {
@@ -85,6 +80,18 @@ func (m *maintenance) run(ctx workflow.Context) error {
 	}
 	m.tell(ctx)
 	return nil
+}
+
+// stateOf is what a record says of the state that there is to decide on.
+func stateOf(spec mesh.Spec, of *procedure.Rotation, now time.Time) rotation.State {
+	state := rotation.State{Now: now, IntermediateTTL: spec.PKI.Intermediate.TTL.Duration, Begun: begun(of)}
+	if of != nil {
+		state.Finish, state.Held = finish(spec.Mesh, of), of.Emergency != nil && of.Emergency.Pinned
+	}
+	if spec.PKI.Root.Offline() {
+		state.IntermediateTTL = minLife(spec) // what is asked for beyond that is a wish
+	}
+	return state
 }
 
 // leaves asks every cluster for the life of its leaf, some at a time. What
@@ -189,14 +196,9 @@ func finish(mesh string, r *procedure.Rotation) string {
 
 // dates computes by when rotations have to begin, and when they may.
 func (m *maintenance) dates(workflow.Context) error {
-	zone, err := time.LoadLocation(m.spec.Rotation.TimeZone)
+	pace, err := fullPace(m.spec)
 	if err != nil {
-		return failure.Permanent(failure.InvalidInput, "rotation.timeZone: %v", err)
-	}
-	pace := pace(m.spec)
-	pace.Soak, pace.Windows, pace.Zone = m.spec.Rotation.Soak.Duration, m.spec.Rotation.Windows, zone
-	if m.spec.PKI.Root.Offline() {
-		pace.Signing = signedAhead
+		return err
 	}
 	leaf := m.spec.Certificates.LongestLife()
 	ca, root := &m.state.Intermediate, &m.state.Root
@@ -204,12 +206,31 @@ func (m *maintenance) dates(workflow.Context) error {
 	ca.LatestStart = from.UTC()
 	from, _ = rotation.LatestStart(rotation.KindRoot, root.NotAfter, leaf, pace)
 	root.LatestStart = from.UTC()
-	if open, next := rotation.NextOpen(pace.Windows, zone, m.state.Now); open {
-		m.state.Opens = m.state.Now
-	} else {
-		m.state.Opens = next
-	}
+	m.state.Opens = opens(pace, m.state.Now)
 	return nil
+}
+
+// opens is when work may begin; zero if it never may.
+func opens(pace rotation.Pace, now time.Time) time.Time {
+	open, next := rotation.NextOpen(pace.Windows, pace.Zone, now)
+	if open {
+		return now
+	}
+	return next
+}
+
+// fullPace is how a rotation of a CA goes over a mesh, with its waits.
+func fullPace(spec mesh.Spec) (rotation.Pace, error) {
+	zone, err := time.LoadLocation(spec.Rotation.TimeZone)
+	if err != nil {
+		return rotation.Pace{}, failure.Permanent(failure.InvalidInput, "rotation.timeZone: %v", err)
+	}
+	pace := pace(spec)
+	pace.Soak, pace.Windows, pace.Zone = spec.Rotation.Soak.Duration, spec.Rotation.Windows, zone
+	if spec.PKI.Root.Offline() {
+		pace.Signing = signedAhead
+	}
+	return pace, nil
 }
 
 // pace is how long work on the whole mesh takes, without its waits.

@@ -27,5 +27,6 @@ func Register(r worker.WorkflowRegistry) {
 	r.RegisterWorkflowWithOptions(MaintainMesh, workflow.RegisterOptions{Name: procedure.MaintainMesh})
 	r.RegisterWorkflowWithOptions(ApplySchedules, workflow.RegisterOptions{Name: procedure.ApplySchedules})
 	r.RegisterWorkflowWithOptions(VerifyMesh, workflow.RegisterOptions{Name: procedure.VerifyMesh})
+	r.RegisterWorkflowWithOptions(Inventory, workflow.RegisterOptions{Name: procedure.Inventory})
 	r.RegisterWorkflowWithOptions(DiagnoseMesh, workflow.RegisterOptions{Name: procedure.DiagnoseMesh})
 }

@@ -575,10 +575,7 @@ const phaseConsumers = "consumers"
 func (r *rootRotation) known() []string {
 	var known []string
 	for _, namespace := range []string{r.spec.Namespace, r.spec.Management.Namespace} {
-		for _, name := range []string{r.spec.Certificates.Server.SecretName, r.spec.Certificates.Client.SecretName, mesh.RootSecretName} {
-			known = append(known, "Secret "+namespace+"/"+name)
-		}
-		known = append(known, "ConfigMap "+namespace+"/relaypki-mesh-"+r.spec.Mesh)
+		known = append(known, meshObjects(r.spec, namespace)...)
 	}
 	return known
 }

@@ -13,15 +13,8 @@ import (
 
 	"github.com/cert-manager/cert-manager/pkg/util/pki"
 
+	ourpki "github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
-)
-
-const (
-	// Vault dates a certificate a little back (not_before_duration, 30 s by
-	// default), so its whole life is a little longer than the one asked for.
-	longerBy = 10 * time.Minute
-	// shorterBy is for the rounding of seconds.
-	shorterBy = time.Minute
 )
 
 // compareIssued compares the issued chain with what was asked for and returns
@@ -55,9 +48,8 @@ func compareIssued(in CertificateInput, chainPEM, caPEM []byte) (procedure.Leaf,
 	if algorithm, size := keyOf(leaf); algorithm != cert.KeyAlgorithm || size != cert.KeySize {
 		bad("the key is %s %d, asked for was %s %d", algorithm, size, cert.KeyAlgorithm, cert.KeySize)
 	}
-	life, asked := leaf.NotAfter.Sub(leaf.NotBefore), cert.Duration.Duration
-	if life < asked-shorterBy || life > asked+longerBy {
-		bad("it lives %s, asked for was %s", life.Round(time.Second), asked)
+	if asked := cert.Duration.Duration; !ourpki.LivesFor(leaf.NotBefore, leaf.NotAfter, asked) {
+		bad("it lives %s, asked for was %s", leaf.NotAfter.Sub(leaf.NotBefore).Round(time.Second), asked)
 	}
 	if want := x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment; leaf.KeyUsage&want != want {
 		bad("it lacks the usages digital signature and key encipherment")

@@ -73,29 +73,48 @@ func (a *Activities) FindConsumers(ctx context.Context, in FindConsumersInput) (
 	if err != nil || len(root) != 1 {
 		return FindConsumersResult{}, failure.Permanent(failure.InvalidInput, "the old root, whose consumers are to be found in cluster %q, is not one certificate in PEM", in.Context)
 	}
-	return (&search{c: c, root: root[0], known: in.Known}).all(ctx)
+	return findConsumers(ctx, c, root[0], in.Known)
+}
+
+func findConsumers(ctx context.Context, c *site.Cluster, root *x509.Certificate, known []string) (FindConsumersResult, error) {
+	var result FindConsumersResult
+	s := &search{c: c, anchors: []*x509.Certificate{root}, known: known, found: func(object string, held map[string][]*x509.Certificate) {
+		keys, holds := consumed(held, root)
+		result.Consumers = append(result.Consumers, Consumer{Object: object, Keys: keys, Holds: holds})
+	}}
+	if err := s.all(ctx); err != nil {
+		return FindConsumersResult{}, err
+	}
+	result.Looked, result.Unseen = s.looked, s.unseen
+	slices.SortFunc(result.Consumers, func(a, b Consumer) int { return strings.Compare(a.Object, b.Object) })
+	if more := len(result.Consumers) - mostConsumers; more > 0 {
+		result.Consumers, result.More = result.Consumers[:mostConsumers], more
+	}
+	return result, nil
 }
 
 // search is one search through a cluster.
 type search struct {
-	c      *site.Cluster
-	root   *x509.Certificate
-	known  []string
-	result FindConsumersResult
+	c       *site.Cluster
+	anchors []*x509.Certificate
+	known   []string
+	// found is called with each object that holds an anchor or a certificate under one,
+	// and with what of it does, by key.
+	found func(object string, held map[string][]*x509.Certificate)
+	// unseen is what could not be looked through, with why, looked how many objects
+	// could be.
+	unseen []string
+	looked int
 }
 
-func (s *search) all(ctx context.Context) (FindConsumersResult, error) {
+func (s *search) all(ctx context.Context) error {
 	for kind, list := range map[string]lister{"Secret": s.secrets, "ConfigMap": s.configMaps} {
 		if err := s.kind(ctx, kind, list); err != nil {
-			return FindConsumersResult{}, err
+			return err
 		}
 	}
-	slices.SortFunc(s.result.Consumers, func(a, b Consumer) int { return strings.Compare(a.Object, b.Object) })
-	slices.Sort(s.result.Unseen)
-	if more := len(s.result.Consumers) - mostConsumers; more > 0 {
-		s.result.Consumers, s.result.More = s.result.Consumers[:mostConsumers], more
-	}
-	return s.result, nil
+	slices.Sort(s.unseen)
+	return nil
 }
 
 // lister looks through one page of a namespace's objects, or of all namespaces', and
@@ -122,7 +141,7 @@ func (s *search) kind(ctx context.Context, kind string, list lister) error {
 	if len(seen) > 0 {
 		of += " of other namespaces than " + strings.Join(seen, " and ")
 	}
-	s.result.Unseen = append(s.result.Unseen, of+": the worker may not list them (apply deploy/rbac/consumers.yaml to have them looked through)")
+	s.unseen = append(s.unseen, of+": the worker may not list them (apply deploy/rbac/consumers.yaml to have them looked through)")
 	return nil
 }
 
@@ -181,20 +200,20 @@ func (s *search) configMaps(ctx context.Context, namespace string, options metav
 	return page.Continue, nil
 }
 
-// look adds the object to the consumers if it is one.
+// look says so if the object is a consumer.
 func (s *search) look(object string, data map[string][]byte) {
 	if slices.Contains(s.known, object) {
 		return
 	}
-	s.result.Looked++
+	s.looked++
 	held := map[string][]*x509.Certificate{}
 	for key, text := range data {
 		if certificates := certificatesIn(text); len(certificates) > 0 {
 			held[key] = certificates
 		}
 	}
-	if keys, holds := consumed(held, s.root); len(keys) > 0 {
-		s.result.Consumers = append(s.result.Consumers, Consumer{Object: object, Keys: keys, Holds: holds})
+	if under, _ := under(held, s.anchors); len(under) > 0 {
+		s.found(object, under)
 	}
 }
 
@@ -226,15 +245,22 @@ func certificatesIn(text []byte) []*x509.Certificate {
 var spaceless = strings.NewReplacer(`\r`, "", `\n`, "", "\r", "", "\n", "", "\t", "", " ", "")
 
 // consumed says which keys of an object hold the root, by its key, or certificates
-// under it, and which those are; no keys if there is none. A certificate is under the
-// root if it is signed by it, or by another one of the object that is.
+// under it, and which those are; no keys if there is none.
 func consumed(held map[string][]*x509.Certificate, root *x509.Certificate) (keys []string, holds string) {
-	found := []*x509.Certificate{root}
+	of, found := under(held, []*x509.Certificate{root})
+	return slices.Sorted(maps.Keys(of)), foundNames(found, root)
+}
+
+// under are the certificates of an object that are an anchor, a self-signed one by its
+// key, or are under one: signed by it, or by another one of the object that is. They
+// are given by the object's keys, and each once, in the order in which they were found.
+func under(held map[string][]*x509.Certificate, anchors []*x509.Certificate) (of map[string][]*x509.Certificate, found []*x509.Certificate) {
+	found = slices.Clone(anchors)
 	under := func(c *x509.Certificate) bool {
-		if pki.SelfSigned(c) {
-			return pki.SameKey(c, root) // a bridge has signed the root that it stands for, as it were
+		if pki.SelfSigned(c) { // a bridge has signed the root that it stands for, as it were
+			return slices.ContainsFunc(anchors, func(anchor *x509.Certificate) bool { return pki.SameKey(c, anchor) })
 		}
-		return slices.ContainsFunc(found, func(above *x509.Certificate) bool { return pki.SignedBy(c, above) == nil })
+		return slices.ContainsFunc(found, func(above *x509.Certificate) bool { return c.Equal(above) || pki.SignedBy(c, above) == nil })
 	}
 	var left []*x509.Certificate
 	for _, key := range slices.Sorted(maps.Keys(held)) {
@@ -246,18 +272,19 @@ func consumed(held map[string][]*x509.Certificate, root *x509.Certificate) (keys
 			if !under(c) {
 				return false
 			}
-			if !slices.ContainsFunc(found[1:], c.Equal) {
+			if !slices.ContainsFunc(found[len(anchors):], c.Equal) {
 				found, more = append(found, c), true
 			}
 			return true
 		})
 	}
-	for _, key := range slices.Sorted(maps.Keys(held)) {
-		if slices.ContainsFunc(held[key], under) {
-			keys = append(keys, key)
+	of = map[string][]*x509.Certificate{}
+	for key, all := range held {
+		if some := slices.DeleteFunc(slices.Clone(all), func(c *x509.Certificate) bool { return !under(c) }); len(some) > 0 {
+			of[key] = some
 		}
 	}
-	return keys, foundNames(found[1:], root)
+	return of, found[len(anchors):]
 }
 
 // foundNames are the first of the certificates, and how many more there are.

@@ -153,7 +153,7 @@ func TestFindConsumers(t *testing.T) {
 			}
 			return paged(t, client, action)
 		})
-		result, err := (&search{c: &site.Cluster{Name: "cluster1", Kube: client}, root: old.Cert, known: known}).all(t.Context())
+		result, err := findConsumers(t.Context(), &site.Cluster{Name: "cluster1", Kube: client}, old.Cert, known)
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
