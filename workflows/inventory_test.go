@@ -123,17 +123,17 @@ func TestInventory(t *testing.T) {
 // What does not answer is named, and everything else is there.
 func TestInventoryOfWhatDoesNotAnswer(t *testing.T) {
 	for name, test := range map[string]struct {
-		room  stockroom
+		room  *stockroom
 		input string
 		items int
 		want  []string // of the unreachable: names with reasons
 	}{
-		"one cluster": {stockroom{unreachable: map[string]string{"cluster2": "no route to host"}}, `{"mesh":"demo"}`, 2 + 2*2, []string{"cluster2: no route to host"}},
-		"a cluster that is not in the site file": {stockroom{fails: map[string]error{"cluster1": failure.Permanent(failure.InvalidInput, "there is no cluster %q", "cluster1")}}, `{"mesh":"demo"}`,
+		"one cluster": {&stockroom{unreachable: map[string]string{"cluster2": "no route to host"}}, `{"mesh":"demo"}`, 2 + 2*2, []string{"cluster2: no route to host"}},
+		"a cluster that is not in the site file": {&stockroom{fails: map[string]error{"cluster1": failure.Permanent(failure.InvalidInput, "there is no cluster %q", "cluster1")}}, `{"mesh":"demo"}`,
 			2 + 2*2, []string{`cluster1: there is no cluster "cluster1"`}},
-		"Vault":          {stockroom{vaultFails: failure.Permanent(failure.Denied, "Vault is sealed")}, `{"mesh":"demo"}`, 2 * 3, []string{"Vault default: Vault is sealed"}},
-		"not asked for":  {stockroom{unreachable: map[string]string{"cluster2": "no route to host"}}, `{"mesh":"demo","clusters":["cluster1"]}`, 2 + 2*2, nil},
-		"all but a part": {stockroom{unreachable: map[string]string{"": "gone", "cluster1": "gone", "cluster2": "gone"}}, `{"mesh":"demo"}`, 2, []string{"mgmt: gone", "cluster1: gone", "cluster2: gone"}},
+		"Vault":          {&stockroom{vaultFails: failure.Permanent(failure.Denied, "Vault is sealed")}, `{"mesh":"demo"}`, 2 * 3, []string{"Vault default: Vault is sealed"}},
+		"not asked for":  {&stockroom{unreachable: map[string]string{"cluster2": "no route to host"}}, `{"mesh":"demo","clusters":["cluster1"]}`, 2 + 2*2, nil},
+		"all but a part": {&stockroom{unreachable: map[string]string{"": "gone", "cluster1": "gone", "cluster2": "gone"}}, `{"mesh":"demo"}`, 2, []string{"mgmt: gone", "cluster1: gone", "cluster2: gone"}},
 	} {
 		test.room.record = complete()
 		_, v, err := test.room.take(t, test.input)

@@ -5,9 +5,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +34,7 @@ func (h hospital) wards() []ward {
 		h.clustersThatDoNotAnswer(),
 		h.vaultSealed(),
 		h.vaultDenies(),
+		h.mountGone(),
 	}
 }
 
@@ -76,7 +80,7 @@ func (h hospital) secretsThatAreMissing() ward {
 				make: h.renamed("cluster2", "relay-client-tls", "relay-client-tls-secret"),
 			},
 			{
-				name: "the identity token", check: "identity-token", cluster: "mgmt", status: check.Fail, mend: check.SetUp,
+				name: "the identity token", check: check.IdentityToken, cluster: "mgmt", status: check.Fail, mend: check.SetUp,
 				says: "relay-identity-token-secret", command: "relaypki setup",
 				make: h.kubectl("mgmt", "delete secret relay-identity-token-secret"),
 			},
@@ -137,7 +141,7 @@ func (h hospital) addresses() ward {
 				make: h.address("cluster1", "34.145.18106:9900:9900"),
 			},
 			{
-				name: "another address", check: "agent-address-wrong", cluster: "cluster2", status: check.Fail, mend: check.SetUp,
+				name: "another address", check: check.AgentAddressWrong, cluster: "cluster2", status: check.Fail, mend: check.SetUp,
 				evidence: "127.0.0.1:1", command: "relaypki setup",
 				make: h.address("cluster2", "127.0.0.1:1"),
 			},
@@ -190,7 +194,7 @@ func (h hospital) datesAndNames() ward {
 	hour := func(n int) time.Time { return now.Add(time.Duration(n) * time.Hour) }
 	w := ward{
 		name: "dates and names", also: []string{check.Handshake, check.RelayAgent, check.RelayServer, check.AgentsConnected, check.PodReady, check.ServedCertificate, check.AcceptableCAs,
-			check.RegisteredName, check.CertificateReady, "gauges-lie", "stale-agent", "clock-skew"},
+			check.RegisteredName, check.CertificateReady, check.GaugesLie, check.StaleAgent, check.ClockSkew},
 		breakages: []breakage{
 			{
 				name: "an expired server certificate", check: check.CertificateLifetime, cluster: "mgmt", status: check.Fail,
@@ -219,10 +223,6 @@ func (h hospital) datesAndNames() ward {
 	return w
 }
 
-func (h hospital) vault(path, data string) func(*testing.T) {
-	return func(t *testing.T) { t.Helper(); h.sh(t, "vault write "+path+" "+data) }
-}
-
 // renew has cert-manager issue anew, however that ends.
 func (h hospital) renew(cluster string) func(*testing.T) {
 	return func(t *testing.T) {
@@ -236,7 +236,7 @@ func (h hospital) renew(cluster string) func(*testing.T) {
 
 func (h hospital) roles() ward {
 	return ward{
-		name: "roles", also: []string{check.IssuerReady, "stale-agent"},
+		name: "roles", also: []string{check.IssuerReady, check.StaleAgent},
 		breakages: []breakage{
 			{
 				name: "a role that is gone", check: check.VaultRole, cluster: "mgmt", object: "role relay-client-cluster1", status: check.Fail, mend: check.SetUp,
@@ -251,10 +251,12 @@ func (h hospital) roles() ward {
 			{
 				name: "a role that allows any name", check: check.VaultRole, cluster: "mgmt", object: "role gloo-mesh-mgmt-server-ca", status: check.Fail, mend: check.SetUp,
 				says: "allows any name", evidence: "allow_any_name", command: "relaypki setup",
-				make: func(t *testing.T) { h.sh(t, "vault patch pki_relay/roles/gloo-mesh-mgmt-server-ca allow_any_name=true") },
+				make: func(t *testing.T) {
+					h.sh(t, "vault patch pki_relay/roles/gloo-mesh-mgmt-server-ca allow_any_name=true")
+				},
 			},
 			{
-				name: "certificates cut short", check: "ttl-nesting", cluster: "mgmt", status: check.Fail, mend: check.SetUp,
+				name: "certificates cut short", check: check.TTLNesting, cluster: "mgmt", status: check.Fail, mend: check.SetUp,
 				evidence: "max_ttl", command: "relaypki setup",
 				make: func(t *testing.T) { h.sh(t, "vault patch pki_relay/roles/relay-client-cluster2 max_ttl=1h") },
 			},
@@ -271,7 +273,7 @@ func (h hospital) roles() ward {
 
 func (h hospital) chains() ward {
 	return ward{
-		name: "chains", also: []string{check.Handshake, check.AgentTrust, check.IssuerReady, check.VaultIntermediate, "stale-agent", check.AgentsConnected, check.RelayAgent, "gauges-lie"},
+		name: "chains", also: []string{check.Handshake, check.AgentTrust, check.IssuerReady, check.VaultIntermediate, check.StaleAgent, check.AgentsConnected, check.RelayAgent, check.GaugesLie},
 		breakages: []breakage{
 			{
 				name: "ca.crt is the intermediate", check: check.CertificateRoot, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
@@ -311,7 +313,7 @@ func (h hospital) trust() ward {
 				},
 			},
 			{
-				name: "an agent with what was before", check: "stale-agent", cluster: "cluster2", status: check.Warn, mend: check.Restart,
+				name: "an agent with what was before", check: check.StaleAgent, cluster: "cluster2", status: check.Warn, mend: check.Restart,
 				evidence: "Pod", command: "rollout restart",
 				make: func(t *testing.T) { h.renew("cluster2")(t); h.settled(t, "cluster2") },
 			},
@@ -339,24 +341,73 @@ func (h hospital) clustersThatDoNotAnswer() ward {
 	}
 }
 
+// unseal is what the remedy of a sealed Vault has a person do.
+func (w *world) unseal(t *testing.T) {
+	t.Helper()
+	var keys struct{ UnsealKey string }
+	data, err := os.ReadFile(filepath.Join(w.dir, "vault", "init.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &keys)
+	}
+	if err == nil {
+		_, err = w.vault(t).Sys().Unseal(keys.UnsealKey)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (h hospital) vaultSealed() ward {
 	return ward{
 		name: "Vault sealed", also: []string{check.IssuerReady, check.ClusterToken, check.PinnedKeys},
 		breakages: []breakage{{
-			name: "Vault is sealed", check: check.VaultAvailable, cluster: "mgmt", status: check.Fail,
-			says: "is sealed", evidence: "sealed", command: "vault operator unseal",
-			make: func(t *testing.T) { h.write(t, "sys/seal", nil) },
+			name: "Vault is sealed", check: check.VaultAvailable, cluster: management, status: check.Fail,
+			says: "is sealed", evidence: "sealed true", command: "vault operator unseal",
+			make: func(t *testing.T) {
+				if err := h.vault(t).Sys().Seal(); err != nil {
+					t.Fatal(err)
+				}
+			},
+			undo: h.unseal,
 		}},
 	}
 }
 
 func (h hospital) vaultDenies() ward {
+	const policy = "relaypki-operate"
+	was := ""
 	return ward{
-		name: "Vault denies", also: []string{check.VaultIntermediate, check.VaultRole, "ttl-nesting"},
+		name: "Vault denies", also: []string{check.VaultIntermediate, check.VaultRole, check.TTLNesting},
 		breakages: []breakage{{
-			name: "the worker's policy is gone", check: check.VaultRoot, cluster: "mgmt", status: check.Fail,
-			says: "may not read", evidence: "permission denied",
-			make: func(t *testing.T) {},
+			name: "the worker's policy lacks a path", check: check.VaultRoot, cluster: management, status: check.Fail,
+			says: "may not read", evidence: "permission denied", command: "relaypki-operate",
+			make: func(t *testing.T) {
+				var err error
+				if was, err = h.vault(t).Sys().GetPolicy(policy); err == nil {
+					err = h.vault(t).Sys().PutPolicy(policy, strings.ReplaceAll(was, "pki/", "elsewhere/"))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			},
+			undo: func(t *testing.T) {
+				if err := h.vault(t).Sys().PutPolicy(policy, was); err != nil {
+					t.Fatal(err)
+				}
+			},
+		}},
+	}
+}
+
+// mountGone has the relay mount moved away: what is in it is not lost.
+func (h hospital) mountGone() ward {
+	return ward{
+		name: "mount gone", also: []string{check.VaultRole, check.IssuerReady},
+		breakages: []breakage{{
+			name: "the relay mount is not there", check: check.VaultIntermediate, cluster: management, status: check.Fail, mend: check.SetUp,
+			says: "is missing", evidence: "pki_relay", command: "relaypki setup",
+			make: func(t *testing.T) { h.sh(t, "vault secrets move pki_relay pki_moved") },
+			undo: func(t *testing.T) { h.sh(t, "vault secrets move pki_moved pki_relay") },
 		}},
 	}
 }

@@ -18,9 +18,12 @@ import (
 
 // exit codes of the command, from its help.
 const (
-	exitFailed   = 1
-	exitBadInput = 2
-	exitWaiting  = 5
+	exitFailed      = 1
+	exitBadInput    = 2
+	exitUnreachable = 3
+	exitWaiting     = 5
+	exitWarnings    = 7
+	exitNotes       = 8
 )
 
 // One cluster is down: the others finish, it is parked with the reason, and

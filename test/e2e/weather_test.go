@@ -371,15 +371,7 @@ func (x *weather) sealed(t *testing.T, args ...string) sight {
 	x.must(t, root.Sys().Seal())
 	seen := x.setup(args...)
 	expect(t, "sealed", seen, 1, 1, `vault default: Vault "default" at https://`, "is sealed", "`vault operator unseal` there", "nothing was changed")
-	var keys struct{ UnsealKey string }
-	data, err := os.ReadFile(filepath.Join(x.w.dir, "vault", "init.json"))
-	if err == nil {
-		err = json.Unmarshal(data, &keys)
-	}
-	if err == nil {
-		_, err = root.Sys().Unseal(keys.UnsealKey)
-	}
-	x.must(t, err)
+	x.w.unseal(t)
 	x.vaultAnswers(t, root)
 	return seen
 }
