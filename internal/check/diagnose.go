@@ -28,7 +28,7 @@ func (m Management) Diagnose(now time.Time) []Finding {
 		r.nesting(p, m, now)
 		r.pki(p, m, now)
 	}
-	return p.advise(r.findings)
+	return p.advise(r)
 }
 
 // Diagnose is as with Management.
@@ -42,7 +42,7 @@ func (w Workload) Diagnose(now time.Time) []Finding {
 		r.stale(p, w)
 		r.gaugesLie(p, w)
 	}
-	return p.advise(r.findings)
+	return p.advise(r)
 }
 
 // inCluster are the checks of a diagnosis that are the same in every cluster.

@@ -94,7 +94,7 @@ type found struct {
 
 func (want found) in(findings []check.Finding) bool {
 	line := func(lines []string, part string) bool {
-		return slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, part) })
+		return part == "" || slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, part) })
 	}
 	return slices.ContainsFunc(findings, func(f check.Finding) bool {
 		var mend check.Mend
@@ -171,6 +171,9 @@ func TestDiagnosis(t *testing.T) {
 			[]found{{check: check.AgentTrust, status: "fail", evidence: "another root", mend: setUp}}},
 		{"trust to be read by none", func(_ *testing.T, w *world) { w.RootSecret = check.SeenSecret{Gap: denied} },
 			[]found{{check: check.AgentTrust, status: "fail", evidence: "permission denied", denied: true}}},
+		{"Secret that could not be read", func(_ *testing.T, w *world) {
+			w.Workload.Secret = check.SeenSecret{Gap: check.Gap{Reason: check.Unreachable, Detail: "timed out"}}
+		}, []found{{check: check.CertificateSecret, status: "fail", evidence: "unreachable: timed out"}}},
 		{"cert-manager scaled away", func(_ *testing.T, w *world) {
 			w.Management.CertManager[1].Desired, w.Management.CertManager[1].Available = 0, 0
 		}, []found{{check: check.CertManager, status: "fail", evidence: "spec.replicas 0", command: "kubectl --context kube-mgmt -n cert-manager scale deployment/cert-manager-webhook --replicas=1"}}},
@@ -297,6 +300,10 @@ func TestDiagnosis(t *testing.T) {
 		{"intermediate to be planned for", func(t *testing.T, w *world) {
 			w.Vault.Relay.Issuers[0].Certificate = w.root.Intermediate(t, "I1", pkitest.Valid(-40000*time.Hour, 179*24*time.Hour)).Cert
 		}, []found{{check: check.PKICAValidity, status: "note", command: "relaypki rotate intermediate prod"}}},
+		// Of a life that is short by choice a share counts.
+		{"intermediate of 100 days, half of it over", func(t *testing.T, w *world) {
+			w.Vault.Relay.Issuers[0].Certificate = w.root.Intermediate(t, "I1", pkitest.Valid(-50*24*time.Hour, 50*24*time.Hour)).Cert
+		}, []found{{check: check.PKICAValidity, status: "pass", words: "valid until 2026-08-20"}, {check: check.PKICAValidity, status: "pass", words: "valid until 2046"}}},
 		{"CRL ended", func(_ *testing.T, w *world) { w.PKI[1].CRLs[0].Next = w.now.Add(-time.Second) },
 			[]found{{check: check.PKICRLValidity, status: "note", evidence: "pki/issuer/" + rootID + "/crl", command: "vault write pki/config/crl auto_rebuild=true"}}},
 		{"leaf of the root", func(_ *testing.T, w *world) { w.PKI[1].RootLeaf = "0a:0b" },
