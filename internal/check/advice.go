@@ -634,6 +634,8 @@ var advices = map[string]func(place, Finding) advice{
 				}
 			case len(stored) > 0 && len(replica.Loaded.Chain) > 0 && replica.Loaded.Chain[0].Equal(stored[0]):
 				a.commands, a.mend = append([]string{p.renew()}, a.commands...), p.mend(Reissue)
+			case pki.Peer{Trust: p.secret.CA, Name: p.spec.Gloo.Authority, Usage: x509.ExtKeyUsageServerAuth, At: p.now}.Verify(stored) != nil:
+				a.mend = nil // what it would load is worse: first mend what is stored
 			}
 		}
 		return a

@@ -190,6 +190,9 @@ func TestDiagnosis(t *testing.T) {
 		{"server serves what was before", func(t *testing.T, w *world) {
 			w.Management.Secret.Chain[0] = w.relay.Leaf(t, w.spec.Certificates.Server.DNSNames).Cert
 		}, []found{{check: check.ServedCertificate, status: "fail", evidence: "Pod gloo-mesh/server-0, port 9900, presents[0]", command: "rollout restart deployment/gloo-mesh-mgmt-server", mend: of(check.Restart, "mgmt")}}},
+		{"server serves what was before, and what is stored is no better", func(t *testing.T, w *world) {
+			w.Management.Secret.Chain[0] = w.relay.Leaf(t, []string{"another"}).Cert
+		}, []found{{check: check.ServedCertificate, status: "fail", command: "rollout restart"}}},
 		{"gauges of a cluster", func(_ *testing.T, w *world) { w.Replicas[0].Metrics.Pull["cluster1"] = 0 },
 			[]found{{check: check.AgentsConnected, status: "fail", evidence: `relay_pull_clients_connected{cluster="cluster1"} 0`, command: "kubectl --context kube-1 -n gloo-mesh rollout restart deployment/gloo-mesh-agent", mend: of(check.Restart, "cluster1")}}},
 		{"not registered", func(_ *testing.T, w *world) { w.Workload.RegisteredGap = notFound },
@@ -288,6 +291,9 @@ func TestDiagnosis(t *testing.T) {
 			[]found{{check: check.StaleAgent, status: "warn", words: "cannot be seen", evidence: "Pod gloo-mesh/agent-0, created 2026-07-01T11:10:00Z", command: "kubectl --context kube-1 -n gloo-mesh rollout restart deployment/gloo-mesh-agent", mend: of(check.Restart, "cluster1")}}},
 		{"agent older than its trust", func(_ *testing.T, w *world) { w.RootSecret.Written = w.now },
 			[]found{{check: check.StaleTrust, status: "warn", words: "the trust from before", mend: of(check.Restart, "cluster1")}}},
+		{"agent older than a trust that does not fit", func(_ *testing.T, w *world) {
+			w.RootSecret.Written, w.Handshakes[0].Error = w.now, "tls: failed to verify certificate: x509: certificate signed by unknown authority"
+		}, []found{{check: check.StaleTrust, status: "warn", words: "mend first what handshake names", command: "rollout restart"}, {check: check.Handshake, status: "fail", mend: setUp}}},
 		{"gauges that lie", func(_ *testing.T, w *world) {
 			w.Handshakes[0].Error = "remote error: tls: unknown certificate authority"
 			w.Gauges = check.Metrics{Pull: map[string]float64{"cluster1": 1}, Push: map[string]float64{"cluster1": 1}}
