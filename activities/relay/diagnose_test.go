@@ -1,6 +1,10 @@
 package relay_test
 
 import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,4 +115,83 @@ func TestDiagnosisOfClusters(t *testing.T) {
 			}
 		}
 	}
+}
+
+// judgedOtherwise is what "vault pki health-check" finds on every mount as the setup
+// makes it, and what is no finding for a relay; internal/check/pki.go says why.
+var judgedOtherwise = []string{"audit_visibility", "allow_if_modified_since", "enable_acme_issuance", "enable_auto_tidy", "tidy_last_run", "hardware_backed_root"}
+
+// TestBesideHealthCheck: what "vault pki health-check" finds on the same mounts, a
+// diagnosis has looked at too, and finds it if it matters here.
+func TestBesideHealthCheck(t *testing.T) {
+	w := newWorld(t)
+	theirs := func(mount string) map[string][]string {
+		t.Helper()
+		command := exec.Command(w.vault.Program, "pki", "health-check", "-format=json", mount)
+		command.Env = append(os.Environ(), "VAULT_ADDR="+w.vault.Address, "VAULT_CACERT="+w.vault.CAFile, "VAULT_TOKEN="+w.vault.Root.Token())
+		out, err := command.Output() // its exit code is the worst status
+		var checks map[string][]struct {
+			Status  string `json:"status"`
+			Message string `json:"message"`
+		}
+		if parse := json.Unmarshal(out, &checks); parse != nil {
+			t.Fatalf("%v, %v\n%s", err, parse, out)
+		}
+		found := map[string][]string{}
+		for name, results := range checks {
+			for _, r := range results {
+				if r.Status == "informational" || r.Status == "warning" || r.Status == "critical" {
+					found[name] = append(found[name], r.Status+": "+r.Message)
+				}
+			}
+		}
+		return found
+	}
+	compare := func(broken bool) {
+		t.Helper()
+		ours := w.diagnoseManagement(t)
+		for _, mount := range []string{"pki", "pki_relay"} {
+			for name, results := range theirs(mount) {
+				own := "pki-" + strings.ReplaceAll(name, "_", "-")
+				made, finds := false, false
+				for _, f := range ours {
+					if f.Check == own {
+						made, finds = true, finds || f.Status != check.Pass
+					}
+				}
+				switch {
+				case !made:
+					t.Errorf("%s of %s is not looked at: %s", name, mount, results)
+				case !finds && !slices.Contains(judgedOtherwise, name):
+					t.Errorf("%s of %s is not found: %s", name, mount, results)
+				case !broken && !slices.Contains(judgedOtherwise, name):
+					t.Errorf("as set up, %s of %s: %s", name, mount, results)
+				}
+			}
+		}
+	}
+	compare(false)
+
+	write := func(path string, data map[string]any) {
+		t.Helper()
+		if _, err := w.vault.Root.Logical().WriteWithContext(t.Context(), path, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("pki/roles/web", map[string]any{"allow_any_name": true, "allow_glob_domains": true, "allow_wildcard_certificates": true, "allowed_domains": "*.example.com", "no_store": false})
+	write("pki/issue/web", map[string]any{"common_name": "a.example.com", "ttl": "1h"})
+	write("pki_relay/roles/web", map[string]any{"allowed_domains": "example.com", "no_store": false})
+	write("pki_relay/config/auto-tidy", map[string]any{"enabled": true, "interval_duration": "200h", "tidy_cert_store": true})
+	broken := 0
+	for _, mount := range []string{"pki", "pki_relay"} {
+		for name := range theirs(mount) {
+			if !slices.Contains(judgedOtherwise, name) {
+				broken++
+			}
+		}
+	}
+	if broken < 4 {
+		t.Errorf("vault pki health-check finds %d of what was broken", broken)
+	}
+	compare(true)
 }

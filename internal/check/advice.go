@@ -169,9 +169,9 @@ type advice struct {
 
 // advise adds to what does not pass what a diagnosis owes: evidence, commands and a
 // mend, as the table below has them.
-func (p place) advise(findings []Finding) []Finding {
-	for i := range findings {
-		f := &findings[i]
+func (p place) advise(r *report) []Finding {
+	for i := range r.findings {
+		f := &r.findings[i]
 		if f.Status == Pass {
 			continue
 		}
@@ -188,7 +188,7 @@ func (p place) advise(findings []Finding) []Finding {
 			if f.Commands == nil {
 				f.Commands = a.commands
 			}
-			if f.Mend == nil && !f.Denied {
+			if f.Mend == nil && !slices.Contains(r.unread, i) {
 				f.Mend = a.mend
 			}
 		}
@@ -199,7 +199,7 @@ func (p place) advise(findings []Finding) []Finding {
 			f.Evidence[j] = secret.Withhold(strings.Join(strings.Fields(line), " "))
 		}
 	}
-	return findings
+	return r.findings
 }
 
 // lower makes a note of what a verification warns of and a diagnosis knows to be as
@@ -634,6 +634,8 @@ var advices = map[string]func(place, Finding) advice{
 				}
 			case len(stored) > 0 && len(replica.Loaded.Chain) > 0 && replica.Loaded.Chain[0].Equal(stored[0]):
 				a.commands, a.mend = append([]string{p.renew()}, a.commands...), p.mend(Reissue)
+			case pki.Peer{Trust: p.secret.CA, Name: p.spec.Gloo.Authority, Usage: x509.ExtKeyUsageServerAuth, At: p.now}.Verify(stored) != nil:
+				a.mend = nil // what it would load is worse: first mend what is stored
 			}
 		}
 		return a

@@ -28,7 +28,7 @@ func (m Management) Diagnose(now time.Time) []Finding {
 		r.nesting(p, m, now)
 		r.pki(p, m, now)
 	}
-	return p.advise(r.findings)
+	return p.advise(r)
 }
 
 // Diagnose is as with Management.
@@ -42,7 +42,7 @@ func (w Workload) Diagnose(now time.Time) []Finding {
 		r.stale(p, w)
 		r.gaugesLie(p, w)
 	}
-	return p.advise(r.findings)
+	return p.advise(r)
 }
 
 // inCluster are the checks of a diagnosis that are the same in every cluster.
@@ -373,7 +373,6 @@ func (r *report) stale(p place, w Workload) {
 	if w.Cluster.Agent.Reload != mesh.ReloadRestart || w.Agent.Gap.Open() || w.Agent.PodsGap.Open() {
 		return
 	}
-	deployment := "deployment/" + mesh.AgentDeployment
 	trust, trusted := w.Trust()
 	for _, s := range []struct {
 		check, name, what string
@@ -397,25 +396,35 @@ func (r *report) stale(p place, w Workload) {
 			r.pass(s.check, object, "the agent was started after its last write")
 			continue
 		}
-		r.say(Finding{Check: s.check, Object: object, Status: Warn,
+		f := Finding{Check: s.check, Object: object, Status: Warn,
 			Message: fmt.Sprintf("the agent was started before this was last written and reads it at its start alone: it still holds %s from before. Whether that shakes hands at its next connection cannot be seen from here", s.what),
 			Remedy:  "restart the agent; if it does read changed Secrets by itself, say so: agent.reload \"hot\"",
 			Evidence: append([]string{fmt.Sprintf("%s, last written %s", object, stamp(s.seen.Written)),
 				fmt.Sprintf("the input: agent.reload of %s is %q", w.Cluster.Name, mesh.ReloadRestart)}, before...),
-			Commands: []string{p.in("rollout", "restart", deployment), p.in("rollout", "status", "--timeout=5m", deployment)},
-			Mend:     p.mend(Restart)})
+			Commands: p.restart(),
+			Mend:     p.mend(Restart)}
+		if len(w.refused()) > 0 {
+			f.Remedy, f.Mend = "mend first what handshake names: with what is stored now the agent would not connect again. Then restart it", nil
+		}
+		r.say(f)
 	}
+}
+
+// refused are the fresh handshakes that a replica has refused, or that have refused it.
+func (w Workload) refused() []string {
+	var out []string
+	for _, h := range w.Handshakes {
+		if h.Reached && h.Error != "" {
+			out = append(out, fmt.Sprintf("fresh handshake with Pod %s/%s: %s", w.Spec.Management.Namespace, h.Pod, h.Error))
+		}
+	}
+	return out
 }
 
 // gaugesLie: the gauges count streams that are open, and an open stream survives
 // what would refuse a new one.
 func (r *report) gaugesLie(p place, w Workload) {
-	var refused []string
-	for _, h := range w.Handshakes {
-		if h.Reached && h.Error != "" {
-			refused = append(refused, fmt.Sprintf("fresh handshake with Pod %s/%s: %s", p.spec.Management.Namespace, h.Pod, h.Error))
-		}
-	}
+	refused := w.refused()
 	pull, push := w.Gauges.Pull[w.Cluster.Name], w.Gauges.Push[w.Cluster.Name]
 	switch {
 	case len(w.Handshakes) == 0:

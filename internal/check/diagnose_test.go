@@ -94,7 +94,7 @@ type found struct {
 
 func (want found) in(findings []check.Finding) bool {
 	line := func(lines []string, part string) bool {
-		return slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, part) })
+		return part == "" || slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, part) })
 	}
 	return slices.ContainsFunc(findings, func(f check.Finding) bool {
 		var mend check.Mend
@@ -171,6 +171,9 @@ func TestDiagnosis(t *testing.T) {
 			[]found{{check: check.AgentTrust, status: "fail", evidence: "another root", mend: setUp}}},
 		{"trust to be read by none", func(_ *testing.T, w *world) { w.RootSecret = check.SeenSecret{Gap: denied} },
 			[]found{{check: check.AgentTrust, status: "fail", evidence: "permission denied", denied: true}}},
+		{"Secret that could not be read", func(_ *testing.T, w *world) {
+			w.Workload.Secret = check.SeenSecret{Gap: check.Gap{Reason: check.Unreachable, Detail: "timed out"}}
+		}, []found{{check: check.CertificateSecret, status: "fail", evidence: "unreachable: timed out"}}},
 		{"cert-manager scaled away", func(_ *testing.T, w *world) {
 			w.Management.CertManager[1].Desired, w.Management.CertManager[1].Available = 0, 0
 		}, []found{{check: check.CertManager, status: "fail", evidence: "spec.replicas 0", command: "kubectl --context kube-mgmt -n cert-manager scale deployment/cert-manager-webhook --replicas=1"}}},
@@ -187,6 +190,9 @@ func TestDiagnosis(t *testing.T) {
 		{"server serves what was before", func(t *testing.T, w *world) {
 			w.Management.Secret.Chain[0] = w.relay.Leaf(t, w.spec.Certificates.Server.DNSNames).Cert
 		}, []found{{check: check.ServedCertificate, status: "fail", evidence: "Pod gloo-mesh/server-0, port 9900, presents[0]", command: "rollout restart deployment/gloo-mesh-mgmt-server", mend: of(check.Restart, "mgmt")}}},
+		{"server serves what was before, and what is stored is no better", func(t *testing.T, w *world) {
+			w.Management.Secret.Chain[0] = w.relay.Leaf(t, []string{"another"}).Cert
+		}, []found{{check: check.ServedCertificate, status: "fail", command: "rollout restart"}}},
 		{"gauges of a cluster", func(_ *testing.T, w *world) { w.Replicas[0].Metrics.Pull["cluster1"] = 0 },
 			[]found{{check: check.AgentsConnected, status: "fail", evidence: `relay_pull_clients_connected{cluster="cluster1"} 0`, command: "kubectl --context kube-1 -n gloo-mesh rollout restart deployment/gloo-mesh-agent", mend: of(check.Restart, "cluster1")}}},
 		{"not registered", func(_ *testing.T, w *world) { w.Workload.RegisteredGap = notFound },
@@ -285,6 +291,9 @@ func TestDiagnosis(t *testing.T) {
 			[]found{{check: check.StaleAgent, status: "warn", words: "cannot be seen", evidence: "Pod gloo-mesh/agent-0, created 2026-07-01T11:10:00Z", command: "kubectl --context kube-1 -n gloo-mesh rollout restart deployment/gloo-mesh-agent", mend: of(check.Restart, "cluster1")}}},
 		{"agent older than its trust", func(_ *testing.T, w *world) { w.RootSecret.Written = w.now },
 			[]found{{check: check.StaleTrust, status: "warn", words: "the trust from before", mend: of(check.Restart, "cluster1")}}},
+		{"agent older than a trust that does not fit", func(_ *testing.T, w *world) {
+			w.RootSecret.Written, w.Handshakes[0].Error = w.now, "tls: failed to verify certificate: x509: certificate signed by unknown authority"
+		}, []found{{check: check.StaleTrust, status: "warn", words: "mend first what handshake names", command: "rollout restart"}, {check: check.Handshake, status: "fail", mend: setUp}}},
 		{"gauges that lie", func(_ *testing.T, w *world) {
 			w.Handshakes[0].Error = "remote error: tls: unknown certificate authority"
 			w.Gauges = check.Metrics{Pull: map[string]float64{"cluster1": 1}, Push: map[string]float64{"cluster1": 1}}
@@ -297,6 +306,10 @@ func TestDiagnosis(t *testing.T) {
 		{"intermediate to be planned for", func(t *testing.T, w *world) {
 			w.Vault.Relay.Issuers[0].Certificate = w.root.Intermediate(t, "I1", pkitest.Valid(-40000*time.Hour, 179*24*time.Hour)).Cert
 		}, []found{{check: check.PKICAValidity, status: "note", command: "relaypki rotate intermediate prod"}}},
+		// Of a life that is short by choice a share counts.
+		{"intermediate of 100 days, half of it over", func(t *testing.T, w *world) {
+			w.Vault.Relay.Issuers[0].Certificate = w.root.Intermediate(t, "I1", pkitest.Valid(-50*24*time.Hour, 50*24*time.Hour)).Cert
+		}, []found{{check: check.PKICAValidity, status: "pass", words: "valid until 2026-08-20"}, {check: check.PKICAValidity, status: "pass", words: "valid until 2046"}}},
 		{"CRL ended", func(_ *testing.T, w *world) { w.PKI[1].CRLs[0].Next = w.now.Add(-time.Second) },
 			[]found{{check: check.PKICRLValidity, status: "note", evidence: "pki/issuer/" + rootID + "/crl", command: "vault write pki/config/crl auto_rebuild=true"}}},
 		{"leaf of the root", func(_ *testing.T, w *world) { w.PKI[1].RootLeaf = "0a:0b" },

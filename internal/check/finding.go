@@ -89,6 +89,9 @@ type report struct {
 	findings []Finding
 	// diagnosis: what a finding has in a diagnosis alone is filled in.
 	diagnosis bool
+	// unread are the indices of findings on what could not be read: nothing is known
+	// of it that could be mended.
+	unread []int
 }
 
 func (r *report) pass(check, object, format string, args ...any) {

@@ -37,9 +37,11 @@ func (g Gap) report(r *report, check, object, missingRemedy string) bool {
 		r.fail(check, object, fmt.Sprintf("the worker may not read %s: %s", object, g.Detail),
 			"grant the worker what deploy/rbac and deploy/vault/policies list, then verify again")
 		r.findings[len(r.findings)-1].Denied = r.diagnosis
+		r.unread = append(r.unread, len(r.findings)-1)
 	default:
 		r.transient(check, object, fmt.Sprintf("%s could not be read: %s", object, g.Detail),
 			"see that the worker reaches the server named in the message, then verify again")
+		r.unread = append(r.unread, len(r.findings)-1)
 	}
 	return true
 }

@@ -163,7 +163,7 @@ func TestHelmRelease(t *testing.T) {
 // TestEdited: who, besides Helm, has written what the agent is told.
 func TestEdited(t *testing.T) {
 	wrote := func(manager, subresource, fields string) metav1.ManagedFieldsEntry {
-		return metav1.ManagedFieldsEntry{Manager: manager, Subresource: subresource, FieldsV1: &metav1.FieldsV1{Raw: []byte(fields)}}
+		return metav1.ManagedFieldsEntry{Manager: manager, Subresource: subresource, FieldsV1: metav1.NewFieldsV1(fields)}
 	}
 	const args, restarted = `{"f:spec":{"f:template":{"f:spec":{"f:containers":{"k:{\"name\":\"agent\"}":{"f:args":{}}}}}}}`, `{"f:spec":{"f:template":{"f:metadata":{"f:annotations":{}}}}}`
 	for _, test := range []struct {
