@@ -172,7 +172,7 @@ func (d *diagnosis) look(ctx workflow.Context, settle mesh.Duration) ([]check.Fi
 // unseen is the finding of a cluster that was not looked at to the end.
 func (d *diagnosis) unseen(name string, err error) check.Finding {
 	f := check.Finding{Check: check.ClusterReachable, Cluster: name, Status: check.Fail, Message: failure.Message(err), Evidence: []string{failure.Message(err)},
-		Remedy: "see that the cluster's API server answers the worker, whose log says more, and diagnose again", Denied: failure.KindOf(err) == failure.Denied}
+		Remedy: "see that the cluster's API server answers the worker, whose log says more, and diagnose again; where it is only slow, give it longer (--cluster-timeout)", Denied: failure.KindOf(err) == failure.Denied}
 	if temporal.IsTimeoutError(err) {
 		f.Message = fmt.Sprintf("it did not answer within %s, so that nothing is known of it", d.in.Within())
 	}
