@@ -483,14 +483,17 @@ func (p paper) inventory(w io.Writer, v inventory.Inventory, rows []row, wide, f
 			})
 		})
 	}
+	if !wide && !filtered {
+		shown = together(shown)
+	}
 	p.whole = true
 	if v.Rotation != "" {
 		p.print(w, 0, span{"Under way: " + tidy(v.Rotation), yellow})
 		fmt.Fprintln(w)
 	}
 	p.table(w, 0, p.inventoryRows(v, shown, wide))
-	if hidden := len(rows) - len(shown); hidden > 0 {
-		p.print(w, 0, span{fmt.Sprintf("%d more entries are copies of these: -o wide", hidden), dim})
+	if len(shown) < len(rows) {
+		p.print(w, 0, span{fmt.Sprintf("%d entries in %d lines; -o wide has each of them, and all columns", len(rows), len(shown)), dim})
 	}
 	if v.MoreConsumers > 0 {
 		p.print(w, 0, span{fmt.Sprintf("%d more objects hold certificates of the mesh's CAs than are listed", v.MoreConsumers), yellow})
@@ -505,6 +508,33 @@ func (p paper) inventory(w io.Writer, v inventory.Inventory, rows []row, wide, f
 		}
 		p.print(w, 0, span{tidy(u.Name) + " ", bold}, span{what + tidy(u.Reason), yellow})
 	}
+}
+
+// fewTogether is how many clusters with the same in their trust are listed one by one.
+const fewTogether = 3
+
+// together has what many clusters trust alike in one row.
+func together(rows []row) []row {
+	alike := func(a, b row) bool {
+		return a.Kind == inventory.TrustStore && b.Kind == a.Kind && a.Fingerprint == b.Fingerprint && a.Object == b.Object && a.Key == b.Key && a.Served == b.Served
+	}
+	var out []row
+	for n, r := range rows {
+		same := 0
+		for _, other := range rows {
+			if alike(r, other) {
+				same++
+			}
+		}
+		if same > fewTogether {
+			if slices.ContainsFunc(rows[:n], func(other row) bool { return alike(r, other) }) {
+				continue
+			}
+			r.Cluster = plural(same, "cluster")
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 // roomy is how wide a terminal has to be for the columns that one can do without.
@@ -601,6 +631,10 @@ func (p paper) forecast(w io.Writer, v inventory.Inventory) {
 	if len(v.Forecast) == 0 {
 		return
 	}
+	ends := when
+	if p.width < roomy {
+		ends = func(t time.Time) string { return t.UTC().Format("2006-01-02") }
+	}
 	rows := [][]span{{{"LATEST START", dim}, {"LAYER", dim}, {"OF", dim}, {"ENDS", dim}, {"BY", dim}}}
 	seen := map[inventory.Kind]int{}
 	var why []inventory.Forecast
@@ -624,7 +658,7 @@ func (p paper) forecast(w io.Writer, v inventory.Inventory) {
 		if f.Cluster != "" {
 			name = f.Cluster
 		}
-		rows = append(rows, []span{start, {string(f.Layer), plain}, {tidy(name), bold}, {when(f.NotAfter), plain}, {f.By, plain}})
+		rows = append(rows, []span{start, {string(f.Layer), plain}, {tidy(name), bold}, {ends(f.NotAfter), plain}, {f.By, plain}})
 		if f.Late || f.Due {
 			why = append(why, f)
 		}
