@@ -375,15 +375,17 @@ func matches(pattern, text string) bool {
 
 // inventoryDocument is what a program reads.
 type inventoryDocument struct {
-	Mesh          string               `json:"mesh"`
-	At            time.Time            `json:"at"`
-	Rotation      string               `json:"rotation,omitempty"`
-	Clusters      int                  `json:"clusters"`
-	Items         []row                `json:"items"`
-	Forecast      []inventory.Forecast `json:"forecast"`
-	Drift         []inventory.Drift    `json:"drift"`
-	Unreachable   []inventory.Unlooked `json:"unreachable"`
-	MoreConsumers int                  `json:"moreConsumers,omitempty"`
+	Mesh        string               `json:"mesh"`
+	At          time.Time            `json:"at"`
+	Rotation    string               `json:"rotation,omitempty"`
+	Clusters    int                  `json:"clusters"`
+	Items       []row                `json:"items"`
+	Forecast    []inventory.Forecast `json:"forecast"`
+	Drift       []inventory.Drift    `json:"drift"`
+	Unreachable []inventory.Unlooked `json:"unreachable"`
+	// Unsearched is what was not looked through for consumers.
+	Unsearched    []inventory.Unsearched `json:"unsearched,omitempty"`
+	MoreConsumers int                    `json:"moreConsumers,omitempty"`
 }
 
 // concludeInventory prints an inventory.
@@ -429,7 +431,7 @@ func (c *cli) printInventory(e ending, v inventory.Inventory) error {
 	}
 	switch c.output {
 	case "json", outputYAML:
-		document := inventoryDocument{v.Mesh, v.At, v.Rotation, v.Clusters, rows, v.Forecast, v.Drift, v.Unreachable, v.MoreConsumers}
+		document := inventoryDocument{v.Mesh, v.At, v.Rotation, v.Clusters, rows, v.Forecast, v.Drift, v.Unreachable, v.Unsearched, v.MoreConsumers}
 		var err error
 		if e.Result, err = json.Marshal(document); err != nil {
 			return err
@@ -501,6 +503,9 @@ func (p paper) inventory(w io.Writer, v inventory.Inventory, rows []row, wide, f
 	fmt.Fprintln(w)
 	p.forecast(w, v)
 	p.drift(w, v)
+	for _, u := range v.Unsearched {
+		p.print(w, 0, span{fmt.Sprintf("Not looked through for consumers in %s: %s", somewhere(u.Clusters), tidy(u.What)), dim})
+	}
 	for _, u := range v.Unreachable {
 		what := "could not be looked at: "
 		if u.Part {
@@ -508,6 +513,14 @@ func (p paper) inventory(w io.Writer, v inventory.Inventory, rows []row, wide, f
 		}
 		p.print(w, 0, span{tidy(u.Name) + " ", bold}, span{what + tidy(u.Reason), yellow})
 	}
+}
+
+// somewhere names a few clusters, or counts them.
+func somewhere(clusters []string) string {
+	if len(clusters) > fewTogether {
+		return plural(len(clusters), "cluster")
+	}
+	return strings.Join(clusters, ", ")
 }
 
 // fewTogether is how many clusters with the same in their trust are listed one by one.

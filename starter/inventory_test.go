@@ -128,9 +128,10 @@ func TestInventoryIsNotWhole(t *testing.T) {
 	} else {
 		endsWithACommand(t, exit.next)
 	}
-	v.Unreachable = nil
-	if _, err := taken(t, v, "text", inventoryView{}); err != nil {
-		t.Error(err)
+	v.Unreachable, v.Unsearched = nil, []inventory.Unsearched{{What: "Secrets of other namespaces", Clusters: []string{"a", "b", "c", "d"}}}
+	text, err := taken(t, v, "text", inventoryView{})
+	if err != nil || !strings.Contains(text, "Not looked through for consumers in 4 clusters: Secrets of other namespaces") {
+		t.Errorf("%v:\n%s", err, text)
 	}
 }
 
@@ -279,6 +280,7 @@ func TestReportEscapes(t *testing.T) {
 	v := midRotation(t, 3, evil)
 	v.Rotation += evil
 	v.Unreachable = []inventory.Unlooked{{Name: evil, Reason: evil}}
+	v.Unsearched = []inventory.Unsearched{{What: evil, Clusters: []string{evil}}}
 	v.Drift = append(v.Drift, inventory.Drift{Cluster: evil, Object: evil, What: evil, Do: evil})
 	for n := range v.Items {
 		v.Items[n].Note += evil
