@@ -107,7 +107,7 @@ func TestHelp(t *testing.T) {
 // Whatever is proposed to a shell, Temporal being away is silent, and quick.
 func TestCompletionWithoutTemporal(t *testing.T) {
 	t.Setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
-	for _, words := range []string{"status ", "watch ", "verify ", "diagnose ", "diagnose demo --cluster ", "retry ", "retry demo ", "skip demo cluster1 ", "pause demo --workflow ", "abort ", "rotate credentials ", "emergency root ", "emergency leaf demo ", "emergency root demo --reason ", "schedule list ", "schedule pause "} {
+	for _, words := range []string{"status ", "watch ", "verify ", "diagnose ", "diagnose demo --cluster ", "inventory ", "inventory demo ", "retry ", "retry demo ", "skip demo cluster1 ", "pause demo --workflow ", "abort ", "rotate credentials ", "emergency root ", "emergency leaf demo ", "emergency root demo --reason ", "schedule list ", "schedule pause "} {
 		var out, errOut bytes.Buffer
 		args := append([]string{"__complete"}, strings.Split(words, " ")...)
 		code := run(context.Background(), args, &out, &errOut)
@@ -118,6 +118,7 @@ func TestCompletionWithoutTemporal(t *testing.T) {
 	for words, want := range map[string]string{
 		"emergency root demo --first ": "availability\tno handshake fails; what is compromised is accepted until the end\ncontainment\tit is refused at once, and with it every agent until it is issued anew\n:4\n",
 		"diagnose demo --fail-on ":     "critical\nwarning\ninformational\n:4\n",
+		"inventory demo -o ":           "text\njson\nwide\nyaml\ncsv\nhtml\n:4\n",
 		"status -o ":                   "text\njson\n:4\n", "ret": "retry\tTry clusters again that are parked\n:4\n", "setup -f ": "yaml\nyml\njson\n:8\n", "schedule pause demo ": "verify\nrefresh\nmaintain\n:4\n",
 	} {
 		var out, errOut bytes.Buffer

@@ -375,15 +375,17 @@ func matches(pattern, text string) bool {
 
 // inventoryDocument is what a program reads.
 type inventoryDocument struct {
-	Mesh          string               `json:"mesh"`
-	At            time.Time            `json:"at"`
-	Rotation      string               `json:"rotation,omitempty"`
-	Clusters      int                  `json:"clusters"`
-	Items         []row                `json:"items"`
-	Forecast      []inventory.Forecast `json:"forecast"`
-	Drift         []inventory.Drift    `json:"drift"`
-	Unreachable   []inventory.Unlooked `json:"unreachable"`
-	MoreConsumers int                  `json:"moreConsumers,omitempty"`
+	Mesh        string               `json:"mesh"`
+	At          time.Time            `json:"at"`
+	Rotation    string               `json:"rotation,omitempty"`
+	Clusters    int                  `json:"clusters"`
+	Items       []row                `json:"items"`
+	Forecast    []inventory.Forecast `json:"forecast"`
+	Drift       []inventory.Drift    `json:"drift"`
+	Unreachable []inventory.Unlooked `json:"unreachable"`
+	// Unsearched is what was not looked through for consumers.
+	Unsearched    []inventory.Unsearched `json:"unsearched,omitempty"`
+	MoreConsumers int                    `json:"moreConsumers,omitempty"`
 }
 
 // concludeInventory prints an inventory.
@@ -429,7 +431,7 @@ func (c *cli) printInventory(e ending, v inventory.Inventory) error {
 	}
 	switch c.output {
 	case "json", outputYAML:
-		document := inventoryDocument{v.Mesh, v.At, v.Rotation, v.Clusters, rows, v.Forecast, v.Drift, v.Unreachable, v.MoreConsumers}
+		document := inventoryDocument{v.Mesh, v.At, v.Rotation, v.Clusters, rows, v.Forecast, v.Drift, v.Unreachable, v.Unsearched, v.MoreConsumers}
 		var err error
 		if e.Result, err = json.Marshal(document); err != nil {
 			return err
@@ -483,14 +485,17 @@ func (p paper) inventory(w io.Writer, v inventory.Inventory, rows []row, wide, f
 			})
 		})
 	}
+	if !wide && !filtered {
+		shown = together(shown)
+	}
 	p.whole = true
 	if v.Rotation != "" {
 		p.print(w, 0, span{"Under way: " + tidy(v.Rotation), yellow})
 		fmt.Fprintln(w)
 	}
 	p.table(w, 0, p.inventoryRows(v, shown, wide))
-	if hidden := len(rows) - len(shown); hidden > 0 {
-		p.print(w, 0, span{fmt.Sprintf("%d more entries are copies of these: -o wide", hidden), dim})
+	if len(shown) < len(rows) {
+		p.print(w, 0, span{fmt.Sprintf("%d entries in %d lines; -o wide has each of them, and all columns", len(rows), len(shown)), dim})
 	}
 	if v.MoreConsumers > 0 {
 		p.print(w, 0, span{fmt.Sprintf("%d more objects hold certificates of the mesh's CAs than are listed", v.MoreConsumers), yellow})
@@ -498,6 +503,9 @@ func (p paper) inventory(w io.Writer, v inventory.Inventory, rows []row, wide, f
 	fmt.Fprintln(w)
 	p.forecast(w, v)
 	p.drift(w, v)
+	for _, u := range v.Unsearched {
+		p.print(w, 0, span{fmt.Sprintf("Not looked through for consumers in %s: %s", somewhere(u.Clusters), tidy(u.What)), dim})
+	}
 	for _, u := range v.Unreachable {
 		what := "could not be looked at: "
 		if u.Part {
@@ -505,6 +513,41 @@ func (p paper) inventory(w io.Writer, v inventory.Inventory, rows []row, wide, f
 		}
 		p.print(w, 0, span{tidy(u.Name) + " ", bold}, span{what + tidy(u.Reason), yellow})
 	}
+}
+
+// somewhere names a few clusters, or counts them.
+func somewhere(clusters []string) string {
+	if len(clusters) > fewTogether {
+		return plural(len(clusters), "cluster")
+	}
+	return strings.Join(clusters, ", ")
+}
+
+// fewTogether is how many clusters with the same in their trust are listed one by one.
+const fewTogether = 3
+
+// together has what many clusters trust alike in one row.
+func together(rows []row) []row {
+	alike := func(a, b row) bool {
+		return a.Kind == inventory.TrustStore && b.Kind == a.Kind && a.Fingerprint == b.Fingerprint && a.Object == b.Object && a.Key == b.Key && a.Served == b.Served
+	}
+	var out []row
+	for n, r := range rows {
+		same := 0
+		for _, other := range rows {
+			if alike(r, other) {
+				same++
+			}
+		}
+		if same > fewTogether {
+			if slices.ContainsFunc(rows[:n], func(other row) bool { return alike(r, other) }) {
+				continue
+			}
+			r.Cluster = plural(same, "cluster")
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 // roomy is how wide a terminal has to be for the columns that one can do without.
@@ -601,6 +644,10 @@ func (p paper) forecast(w io.Writer, v inventory.Inventory) {
 	if len(v.Forecast) == 0 {
 		return
 	}
+	ends := when
+	if p.width < roomy {
+		ends = func(t time.Time) string { return t.UTC().Format("2006-01-02") }
+	}
 	rows := [][]span{{{"LATEST START", dim}, {"LAYER", dim}, {"OF", dim}, {"ENDS", dim}, {"BY", dim}}}
 	seen := map[inventory.Kind]int{}
 	var why []inventory.Forecast
@@ -624,7 +671,7 @@ func (p paper) forecast(w io.Writer, v inventory.Inventory) {
 		if f.Cluster != "" {
 			name = f.Cluster
 		}
-		rows = append(rows, []span{start, {string(f.Layer), plain}, {tidy(name), bold}, {when(f.NotAfter), plain}, {f.By, plain}})
+		rows = append(rows, []span{start, {string(f.Layer), plain}, {tidy(name), bold}, {ends(f.NotAfter), plain}, {f.By, plain}})
 		if f.Late || f.Due {
 			why = append(why, f)
 		}

@@ -33,10 +33,10 @@ import (
 // answer. Somebody else uses the mesh's CA, and calls itself what they like.
 func midRotation(t testing.TB, clusters int, consumer string) inventory.Inventory {
 	t.Helper()
-	r1 := pkitest.Root(t, "Solo.io Root CA", pkitest.Valid(-19*365*24*time.Hour, 2*365*24*time.Hour))
+	r1 := pkitest.Root(t, "Solo.io Root CA", pkitest.Valid(-(187600-17520)*time.Hour, 17520*time.Hour))
 	r2 := pkitest.Root(t, "Solo.io Root CA G2", pkitest.Valid(-time.Hour, 187600*time.Hour))
 	bridge := r1.Cross(t, r2, pkitest.Valid(-time.Hour, 2*365*24*time.Hour))
-	i1 := r1.Intermediate(t, "gloo-mesh-mgmt-server-ca", pkitest.Valid(-4*365*24*time.Hour, 365*24*time.Hour))
+	i1 := r1.Intermediate(t, "gloo-mesh-mgmt-server-ca", pkitest.Valid(-(43800-8760)*time.Hour, 8760*time.Hour))
 	i2 := r2.Intermediate(t, "gloo-mesh-mgmt-server-ca", pkitest.Valid(-time.Hour, 43800*time.Hour))
 	vault := inventory.Knowing(r1.Cert, r2.Cert, i1.Cert, i2.Cert)
 	ca := func(mount, name string, generation int, key bool, p pkitest.Pair, roles ...string) {
@@ -52,6 +52,7 @@ func midRotation(t testing.TB, clusters int, consumer string) inventory.Inventor
 			old = append(old, "relay-client-"+name)
 		}
 	}
+	spec.PKI.Root.KeyType, spec.PKI.Intermediate.KeyType = "ec", "ec"
 	spec.Certificates.Server.KeyAlgorithm, spec.Certificates.Client.KeyAlgorithm = "ECDSA", "ECDSA"
 	spec = spec.WithDefaults()
 	ca("pki", "relay-root-g1", 1, true, r1)
@@ -127,9 +128,10 @@ func TestInventoryIsNotWhole(t *testing.T) {
 	} else {
 		endsWithACommand(t, exit.next)
 	}
-	v.Unreachable = nil
-	if _, err := taken(t, v, "text", inventoryView{}); err != nil {
-		t.Error(err)
+	v.Unreachable, v.Unsearched = nil, []inventory.Unsearched{{What: "Secrets of other namespaces", Clusters: []string{"a", "b", "c", "d"}}}
+	text, err := taken(t, v, "text", inventoryView{})
+	if err != nil || !strings.Contains(text, "Not looked through for consumers in 4 clusters: Secrets of other namespaces") {
+		t.Errorf("%v:\n%s", err, text)
 	}
 }
 
@@ -153,6 +155,11 @@ func TestInventoryFits(t *testing.T) {
 				t.Errorf("%d columns: lacks %q", width, want)
 			}
 		}
+	}
+	var many bytes.Buffer
+	paper{width: 130}.inventory(&many, v, rowsOf(v), false, false)
+	if n := strings.Count(many.String(), "trust-store"); n != 3 || !strings.Contains(many.String(), "trust-store   49 clusters  Solo.io Root CA G2 in") {
+		t.Errorf("what 49 clusters trust alike takes %d lines:\n%s", n, many.String())
 	}
 	var out bytes.Buffer
 	paper{width: 80}.inventory(&out, midRotation(t, 3, "otel"), inventoryView{sort: "kind"}.of(rowsOf(midRotation(t, 3, "otel"))), false, false)
@@ -273,6 +280,7 @@ func TestReportEscapes(t *testing.T) {
 	v := midRotation(t, 3, evil)
 	v.Rotation += evil
 	v.Unreachable = []inventory.Unlooked{{Name: evil, Reason: evil}}
+	v.Unsearched = []inventory.Unsearched{{What: evil, Clusters: []string{evil}}}
 	v.Drift = append(v.Drift, inventory.Drift{Cluster: evil, Object: evil, What: evil, Do: evil})
 	for n := range v.Items {
 		v.Items[n].Note += evil

@@ -23,7 +23,7 @@ var reportText string
 
 var reportTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 	"when": when, "left": left, "until": func(v inventory.Inventory, t time.Time) string { return left(t.Sub(v.At)) },
-	"plural": plural,
+	"plural": plural, "somewhere": somewhere,
 }).Parse(reportText))
 
 // plural counts something.

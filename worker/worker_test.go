@@ -237,3 +237,18 @@ func TestConnectWaitsUntilTold(t *testing.T) {
 		t.Errorf("%d lines say what is waited for, want 1", lines)
 	}
 }
+
+// What a procedure says of certificates is on the page under its own name and labels.
+func TestGaugesAreServed(t *testing.T) {
+	handler, page, err := newMetrics(zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler.WithTags(map[string]string{"mesh": "demo", "cluster": "cluster1", "kind": "client-leaf", "standing": "at work"}).Gauge("relaypki_certificate_not_after_seconds").Update(1.8e9)
+	answer := httptest.NewRecorder()
+	page.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	const want = `relaypki_certificate_not_after_seconds{cluster="cluster1",kind="client-leaf",mesh="demo",standing="at work"} 1.8e+09`
+	if !strings.Contains(answer.Body.String(), want) {
+		t.Errorf("the page lacks %s", want)
+	}
+}

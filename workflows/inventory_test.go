@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/mock"
+	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
 
@@ -35,6 +37,8 @@ type stockroom struct {
 	// takes is how long a cluster takes to answer.
 	takes time.Duration
 	busy  string
+	// metrics are those of the run.
+	metrics client.MetricsHandler
 
 	mu    sync.Mutex
 	asked []cluster.InventoryClusterInput
@@ -48,7 +52,7 @@ func (s *stockroom) take(t *testing.T, input string) (*testsuite.TestWorkflowEnv
 		s.root = pkitest.Root(t, "Solo.io Root CA")
 		s.relay = s.root.Intermediate(t, "gloo-mesh-mgmt-server-ca")
 	}
-	s.o = &outside{record: s.record}
+	s.o = &outside{record: s.record, metrics: s.metrics}
 	env := newRun(t, s.o)
 	env.SetStartTime(pkitest.Now)
 	env.OnActivity(kubernetes.LockHolder, mock.Anything, mock.Anything).Return(s.busy, nil)
@@ -271,6 +275,59 @@ func TestInventoryRefuses(t *testing.T) {
 		}
 		if len(s.asked) > 0 {
 			t.Errorf("%s: clusters were looked at", name)
+		}
+	}
+}
+
+// gauges are what a run has set, by name and labels.
+type gauges struct {
+	client.MetricsHandler
+	mu   *sync.Mutex
+	tags map[string]string
+	set  map[string]float64
+}
+
+func newGauges() gauges {
+	return gauges{MetricsHandler: client.MetricsNopHandler, mu: &sync.Mutex{}, tags: map[string]string{}, set: map[string]float64{}}
+}
+
+func (g gauges) WithTags(tags map[string]string) client.MetricsHandler {
+	all := maps.Clone(g.tags)
+	maps.Copy(all, tags)
+	g.tags = all
+	return g
+}
+
+func (g gauges) Gauge(name string) client.MetricsGauge {
+	return gaugeOf(func(value float64) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.set[fmt.Sprintf("%s %s|%s|%s|%s", name, g.tags["mesh"], g.tags["cluster"], g.tags["kind"], g.tags["standing"])] = value
+	})
+}
+
+type gaugeOf func(float64)
+
+func (g gaugeOf) Update(value float64) { g(value) }
+
+// The worker's metrics have what the last look has seen.
+func TestInventoryGauges(t *testing.T) {
+	g := newGauges()
+	s := &stockroom{record: complete(), metrics: g}
+	if _, _, err := s.take(t, `{"mesh":"demo"}`); err != nil {
+		t.Fatal(err)
+	}
+	leaf := float64(pkitest.Now.Add(23 * time.Hour).Unix())
+	for name, want := range map[string]float64{
+		"relaypki_certificate_not_after_seconds demo|cluster2|client-leaf|at work": leaf,
+		"relaypki_certificate_not_after_seconds demo|mgmt|server-leaf|at work":     leaf,
+		"relaypki_certificate_not_after_seconds demo||root|at work":                float64(s.root.Cert.NotAfter.Unix()),
+		"relaypki_certificate_not_after_seconds demo||intermediate|at work":        float64(s.relay.Cert.NotAfter.Unix()),
+		"relaypki_rotation_latest_start_seconds demo||intermediate|at work":        float64(s.relay.Cert.NotAfter.Add(-24*time.Hour - 55*time.Minute).Unix()),
+		"relaypki_rotation_latest_start_seconds demo||root|at work":                float64(s.root.Cert.NotAfter.Add(-24*time.Hour - 4*55*time.Minute).Unix()),
+	} {
+		if got := g.set[name]; got != want {
+			t.Errorf("%s: %f, want %f", name, got, want)
 		}
 	}
 }

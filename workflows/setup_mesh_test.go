@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/mock"
 	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/testsuite"
 	"go.temporal.io/sdk/worker"
@@ -67,6 +68,8 @@ type outside struct {
 	survey func() (vault.SurveyResult, error)
 	// looked answers the looks of a diagnosis, at a workload or the management cluster.
 	looked func(cluster string) ([]check.Finding, error)
+	// metrics gets the run's metrics.
+	metrics client.MetricsHandler
 	// calling happens before an activity answers, by its name and what it is about.
 	calling func(o *outside, activity, about string)
 	calls   []string
@@ -81,6 +84,9 @@ func newRun(t *testing.T, o *outside) *testsuite.TestWorkflowEnvironment {
 		o.pki = newPKI("cluster1", "cluster2")
 	}
 	var suite testsuite.WorkflowTestSuite
+	if o.metrics != nil {
+		suite.SetMetricsHandler(o.metrics)
+	}
 	env := suite.NewTestWorkflowEnvironment()
 	Register(env)
 	// Wall-clock limits that a busy machine would break; nothing is learnt from them.

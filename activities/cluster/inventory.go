@@ -64,10 +64,11 @@ func (a *Activities) InventoryCluster(ctx context.Context, in InventoryClusterIn
 		cas = append(cas, chain...)
 	}
 	spec := in.Spec.WithDefaults()
-	l := &stock{name: in.Cluster, Look: inventory.Knowing(cas...)}
+	l := &stock{Look: inventory.Knowing(cas...)}
+	l.Name = in.Cluster
 	var err error
 	if in.Cluster == "" {
-		l.name = spec.Management.Context
+		l.Name = spec.Management.Context
 		err = l.management(ctx, a.Clients, spec)
 	} else {
 		err = l.workload(ctx, a.Clients, spec)
@@ -82,9 +83,8 @@ func (a *Activities) InventoryCluster(ctx context.Context, in InventoryClusterIn
 // stock is one look at a cluster.
 type stock struct {
 	inventory.Look
-	// name is how the cluster is called, c what it is reached by.
-	name string
-	c    *site.Cluster
+	// c is what the cluster is reached by.
+	c *site.Cluster
 }
 
 // management looks at what the management server has stored and loaded.
@@ -159,7 +159,7 @@ func (l *stock) secret(object string, seen check.SeenSecret, leaf, trust invento
 }
 
 func (l *stock) all(item inventory.Item, certificates []*x509.Certificate) {
-	item.Cluster = l.name
+	item.Cluster = l.Name
 	for _, c := range certificates {
 		l.Add(item, c)
 	}
@@ -181,7 +181,7 @@ func (l *stock) there(object string, gap check.Gap) bool {
 }
 
 func (l *stock) missing(object, why string) {
-	l.Missing = append(l.Missing, inventory.Missing{Cluster: l.name, Object: object, Why: why})
+	l.Missing = append(l.Missing, inventory.Missing{Cluster: l.Name, Object: object, Why: why})
 }
 
 func (l *stock) readable(object, key, problem string) {
@@ -303,7 +303,7 @@ func compared(seen check.Management, differs func(check.SeenReplica) string) (in
 // consumers looks for what else holds a certificate under one of the mesh's CAs.
 func (l *stock) consumers(ctx context.Context, cas []*x509.Certificate, known []string) {
 	if len(cas) == 0 {
-		l.Unseen = append(l.Unseen, "consumers: the mesh's CAs are not known")
+		l.Unsearched = []string{"all: the mesh's CAs are not known"}
 		return
 	}
 	type consumer struct {
@@ -314,10 +314,11 @@ func (l *stock) consumers(ctx context.Context, cas []*x509.Certificate, known []
 	s := &search{c: l.c, anchors: cas, known: known, found: func(object string, held map[string][]*x509.Certificate) {
 		all = append(all, consumer{object, held})
 	}}
-	if err := s.all(ctx); err != nil {
-		l.Unseen = append(l.Unseen, "consumers: "+failure.Message(err))
+	err := s.all(ctx)
+	l.Unsearched = s.unseen
+	if err != nil {
+		l.Unsearched = append(l.Unsearched, failure.Message(err))
 	}
-	l.Unseen = append(l.Unseen, s.unseen...)
 	slices.SortFunc(all, func(a, b consumer) int { return strings.Compare(a.object, b.object) })
 	if l.More = len(all) - mostListed; l.More > 0 {
 		all = all[:mostListed]

@@ -16,7 +16,7 @@ const (
 	ByMaintain    = "MaintainMesh"
 	ByPerson      = "a person"
 	// ByRotation is the rotation that is under way.
-	ByRotation = "the rotation under way"
+	ByRotation = "the rotation"
 )
 
 // Forecast is when something has to begin to be rotated at the latest.

@@ -163,6 +163,8 @@ func (i Item) Leaf() bool { return i.Kind == ServerLeaf || i.Kind == ClientLeaf 
 
 // Look is what was found in one place: in Vault, or in a cluster.
 type Look struct {
+	// Name is the cluster's, as in Item; empty for Vault.
+	Name         string        `json:"name,omitempty"`
 	Certificates []Certificate `json:"certificates,omitempty"`
 	Items        []Item        `json:"items,omitempty"`
 	// Missing are objects of the mesh that are not there, or have nothing readable in
@@ -171,6 +173,8 @@ type Look struct {
 	// Unseen is what could not be looked at, with why; Unreachable why nothing could.
 	Unseen      []string `json:"unseen,omitempty"`
 	Unreachable string   `json:"unreachable,omitempty"`
+	// Unsearched is what was not looked through for consumers, with why.
+	Unsearched []string `json:"unsearched,omitempty"`
 	// More is how many consumers were found that are not among the items.
 	More int `json:"more,omitempty"`
 
@@ -232,6 +236,12 @@ type Unlooked struct {
 	Part bool `json:"part,omitempty"`
 }
 
+// Unsearched is what was not looked through for consumers, in which clusters.
+type Unsearched struct {
+	What     string   `json:"what"`
+	Clusters []string `json:"clusters"`
+}
+
 // Inventory is what certificates a mesh has.
 type Inventory struct {
 	Mesh string    `json:"mesh"`
@@ -245,6 +255,9 @@ type Inventory struct {
 	Drift        []Drift       `json:"drift,omitempty"`
 	// Unreachable are the places that could not be looked at, or not wholly.
 	Unreachable []Unlooked `json:"unreachable,omitempty"`
+	// Unsearched is what the worker could not look through for consumers. It is no
+	// object of the mesh, so the inventory is whole without it.
+	Unsearched []Unsearched `json:"unsearched,omitempty"`
 	// MoreConsumers is how many were found that are not among the items.
 	MoreConsumers int `json:"moreConsumers,omitempty"`
 }
@@ -276,4 +289,11 @@ func (v *Inventory) add(l Look, known map[string]bool) {
 		}
 	}
 	v.MoreConsumers += l.More
+	for _, what := range l.Unsearched {
+		at := slices.IndexFunc(v.Unsearched, func(u Unsearched) bool { return u.What == what })
+		if at < 0 {
+			at, v.Unsearched = len(v.Unsearched), append(v.Unsearched, Unsearched{What: what})
+		}
+		v.Unsearched[at].Clusters = append(v.Unsearched[at].Clusters, l.Name)
+	}
 }

@@ -192,6 +192,9 @@ func TestTakeInARotation(t *testing.T) {
 	f.Record.ToRoot, f.Record.ToIntermediate = 2, 2
 	f.State.Begun = "RotateRootCA from generation 1 to 2 has begun"
 	f.Unreachable = []Unlooked{{Name: "cluster9", Reason: "no answer"}}
+	for n := range f.Clusters {
+		f.Clusters[n].Name, f.Clusters[n].Unsearched, f.Clusters[n].More = fmt.Sprintf("cluster%d", n+1), []string{"Secrets"}, 2
+	}
 	v := Take(f)
 	got := map[string]string{}
 	for _, i := range v.Items {
@@ -217,6 +220,14 @@ func TestTakeInARotation(t *testing.T) {
 	}
 	if len(v.Certificates) != 7 || len(v.Unreachable) != 1 || v.Clusters != 3 {
 		t.Errorf("%d certificates, unreachable %+v, %d clusters", len(v.Certificates), v.Unreachable, v.Clusters)
+	}
+	if want := []Unsearched{{"Secrets", []string{"cluster1", "cluster2"}}}; !reflect.DeepEqual(v.Unsearched, want) || v.MoreConsumers != 4 {
+		t.Errorf("unsearched %+v, %d more consumers", v.Unsearched, v.MoreConsumers)
+	}
+	for _, one := range v.Forecast { // everybody has to be gone over once
+		if want := c.bridge.Cert.NotAfter.Add(-24*time.Hour - 55*time.Minute); one.Layer == Bridge && !one.LatestStart.Equal(want) {
+			t.Errorf("the bridge: %s, want %s", one.LatestStart, want)
+		}
 	}
 	by := map[string]string{}
 	for _, one := range v.Forecast {
