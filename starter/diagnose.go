@@ -335,6 +335,9 @@ func documentOf(e ending, r procedure.DiagnoseResult) any {
 // diagnosis prints the findings, the gravest first, and how many there are of each
 // cluster.
 func (p paper) diagnosis(w io.Writer, r procedure.DiagnoseResult, d *diagnosing) {
+	if r.StandIn {
+		defer p.print(w, 0, span{"The management server is the lab's stand-in, not Gloo Mesh.", dim})
+	}
 	if len(r.Findings) == 0 {
 		p.print(w, 0, span{fmt.Sprintf("Mesh %s: nothing is wrong: %d checks.", r.Mesh, r.Checks), green})
 		return

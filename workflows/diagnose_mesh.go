@@ -399,6 +399,7 @@ func (d *diagnosis) step(ctx workflow.Context, name, summary string, run func(wo
 // conclude makes the result of what was found before any mend, and at last.
 func (d *diagnosis) conclude(before, found []check.Finding) {
 	d.result.Checks = len(found)
+	d.result.StandIn = slices.ContainsFunc(found, func(f check.Finding) bool { return f.Check == check.StandIn })
 	d.result.Offered = offers(d.spec, found)
 	d.result.Findings, d.result.More = fitting(found)
 	if len(d.result.Mended) > 0 {

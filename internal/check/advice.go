@@ -176,6 +176,9 @@ func (p place) advise(r *report) []Finding {
 			continue
 		}
 		p.lower(f)
+		if f.Status == Pass {
+			continue
+		}
 		of := p
 		if f.Cluster != p.name { // the gauges of a workload cluster, read in the management cluster
 			of = p.elsewhere(f.Cluster)
@@ -204,11 +207,14 @@ func (p place) advise(r *report) []Finding {
 
 // lower makes a note of what a verification warns of and a diagnosis knows to be as
 // it should be: a worker in a private network does not see the other side, and the
-// stand-in is the lab's.
+// stand-in is the lab's, which passes.
 func (p place) lower(f *Finding) {
 	private := p.workload && p.ofWorkload.Private != "" && (f.Check == RegisteredName || f.Check == Handshake)
 	unread := f.Check == PinnedKeys && p.keys.VaultGap.Reason == Denied
-	if private || unread || f.Check == StandIn {
+	switch {
+	case f.Check == StandIn:
+		f.Status, f.Remedy = Pass, ""
+	case private || unread:
 		f.Status = Note
 	}
 	f.Denied = f.Denied || private || unread
@@ -612,14 +618,10 @@ var advices = map[string]func(place, Finding) advice{
 		return a
 	},
 	AgentAddress: func(p place, _ Finding) advice {
-		a := advice{
+		return advice{
 			evidence: []string{fmt.Sprintf("%s, spec.template.spec.containers[].args: server address %q", p.object("Deployment", mesh.AgentDeployment), p.ofWorkload.AgentAddress)},
 			commands: []string{p.arguments(), setup}, mend: p.mend(SetUp),
 		}
-		if p.relay.Edited != "" {
-			a = advice{append(a.evidence, p.editedBy()), []string{p.arguments(), p.in("delete", "deployment", mesh.AgentDeployment), setup}, nil}
-		}
-		return a
 	},
 	ServedCertificate: func(p place, f Finding) advice {
 		a := advice{evidence: p.served(f.Object), commands: p.restart(), mend: p.mend(Restart)}
@@ -653,10 +655,6 @@ var advices = map[string]func(place, Finding) advice{
 			}
 		}
 		return a
-	},
-	StandIn: func(p place, _ Finding) advice {
-		return advice{evidence: []string{"metric of the management server: relaypki_standin 1"},
-			commands: []string{p.management("-n", p.spec.Management.Namespace, "get", "deployment", mesh.ServerDeployment, "-o", "jsonpath={.spec.template.spec.containers[*].image}")}}
 	},
 	Registrations: func(p place, _ Finding) advice {
 		m := p.ofManagement
@@ -760,12 +758,6 @@ func relayAdvice(p place, _ Finding) advice {
 // arguments prints what the agent is told.
 func (p place) arguments() string {
 	return p.in("get", "deployment", mesh.AgentDeployment, "-o", "jsonpath={.spec.template.spec.containers[*].args}")
-}
-
-// editedBy says whose arguments the agent has: a setup compares those of the release
-// and leaves what somebody has edited.
-func (p place) editedBy() string {
-	return fmt.Sprintf("%s, metadata.managedFields: its arguments were written by %q, not by Helm", p.object("Deployment", mesh.AgentDeployment), p.relay.Edited)
 }
 
 // served is what a replica has loaded.

@@ -346,10 +346,6 @@ func (r *report) addressAsItShouldBe(p place, w Workload) {
 		Evidence: []string{fmt.Sprintf("%s, spec.template.spec.containers[].args: server address %s", object, told),
 			fmt.Sprintf("Service %s/%s, or the input: %s", p.spec.Management.Namespace, mesh.ServerDeployment, right)},
 		Commands: []string{service, p.arguments(), setup}, Mend: p.mend(SetUp)}
-	if w.Agent.Edited != "" {
-		f.Evidence, f.Commands, f.Mend = append(f.Evidence, p.editedBy()), []string{service, p.arguments(), p.in("delete", "deployment", mesh.AgentDeployment), setup}, nil
-		f.Remedy = "delete the Deployment, which was edited by hand, and " + runSetup + ", which makes it anew"
-	}
 	if p.spec.Gloo.Install != nil && !*p.spec.Gloo.Install {
 		// Somebody else installs it, and may have put a proxy in between.
 		f.Status, f.Mend, f.Commands = Warn, nil, f.Commands[:2]

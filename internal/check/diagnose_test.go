@@ -204,8 +204,6 @@ func TestDiagnosis(t *testing.T) {
 			w.Private, w.Handshakes = "the worker does not know the management cluster", nil
 		},
 			[]found{{check: check.Handshake, status: "note", evidence: "does not know", denied: true}, {check: check.RegisteredName, status: "note", denied: true}}},
-		{"stand-in", func(_ *testing.T, w *world) { w.Replicas[0].Metrics.StandIn = true },
-			[]found{{check: check.StandIn, status: "note", evidence: "relaypki_standin 1"}}},
 		{"secrets are withheld", func(_ *testing.T, w *world) {
 			w.Workload.Issuer.Ready = check.Condition{Status: "False", Reason: "VaultError", Message: "bad token " + secrettest.VaultToken}
 		}, []found{{check: check.IssuerReady, status: "fail", evidence: "bad token (withheld)", mend: setUp}}},
@@ -281,8 +279,6 @@ func TestDiagnosis(t *testing.T) {
 			[]found{{check: check.VaultChain, status: "warn", words: "chooses the chain anew", mend: setUp}}},
 		{"agent told of another address", func(_ *testing.T, w *world) { w.Relay.Address = "10.0.0.1:9900" },
 			[]found{{check: check.AgentAddressWrong, status: "fail", words: "it is at 10.0.0.1:9900", evidence: "34.145.181.6:9900", command: "get service gloo-mesh-mgmt-server", mend: setUp}}},
-		{"agent told of another address by hand", func(_ *testing.T, w *world) { w.Relay.Address, w.Agent.Edited = "10.0.0.1:9900", "kubectl-edit" },
-			[]found{{check: check.AgentAddressWrong, status: "fail", words: "edited by hand", evidence: "kubectl-edit", command: "delete deployment gloo-mesh-agent"}}},
 		{"agent of others", func(_ *testing.T, w *world) {
 			no := false
 			w.Relay.Address, w.Workload.Spec.Gloo.Install = "10.0.0.1:9900", &no

@@ -121,9 +121,6 @@ type SeenDeployment struct {
 	Desired, Available int32
 	Pods               []SeenPod
 	PodsGap            Gap
-	// Edited is who, other than Helm, has written its containers' arguments, which
-	// an upgrade then leaves; empty if nobody has.
-	Edited string
 }
 
 // SeenPod is one Pod of a Deployment.

@@ -103,6 +103,8 @@ type DiagnoseResult struct {
 	// Checks is how many were made, Findings those that do not pass.
 	Checks   int             `json:"checks"`
 	Findings []check.Finding `json:"findings"`
+	// StandIn: the management server is the lab's stand-in, not Gloo Mesh.
+	StandIn bool `json:"standIn,omitempty"`
 	// More is how many findings there are besides, which are no graver: a result of
 	// Temporal has its limit.
 	More int `json:"more,omitempty"`

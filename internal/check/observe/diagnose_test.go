@@ -15,7 +15,6 @@ import (
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	cmfake "github.com/cert-manager/cert-manager/pkg/client/clientset/versioned/fake"
 	"go.uber.org/zap"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubefake "k8s.io/client-go/kubernetes/fake"
@@ -156,25 +155,6 @@ func TestHelmRelease(t *testing.T) {
 	} {
 		if got := helmRelease(&metav1.ObjectMeta{Labels: test.labels, Annotations: test.annotations}); got != test.want {
 			t.Errorf("%v, %v: %q", test.labels, test.annotations, got)
-		}
-	}
-}
-
-// TestEdited: who, besides Helm, has written what the agent is told.
-func TestEdited(t *testing.T) {
-	wrote := func(manager, subresource, fields string) metav1.ManagedFieldsEntry {
-		return metav1.ManagedFieldsEntry{Manager: manager, Subresource: subresource, FieldsV1: metav1.NewFieldsV1(fields)}
-	}
-	const args, restarted = `{"f:spec":{"f:template":{"f:spec":{"f:containers":{"k:{\"name\":\"agent\"}":{"f:args":{}}}}}}}`, `{"f:spec":{"f:template":{"f:metadata":{"f:annotations":{}}}}}`
-	for _, test := range []struct {
-		entries []metav1.ManagedFieldsEntry
-		want    string
-	}{
-		{[]metav1.ManagedFieldsEntry{wrote("helm", "", args), wrote("kubectl-rollout", "", restarted), wrote("kube-controller-manager", "status", `{"f:status":{}}`)}, ""},
-		{[]metav1.ManagedFieldsEntry{wrote("helm", "", args), wrote("kubectl-edit", "", args)}, "kubectl-edit"},
-	} {
-		if got := seenDeployment(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{ManagedFields: test.entries}}).Edited; got != test.want {
-			t.Errorf("%q, want %q", got, test.want)
 		}
 	}
 }

@@ -78,11 +78,6 @@ func seenDeployment(d *appsv1.Deployment) check.SeenDeployment {
 	if d.Spec.Replicas != nil {
 		seen.Desired = *d.Spec.Replicas
 	}
-	for _, entry := range d.ManagedFields {
-		if entry.Manager != "helm" && entry.Subresource == "" && entry.FieldsV1 != nil && bytes.Contains(entry.FieldsV1.GetRawBytes(), []byte(`"f:args"`)) {
-			seen.Edited = entry.Manager
-		}
-	}
 	return seen
 }
 
