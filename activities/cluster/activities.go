@@ -122,10 +122,10 @@ type RecordRotationInput struct {
 	Generations *procedure.Generations `json:"generations,omitempty"`
 	// RootPEM is, at the end of a rotation of a root that is kept outside Vault, the
 	// certificate that becomes the spec's; empty leaves it as it is.
-	RootPEM     string                 `json:"rootPEM,omitempty"`
-	Deletions   []procedure.Deletion   `json:"deletions"`
-	Quarantined map[string]string      `json:"quarantined"`
-	Mode        procedure.Mode         `json:"mode"`
+	RootPEM     string               `json:"rootPEM,omitempty"`
+	Deletions   []procedure.Deletion `json:"deletions"`
+	Quarantined map[string]string    `json:"quarantined"`
+	Mode        procedure.Mode       `json:"mode"`
 }
 
 // RecordMemberInput records one member.
