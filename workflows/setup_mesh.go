@@ -224,7 +224,7 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is a member of the mesh but not in this input; leaving it out does not remove it: put it back, or remove it first (relaypki remove-cluster %s %s)", member.Name, r.spec.Mesh, member.Name)})
 		}
 	}
-	if len(gone) == 0 && (record.Complete || record.Generations.Root > 1) {
+	if record.Complete || record.Generations.Root > 1 {
 		gone = append(gone, anotherRoot(recorded, r.spec)...)
 	}
 	return record, invalid(gone)
