@@ -277,10 +277,10 @@ func (s *signing) submit(ctx workflow.Context, in procedure.Typed[procedure.Subm
 	for i, c := range s.accepted {
 		taken[i] = fmt.Sprintf("%s, valid until %s", pki.Name(c), pki.Date(c.NotAfter))
 	}
-	standing.Note = "accepted " + strings.Join(taken, "; ")
 	if life := s.accepted[0].NotAfter.Sub(s.accepted[0].NotBefore); life < s.asked.TTL.Duration-shorterIsSaid {
-		standing.Note += fmt.Sprintf(": it lives %s, and %s was asked for. That is up to the root; the next one is due earlier", mesh.Duration{Duration: life}, s.asked.TTL)
+		taken[0] += fmt.Sprintf(": it lives %s, and %s was asked for. That is up to the root; the next one is due earlier", mesh.Duration{Duration: life}, s.asked.TTL)
 	}
+	standing.Note = "accepted " + strings.Join(taken, "; ")
 	return standing, err
 }
 
