@@ -204,6 +204,7 @@ func TestRotateRootOutside(t *testing.T) {
 // Wherever the run is lost, the next one finishes the rotation with what there is, and
 // nobody is asked again for what was accepted.
 func TestRotateRootOutsideGoesOn(t *testing.T) {
+	withoutRaceDetector(t)
 	for _, event := range []string{"bridge 2", "intermediate 2", "record bridged>", "trust cluster2 +2", "give pivot", "give final", "trust cluster3 -1", "use intermediate 1 false", "record the end"} {
 		t.Run(event, func(t *testing.T) {
 			w := newOutsideWorld(t)
@@ -254,6 +255,7 @@ func TestRotateRootOutsideLostWhileItWaits(t *testing.T) {
 // Taken back, from the wait and from later phases, the mesh and its record are of the
 // old root, and the next rotation asks for another.
 func TestRotateRootOutsideTakenBack(t *testing.T) {
+	withoutRaceDetector(t)
 	for _, event := range []string{"the wait", "bridge 2", "give pivot", "give final", "trust cluster3 -1"} {
 		t.Run(event, func(t *testing.T) {
 			w := newOutsideWorld(t)
