@@ -286,6 +286,9 @@ func (p paper) rotated(w io.Writer, r procedure.RotateResult, c *cli) {
 	default:
 		fmt.Fprintf(w, "Mesh %s: nothing was to be done.\n", r.Mesh)
 	}
+	if r.RootPEM != "" {
+		fmt.Fprintf(w, "Put the new root's certificate (%s, serial %s) into pki.root.certificatePEM of the mesh's file: a setup with the old one is refused.\n", tidy(r.To.Subject), r.To.Serial)
+	}
 	if len(r.Deleted) > 0 {
 		fmt.Fprintf(w, "Mesh %s: deleted for good is the key of %s.\n", r.Mesh, strings.Join(r.Deleted, ", "))
 	}

@@ -34,6 +34,11 @@ says so too once the rotation is over, and the mesh's file should.
 Before the old root is dropped, the Secrets and ConfigMaps that hold it and are not
 the mesh's own are listed, and the rotation waits. With --consumers-ok it does not.
 
+Where the root is kept outside Vault (pki.root.kept: offline), it waits in its first
+phase until people have made the new root and signed the bridge and the intermediate:
+"relaypki csr" says how, "relaypki submit" hands in all three certificates. At the end
+the mesh's file has to be given the new root's certificate (pki.root.certificatePEM).
+
 With --delete-old-keys the previous root's and intermediate's keys are deleted once
 the rotation is over, when you have approved it.
 

@@ -25,7 +25,8 @@ func (c *cli) csrCommand() *cobra.Command {
 		Long: `Print the CSR of the intermediate that a running procedure waits for to be signed,
 because the mesh's root is kept outside Vault (pki.root.kept: offline). The CSR
 goes to standard output; by whom and how it is to be signed, to standard error.
-Hand in the certificate with "relaypki submit".`,
+Hand in the certificate with "relaypki submit". In a rotation of the root people make
+the new root, too, and hand in three certificates at once.`,
 		Example: `  relaypki csr demo > demo.csr
   # Who has to sign, and for how long?
   relaypki csr demo -o json | jq '{root, ttl, minLife}'`,
@@ -70,9 +71,13 @@ func (c *cli) printCSR(ctx context.Context, t *server, run execution) error {
 		}{run.WorkflowID, s})
 	}
 	fmt.Fprint(c.out, s.CSRPEM)
+	by := "root"
+	if s.NewRoot {
+		by = "root at work, which signs the bridge"
+	}
 	p := paperOn(c.err)
 	for _, line := range []struct{ name, text string }{
-		{"subject", s.Subject}, {"key", s.Key}, {"root", fmt.Sprintf("%s, serial %s, until %s", s.Root.Subject, s.Root.Serial, pki.Date(s.Root.NotAfter))},
+		{"subject", s.Subject}, {"key", s.Key}, {by, fmt.Sprintf("%s, serial %s, until %s", s.Root.Subject, s.Root.Serial, pki.Date(s.Root.NotAfter))},
 		{"asked for", fmt.Sprintf("%s; %s is the least that it must have left when it is handed in", s.TTL, s.MinLife)}, {"how", s.Advice},
 	} {
 		p.print(c.err, 2, span{line.name + ": ", dim}, span{tidy(line.text), plain})
@@ -115,7 +120,8 @@ func (c *cli) submitCommand() *cobra.Command {
 		Short: "Hand in the certificate that was signed outside Vault",
 		Long: `Hand in the intermediate that the root kept outside Vault has signed: a file in PEM
 with the certificate, which the root may follow, and no key; "-" for standard
-input. It is judged before it is taken (key, subject, CA, usages, validity, who
+input. In a rotation of the root it is a file with three, in any order: the
+intermediate, the new root and the bridge to it. It is judged before it is taken (key, subject, CA, usages, validity, who
 signed it); all that is wrong with it is said at once, and the procedure goes on
 waiting. Once it is taken, the procedure goes on.
 
@@ -154,7 +160,7 @@ func (c *cli) signedFile(stdin io.Reader, mesh, file string) (string, error) {
 	case pki.HasPrivateKey(data):
 		return "", badInput(again, "there is a private key in %s: nothing was sent. Take it out and hand in the certificate alone", file)
 	case len(data) > mostPEM:
-		return "", badInput(again, "%s is too long for a certificate or two", file)
+		return "", badInput(again, "%s is too long for three certificates", file)
 	}
 	if _, err := pki.ParseSigned(data); err != nil {
 		hint := ""
@@ -172,5 +178,5 @@ func (c *cli) toSign(mesh string) []string {
 	return []string{c.again("csr", mesh, ">", mesh+".csr"), c.again("submit", mesh, "signed.pem")}
 }
 
-// mostPEM is longer than any two certificates.
+// mostPEM is longer than any three certificates.
 const mostPEM = 64 << 10

@@ -186,7 +186,7 @@ func (e *emergencyReissue) survey(ctx workflow.Context) (record cluster.MeshReco
 		return record, err
 	}
 	if e.spec.PKI.Root.Offline() {
-		return record, failure.Permanent(failure.InvalidInput, "the root of the mesh %q is kept outside Vault (pki.root.kept: %s), and this procedure makes CAs with roots that are in Vault; nothing was changed. relaypki rotate intermediate %[1]s replaces the intermediate, by a CSR that is signed outside", e.spec.Mesh, mesh.KeptOffline)
+		return record, failure.Permanent(failure.InvalidInput, "the root of the mesh %q is kept outside Vault (pki.root.kept: %s), and this procedure makes CAs with roots that are in Vault; nothing was changed. relaypki rotate intermediate %[1]s replaces the intermediate, and relaypki rotate root %[1]s the root, by what is signed outside; with --approval none, and what has to be signed at hand, in minutes", e.spec.Mesh, mesh.KeptOffline)
 	}
 	_, err = e.step(ctx, "certificate authorities", "Read the CAs in Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
 		seen, err := e.surveyed(ctx)
@@ -303,7 +303,7 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 	}
 	switch {
 	case want.Compromised == procedure.CompromisedRoot:
-		r.ToRoot, r.To = successors(seen, r.FromRoot, highest)
+		r.ToRoot, r.To = successors(seen, r.FromRoot, highest, false)
 	case want.Pins():
 		r.To, r.ToRoot = highest+1, r.FromRoot
 	default:

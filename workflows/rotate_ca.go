@@ -329,7 +329,7 @@ func (r *caRotation) note(ctx workflow.Context, name, summary string) error {
 func (r *caRotation) recordRotation(ctx workflow.Context, now *procedure.Rotation, generations *procedure.Generations) (procedure.Outcome, error) {
 	out, err := call[cluster.RecordMemberResult](ctx, acting, kubernetes.RecordRotation, cluster.RecordRotationInput{
 		Mesh: r.spec.Mesh, Management: r.spec.Management.Context, Namespace: r.spec.Management.Namespace,
-		Rotation: now, Generations: generations, Deletions: r.Deletions, Quarantined: r.quarantined(), Mode: r.mode,
+		Rotation: now, Generations: generations, RootPEM: r.result.RootPEM, Deletions: r.Deletions, Quarantined: r.quarantined(), Mode: r.mode,
 	})
 	return out.Outcome, err
 }

@@ -121,10 +121,6 @@ func (r *rootRotation) preflight(ctx workflow.Context) (record cluster.MeshRecor
 	if record, err = r.look(ctx); err != nil || r.Phase == r.course.Last() {
 		return record, err
 	}
-	if r.spec.PKI.Root.Offline() {
-		return record, failure.Permanent(failure.InvalidInput, "the root of the mesh %q is kept outside Vault (pki.root.kept: %s), and this procedure makes and signs with roots that are in Vault; nothing was changed. relaypki rotate intermediate %[1]s replaces what is below it",
-			r.spec.Mesh, mesh.KeptOffline)
-	}
 	if _, err := r.step(ctx, "certificate authorities", "Read the CAs in Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return r.survey(ctx, record)
 	}); err != nil {
@@ -160,7 +156,10 @@ func (r *rootRotation) survey(ctx workflow.Context, record cluster.MeshRecord) (
 			Procedure: procedure.RotateRootCA, From: record.Generations.Intermediate, FromRoot: record.Generations.Root,
 			Workflow: holder(ctx), Began: workflow.Now(ctx), Snapshot: r.input.Snapshot,
 		}
-		r.Record.ToRoot, r.Record.To = successors(seen, r.Record.FromRoot, r.Record.From)
+		if r.spec.PKI.Root.Offline() && r.input.Root != (mesh.CA{}) {
+			return procedure.Outcome{}, invalid([]strict.Problem{problem("root", "the root is kept outside Vault (pki.root.kept: %s): what the new one is like is up to whoever makes it; leave it out", mesh.KeptOffline)})
+		}
+		r.Record.ToRoot, r.Record.To = successors(seen, r.Record.FromRoot, r.Record.From, r.spec.PKI.Root.Offline())
 		if slices.ContainsFunc(seen.Intermediates, func(i vault.IntermediateState) bool { return i.Generation == r.Record.To }) {
 			r.Record.Furthest, r.Record.Lacked = rotation.Final, true // what was done by hand, nobody has written down
 		}
@@ -218,9 +217,20 @@ func (r *rootRotation) surveyed(ctx workflow.Context) (vault.SurveyResult, error
 
 // successors are the generations of the next root and of the intermediate below
 // it: such as are there already and may issue, made by hand or standing by, or new
-// ones. What a rotation was taken back from may not issue.
-func successors(seen vault.SurveyResult, fromRoot, from int) (root, intermediate int) {
+// ones. What a rotation was taken back from may not issue. A root that is kept outside
+// Vault is one to go to if an intermediate of it may issue.
+func successors(seen vault.SurveyResult, fromRoot, from int, outside bool) (root, intermediate int) {
 	root, intermediate = max(seen.HighestRoot, fromRoot)+1, max(seen.Highest, from)+1
+	if outside {
+		for _, i := range seen.Intermediates {
+			for _, next := range seen.Roots {
+				if next.Generation > fromRoot && i.Generation > from && i.HasKey && i.Signs && signedBy(i.CertificatePEM, next.CertificatePEM) {
+					return next.Generation, i.Generation
+				}
+			}
+		}
+		return root, intermediate
+	}
 	next, there := vault.StandingBy(seen.Roots, fromRoot)
 	if !there {
 		return root, intermediate
@@ -258,6 +268,11 @@ func (r *rootRotation) find(seen vault.SurveyResult) error {
 			r.NewRoot = ca
 		}
 	}
+	if r.spec.PKI.Root.Offline() {
+		if err := r.findOutside(); err != nil {
+			return err
+		}
+	}
 	if r.sameRoot {
 		r.NewRoot = r.Root
 	}
@@ -269,16 +284,28 @@ func (r *rootRotation) find(seen vault.SurveyResult) error {
 	case !signedBy(r.From.CertificatePEM, r.Root.CertificatePEM):
 		return failure.Permanent(failure.Preflight, "Vault %q: %s is not of the root %s; nothing more is changed. relaypki verify %s says what is there",
 			r.spec.Vault.Name, r.From.Authority.Name, r.Root.Authority.Name, r.spec.Mesh)
-	case r.RootKeyless && r.To.CertificatePEM == "" && !r.sameRoot && !r.cutting:
+	case r.RootKeyless && r.To.CertificatePEM == "" && !r.sameRoot && !r.cutting && !r.spec.PKI.Root.Offline():
 		return failure.Permanent(failure.Preflight, "Vault %q: the key of the root %s is not in the mount %s, and without it there is no bridge to a new root; nothing was changed. Put the key back, or have the mesh issued anew under another root without a bridge, which interrupts it",
 			r.spec.Vault.Name, r.Root.Authority.Name, r.spec.RootMount())
 	}
 	for _, b := range seen.Bridges {
 		if r.NewRoot.CertificatePEM != "" && sameKey(b.CertificatePEM, r.NewRoot.CertificatePEM) && signedBy(b.CertificatePEM, r.Root.CertificatePEM) {
 			r.Bridge = b
+			if b.Authority.Name == vault.BridgeName(r.Record.ToRoot) {
+				break // people may have signed several
+			}
 		}
 	}
 	return nil
+}
+
+// findOutside takes the root that is kept outside Vault from the mesh's record: that
+// one everybody trusts, whatever it is called in Vault. No key of a root is there.
+func (r *rootRotation) findOutside() error {
+	var err error
+	r.Root, err = offlineRoot(r.spec)
+	r.Root.Authority.Name, r.RootKeyless = vault.RootName(r.Record.FromRoot), true
+	return err
 }
 
 // inTime reads which chain Vault gives, and stops if it is another than the one
@@ -377,11 +404,15 @@ func (r *rootRotation) fit(ctx workflow.Context) error {
 	if err := pki.MayBridge(root, 0, now); err != nil && r.Bridge.CertificatePEM == "" {
 		return failure.Permanent(failure.Preflight, "the root cannot be rotated over a bridge; nothing was changed: %v", err)
 	}
-	if err := rotation.RootLasts(root.NotAfter, r.spec.Certificates.LongestLife(), pace(r.spec), now); err != nil {
+	pace := pace(r.spec)
+	if r.spec.PKI.Root.Offline() && r.Record.Signed == nil && r.To.CertificatePEM == "" {
+		pace.Signing = signedAhead
+	}
+	if err := rotation.RootLasts(root.NotAfter, r.spec.Certificates.LongestLife(), pace, now); err != nil {
 		return failure.Permanent(failure.Preflight, "the root %s does not live long enough to be rotated over a bridge; nothing was changed: %v", r.Root.Authority.Name, err)
 	}
 	next := r.next().PKI
-	if r.NewRoot.CertificatePEM == "" && next.Root.TTL.Duration < next.Intermediate.TTL.Duration {
+	if r.NewRoot.CertificatePEM == "" && !next.Root.Offline() && next.Root.TTL.Duration < next.Intermediate.TTL.Duration {
 		return failure.Permanent(failure.InvalidInput, "the new root would live %s, and the intermediate below it %s; nothing was changed. Ask for a longer root or a shorter intermediate", next.Root.TTL, next.Intermediate.TTL)
 	}
 	return nil
@@ -418,6 +449,21 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 			return err
 		}
 	}
+	makes := r.inVault
+	if r.spec.PKI.Root.Offline() {
+		makes = r.outside
+	}
+	if err := makes(ctx); err != nil || !r.mode.Writes() {
+		return err
+	}
+	if err := r.made(ctx, "Record that the new CAs are there"); err != nil || r.cutting {
+		return err
+	}
+	return r.aim(ctx, r.At)
+}
+
+// inVault makes the new CAs with a root that is in Vault.
+func (r *rootRotation) inVault(ctx workflow.Context) error {
 	if _, err := r.step(ctx, "new root", "Make the root "+vault.RootName(r.Record.ToRoot), func(ctx workflow.Context) (procedure.Outcome, error) {
 		var err error
 		r.NewRoot, err = call[vault.CAResult](ctx, acting, vaults.GenerateRoot, vault.GenerateRootInput{
@@ -442,7 +488,7 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := r.step(ctx, "new intermediate", "Make the intermediate "+vault.IntermediateName(r.Record.To), func(ctx workflow.Context) (procedure.Outcome, error) {
+	_, err := r.step(ctx, "new intermediate", "Make the intermediate "+vault.IntermediateName(r.Record.To), func(ctx workflow.Context) (procedure.Outcome, error) {
 		var outcome procedure.Outcome
 		var err error
 		r.To, outcome, err = makeIntermediate(ctx, r.signing, r.next(), vault.IntermediateInput{
@@ -452,13 +498,8 @@ func (r *rootRotation) prepare(ctx workflow.Context) error {
 			AbovePEM: r.above(r.first()),
 		})
 		return outcome, err
-	}); err != nil || !r.mode.Writes() {
-		return err
-	}
-	if err := r.made(ctx, "Record that the new CAs are there"); err != nil || r.cutting {
-		return err
-	}
-	return r.aim(ctx, r.At)
+	})
+	return err
 }
 
 // made reads which chain the CAs that were made give, and records that they are there.
@@ -592,8 +633,10 @@ func (r *rootRotation) retire(ctx workflow.Context) error {
 	if err := r.use(ctx, r.From, false, r.To); err != nil {
 		return err
 	}
-	if err := r.useCA(ctx, whatRoot, r.Root, false, r.NewRoot); err != nil {
-		return err
+	if !r.spec.PKI.Root.Offline() { // else its key is where no Vault can keep it from signing
+		if err := r.useCA(ctx, whatRoot, r.Root, false, r.NewRoot); err != nil {
+			return err
+		}
 	}
 	if err := r.windUp(ctx, "CAs"); err != nil {
 		return err
@@ -607,17 +650,26 @@ func (r *rootRotation) end(ctx workflow.Context) error {
 	r.Phase = r.course.Last()
 	if r.input.DeleteOldKeys {
 		r.Deletions = append(r.Deletions,
-			procedure.Deletion{Generation: r.Record.From, IssuerID: r.From.Authority.IssuerID, CertificatePEM: r.From.CertificatePEM},
-			procedure.Deletion{Root: true, Generation: r.Record.FromRoot, IssuerID: r.Root.Authority.IssuerID, CertificatePEM: r.Root.CertificatePEM})
+			procedure.Deletion{Generation: r.Record.From, IssuerID: r.From.Authority.IssuerID, CertificatePEM: r.From.CertificatePEM})
+		if !r.spec.PKI.Root.Offline() {
+			r.Deletions = append(r.Deletions,
+				procedure.Deletion{Root: true, Generation: r.Record.FromRoot, IssuerID: r.Root.Authority.IssuerID, CertificatePEM: r.Root.CertificatePEM})
+		}
 	}
 	if !r.mode.Writes() {
 		return nil
 	}
 	r.result.Quarantined = r.quarantined()
+	if r.spec.PKI.Root.Offline() {
+		r.result.RootPEM = r.NewRoot.CertificatePEM
+	}
 	if err := r.close(ctx, r.Record.To, r.Record.ToRoot, "Record that the rotation is over"); err != nil {
 		return err
 	}
 	text := fmt.Sprintf("done: every certificate is of %s under %s, until %s", r.To.Authority.Name, r.NewRoot.Authority.Name, pki.Date(r.NewRoot.Authority.NotAfter))
+	if r.result.RootPEM != "" {
+		text += fmt.Sprintf(". From now on pki.root.certificatePEM of the mesh's file has to be the new root's, %s, serial %s: a setup with the old one is refused", r.NewRoot.Authority.Subject, r.NewRoot.Authority.Serial)
+	}
 	for _, c := range r.fleet.in(procedure.Skipped) {
 		text += fmt.Sprintf("\n- left out: %s (%s)", c.Cluster, c.Detail)
 	}
@@ -748,7 +800,7 @@ func (r *rootRotation) putAway(ctx workflow.Context) error {
 			return err
 		}
 	}
-	if r.NewRoot.Authority.IssuerID == "" {
+	if r.NewRoot.Authority.IssuerID == "" { // it was not made, or is kept outside Vault
 		return nil
 	}
 	return r.useCA(ctx, whatRoot, r.NewRoot, false, r.Root)

@@ -127,13 +127,13 @@ func TestSuccessorsOfARoot(t *testing.T) {
 		"taken back, and the next begun by hand": {alone(addRoot(2, c.r2, true, false), addIntermediate(2, c.i2, true, false),
 			addRoot(3, r3, true, true), addIntermediate(3, i3, true, true)), 3, 3},
 	} {
-		if root, intermediate := successors(w.seen, 1, 1); root != w.root || intermediate != w.intermediate {
+		if root, intermediate := successors(w.seen, 1, 1, false); root != w.root || intermediate != w.intermediate {
 			t.Errorf("%s: root %d and intermediate %d, want %d and %d", name, root, intermediate, w.root, w.intermediate)
 		}
 	}
 	// Earlier generations, which may issue for whatever reason, are none to go to.
 	s := alone(addRoot(2, c.r2, true, true), addIntermediate(2, c.i2, true, true))
-	if root, intermediate := successors(s, 2, 2); root != 3 || intermediate != 3 {
+	if root, intermediate := successors(s, 2, 2, false); root != 3 || intermediate != 3 {
 		t.Errorf("from the second: root %d and intermediate %d", root, intermediate)
 	}
 }

@@ -224,7 +224,28 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 			gone = append(gone, strict.Problem{Path: "workloads", Message: fmt.Sprintf("%q is a member of the mesh but not in this input; leaving it out does not remove it: put it back, or remove it first (relaypki remove-cluster %s %s)", member.Name, r.spec.Mesh, member.Name)})
 		}
 	}
+	if record.Complete || record.Generations.Root > 1 {
+		gone = append(gone, anotherRoot(recorded, r.spec)...)
+	}
 	return record, invalid(gone)
+}
+
+// anotherRoot is the problem with a root outside Vault that is not the one which the
+// mesh is under: that of before a rotation, or one that nobody trusts yet.
+func anotherRoot(recorded, asked mesh.Spec) []strict.Problem {
+	if !recorded.PKI.Root.Offline() || !asked.PKI.Root.Offline() {
+		return nil
+	}
+	at, err := recorded.PKI.Root.Certificate()
+	if err != nil {
+		return nil // the mesh's verification says so
+	}
+	given, err := asked.PKI.Root.Certificate()
+	if err != nil || given.Equal(at) {
+		return nil // the preflight says what is wrong with it
+	}
+	return []strict.Problem{problem("pki.root.certificatePEM", "it is %s, and the mesh is under %s, as its record says; nothing was changed. If the root was rotated, put the new one's certificate into the input (relaypki rotate root has said which); to go over to another root: relaypki rotate root %s",
+		pki.Name(given), pki.Name(at), asked.Mesh)}
 }
 
 // locked runs the change with the lock on the mesh's CAs. The namespace comes

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 )
 
 // signing has people sign what no Vault of ours can: the root is kept elsewhere,
-// offline or in an HSM. The CSR is published by a query, and the certificate
+// offline or in an HSM. The CSR is published by a query, and what was signed
 // comes back by an update, days later if need be.
 //
 // What waits is the run alone. If it is lost, the next one makes a CSR of the
@@ -27,10 +28,11 @@ type signing struct {
 	standing func() (procedure.Standing, error)
 	// asked is what is to be signed; nil before, and if it was given up.
 	asked *procedure.Signing
-	csr   *x509.CertificateRequest
-	want  pki.SignedWant
-	// accepted is the certificate that has been taken; nil before.
-	accepted *x509.Certificate
+	// judge says at a time what is wrong with certificates that are handed in, and
+	// answers those that count, the intermediate first.
+	judge func(certificates []*x509.Certificate, at time.Time) ([]*x509.Certificate, []error)
+	// accepted are the certificates that have been taken; none before.
+	accepted []*x509.Certificate
 }
 
 // newSigning takes the query and the update from now on; standing is the answer
@@ -44,7 +46,7 @@ func newSigning(ctx workflow.Context, r *report, standing func() (procedure.Stan
 	}
 	return s, workflow.SetUpdateHandlerWithOptions(ctx, procedure.SubmitSignedUpdate, s.submit, workflow.UpdateHandlerOptions{
 		Validator:   s.maySubmit,
-		Description: `Hand in the intermediate that the root kept outside Vault has signed, in PEM, without any key. {"pem":"-----BEGIN CERTIFICATE-----\n..."}`,
+		Description: `Hand in the intermediate that the root kept outside Vault has signed, in PEM, without any key; in a rotation of the root the new root and the bridge with it. {"pem":"-----BEGIN CERTIFICATE-----\n..."}`,
 	})
 }
 
@@ -80,19 +82,65 @@ func minLife(spec mesh.Spec) time.Duration {
 // await publishes the CSR of a mesh's intermediate, waits until a person has
 // handed in a certificate that is fit, and answers it with its root.
 func (s *signing) await(ctx workflow.Context, spec mesh.Spec, csrPEM string) (chainPEM string, err error) {
-	if err := s.publish(ctx, spec, csrPEM); err != nil {
+	root, err := s.publish(ctx, spec, csrPEM)
+	if err != nil {
 		return "", err
 	}
+	if err := s.wait(ctx, fmt.Sprintf("the intermediate to be signed by the root %s, which is kept outside Vault. Its CSR: relaypki csr %[2]s > %[2]s.csr; have it signed, then: relaypki submit %[2]s signed.pem",
+		s.asked.Root.Subject, spec.Mesh)); err != nil {
+		return "", err
+	}
+	return string(pki.EncodeChain(s.accepted[0], root)), nil
+}
+
+// wait waits for a person, until what is fit was handed in.
+func (s *signing) wait(ctx workflow.Context, what string) error {
 	s.report.Signing = true
-	s.report.hold(ctx, fmt.Sprintf("the intermediate to be signed by the root %s, which is kept outside Vault. Its CSR: relaypki csr %[2]s > %[2]s.csr; have it signed, then: relaypki submit %[2]s signed.pem",
-		s.asked.Root.Subject, spec.Mesh))
+	s.report.hold(ctx, what)
 	defer s.settled(ctx)
 	notice(ctx, s.report, "waits for "+s.report.held)
-	if err := workflow.Await(ctx, func() bool { return s.accepted != nil }); err != nil {
+	if err := workflow.Await(ctx, func() bool { return len(s.accepted) > 0 }); err != nil {
 		s.asked = nil // whoever ended the waiting has no use for an answer
-		return "", err
+		return err
 	}
-	return string(pki.EncodeChain(s.accepted, s.want.Root)), nil
+	return nil
+}
+
+// newRoot has people make a new root, sign the bridge to it by the one at work, and
+// have the new one sign the CSR of the intermediate below it. What was accepted before
+// is taken again, as long as it is fit.
+func (s *signing) newRoot(ctx workflow.Context, spec mesh.Spec, csrPEM string, before *procedure.SignedRoot) (*procedure.SignedRoot, error) {
+	csr, old, err := s.request(spec, csrPEM)
+	if err != nil {
+		return nil, err
+	}
+	least := minLife(spec)
+	judge := func(certificates []*x509.Certificate, at time.Time) ([]*x509.Certificate, []error) {
+		found, problems := pki.CheckNewRoot(csr, certificates, pki.NewRootWant{Old: old, At: at, MinLife: least})
+		return found.Chain(), append(problems, unrecordable(spec, found.Root)...)
+	}
+	if before != nil {
+		signed, err := pki.ParseChain([]byte(before.IntermediatePEM + before.RootPEM + before.BridgePEM))
+		if err == nil {
+			if _, problems := judge(signed, workflow.Now(ctx)); len(problems) == 0 {
+				return before, nil
+			}
+		}
+	}
+	if err := s.ask(ctx, spec, csr, csrPEM, judge); err != nil {
+		return nil, err
+	}
+	s.asked.NewRoot = true
+	s.asked.Advice = fmt.Sprintf("Make the new root: another key and another common name than %s, self-signed, a CA without a path length, subjectKeyIdentifier=hash. Have the root at work sign the new root's key under the new root's subject, "+
+		"as a CA, until its own end at the latest: that is the bridge. Have the new root sign the CSR as a CA: basicConstraints=critical,CA:TRUE,pathlen:0; keyUsage=critical,keyCertSign,cRLSign; subjectKeyIdentifier=hash; "+
+		"with the CSR's subject as it is. Hand in the three certificates in PEM, in one file, without any key. The commands for openssl are in README.md, \"Rotate a root outside Vault\".", old.Subject.CommonName)
+	if err := s.wait(ctx, fmt.Sprintf("a new root, which is kept outside Vault, to be made: with a bridge to it signed by the root %s, and an intermediate signed by the new one. Its CSR, and how: relaypki csr %[2]s > %[2]s.csr; have it done, then: relaypki submit %[2]s signed.pem",
+		s.asked.Root.Subject, spec.Mesh)); err != nil {
+		return nil, err
+	}
+	return &procedure.SignedRoot{
+		IntermediatePEM: string(pki.EncodeChain(s.accepted[0])), RootPEM: string(pki.EncodeChain(s.accepted[1])), BridgePEM: string(pki.EncodeChain(s.accepted[2])),
+	}, nil
 }
 
 // settled: nobody is waited for any more.
@@ -101,28 +149,61 @@ func (s *signing) settled(ctx workflow.Context) {
 	s.report.hold(ctx, "")
 }
 
-func (s *signing) publish(ctx workflow.Context, spec mesh.Spec, csrPEM string) error {
+// unrecordable says why a mesh cannot be described with a new root, beyond what is
+// wrong with the root itself: the rest of its description is not to be wrong for it.
+func unrecordable(spec mesh.Spec, root *x509.Certificate) []error {
+	if root == nil {
+		return nil
+	}
+	var problems []error
+	spec.PKI.Root.CertificatePEM = string(pki.EncodeChain(root))
+	for _, p := range spec.Validate() {
+		if p.Path != "pki.root.certificatePEM" {
+			problems = append(problems, fmt.Errorf("the new root: the mesh cannot have it: %s", p))
+		}
+	}
+	return problems
+}
+
+// publish asks for an intermediate of the root that is at work, and answers that root.
+func (s *signing) publish(ctx workflow.Context, spec mesh.Spec, csrPEM string) (*x509.Certificate, error) {
+	csr, root, err := s.request(spec, csrPEM)
+	if err != nil {
+		return nil, err
+	}
+	if err := lasts(ctx, spec, root); err != nil {
+		return nil, err
+	}
+	least := minLife(spec)
+	return root, s.ask(ctx, spec, csr, csrPEM, func(certificates []*x509.Certificate, at time.Time) ([]*x509.Certificate, []error) {
+		return certificates[:1], pki.CheckSigned(csr, certificates, pki.SignedWant{Root: root, At: at, MinLife: least})
+	})
+}
+
+// request reads a CSR of Vault's, and the root that is at work.
+func (s *signing) request(spec mesh.Spec, csrPEM string) (*x509.CertificateRequest, *x509.Certificate, error) {
 	csr, err := pki.ParseCSR([]byte(csrPEM))
 	if err != nil {
-		return failure.Permanent(failure.Mismatch, "Vault %q: the intermediate's CSR cannot be used: %v", spec.Vault.Name, err)
+		return nil, nil, failure.Permanent(failure.Mismatch, "Vault %q: the intermediate's CSR cannot be used: %v", spec.Vault.Name, err)
 	}
+	root, err := spec.PKI.Root.Certificate()
+	if err != nil {
+		return nil, nil, unreadableRoot(err)
+	}
+	return csr, root, nil
+}
+
+// ask publishes what is to be signed, and how what comes back is judged.
+func (s *signing) ask(ctx workflow.Context, spec mesh.Spec, csr *x509.CertificateRequest, csrPEM string, judge func([]*x509.Certificate, time.Time) ([]*x509.Certificate, []error)) error {
 	root, err := offlineRoot(spec)
 	if err != nil {
 		return err
 	}
-	anchor, err := spec.PKI.Root.Certificate()
-	if err != nil {
-		return err
-	}
-	if err := lasts(ctx, spec, anchor); err != nil {
-		return err
-	}
-	now, least := workflow.Now(ctx), minLife(spec)
-	s.csr, s.want, s.accepted = csr, pki.SignedWant{Root: anchor, MinLife: least}, nil
+	s.judge, s.accepted = judge, nil
 	s.asked = &procedure.Signing{
 		Procedure: s.report.Procedure, Mesh: spec.Mesh, CSRPEM: csrPEM,
 		Subject: csr.Subject.String(), Key: pki.KeyFingerprint(csr.RawSubjectPublicKeyInfo), Root: root.Authority,
-		TTL: spec.PKI.Intermediate.TTL, MinLife: mesh.Duration{Duration: least}, Since: now,
+		TTL: spec.PKI.Intermediate.TTL, MinLife: mesh.Duration{Duration: minLife(spec)}, Since: workflow.Now(ctx),
 		Advice: "Sign it as a CA: basicConstraints=critical,CA:TRUE,pathlen:0; keyUsage=critical,keyCertSign,cRLSign; subjectKeyIdentifier=hash; no extended key usage, no name constraints; " +
 			"with the CSR's subject as it is. Hand in the certificate in PEM, without any key; the root may follow it.",
 	}
@@ -135,13 +216,13 @@ func lasts(ctx workflow.Context, spec mesh.Spec, root *x509.Certificate) error {
 	if !root.NotAfter.Before(until) {
 		return nil
 	}
-	return failure.Permanent(failure.Preflight, "the root %s ends at %s, and an intermediate under it has to live until %s at least: the mesh needs another root (pki.root.certificatePEM)",
-		pki.Name(root), pki.Date(root.NotAfter), pki.Date(until))
+	return failure.Permanent(failure.Preflight, "the root %s ends at %s, and an intermediate under it has to live until %s at least: the mesh needs another root (relaypki rotate root %s; for one that is being set up, pki.root.certificatePEM)",
+		pki.Name(root), pki.Date(root.NotAfter), pki.Date(until), spec.Mesh)
 }
 
 // published is the answer to the query.
 func (s *signing) published() (*procedure.Signing, error) {
-	if s.asked == nil || s.accepted != nil {
+	if s.asked == nil || len(s.accepted) > 0 {
 		return nil, errors.New(s.idle())
 	}
 	return s.asked, nil
@@ -149,8 +230,8 @@ func (s *signing) published() (*procedure.Signing, error) {
 
 // idle says that there is nothing to be signed.
 func (s *signing) idle() string {
-	if s.accepted != nil {
-		return fmt.Sprintf("there is nothing to be signed any more: %s was accepted, and the run goes on with it", pki.Name(s.accepted))
+	if len(s.accepted) > 0 {
+		return fmt.Sprintf("there is nothing to be signed any more: %s was accepted, and the run goes on with it", pki.Name(s.accepted[0]))
 	}
 	return fmt.Sprintf("there is nothing to be signed: the run is at %q", s.report.Phase)
 }
@@ -160,7 +241,7 @@ func (s *signing) idle() string {
 func (s *signing) maySubmit(ctx workflow.Context, in procedure.Typed[procedure.SubmitSignedInput]) error {
 	problems := in.Problems
 	bad := func(format string, args ...any) { problems = append(problems, problem("pem", format, args...)) }
-	chain, err := pki.ParseSigned([]byte(in.In.PEM))
+	certificates, err := pki.ParseSigned([]byte(in.In.PEM))
 	switch {
 	case s.asked == nil:
 		return errors.New(s.idle())
@@ -168,33 +249,38 @@ func (s *signing) maySubmit(ctx workflow.Context, in procedure.Typed[procedure.S
 		bad("is missing; give the certificate that the root has signed")
 	case err != nil:
 		bad("%v", err)
-	case s.accepted != nil:
-		// To say it again does no harm.
-		if !chain[0].Equal(s.accepted) {
-			bad("another certificate was accepted already, %s, and the run goes on with it", pki.Name(s.accepted))
-		}
 	default:
-		want := s.want
-		want.At = workflow.Now(ctx)
-		for _, p := range pki.CheckSigned(s.csr, chain, want) {
-			bad("%v", p)
+		counts, wrong := s.judge(certificates, workflow.Now(ctx))
+		if len(s.accepted) == 0 {
+			for _, p := range wrong {
+				bad("%v", p)
+			}
+			break
+		}
+		// To say it again does no harm.
+		if !slices.EqualFunc(counts, s.accepted, func(a, b *x509.Certificate) bool { return a != nil && a.Equal(b) }) {
+			bad("another certificate was accepted already, %s, and the run goes on with it", pki.Name(s.accepted[0]))
 		}
 	}
 	return refuse(problems)
 }
 
 func (s *signing) submit(ctx workflow.Context, in procedure.Typed[procedure.SubmitSignedInput]) (procedure.Standing, error) {
-	chain, err := pki.ParseSigned([]byte(in.In.PEM))
+	certificates, err := pki.ParseSigned([]byte(in.In.PEM))
 	if err != nil {
 		return procedure.Standing{}, err // cannot be: it was judged
 	}
-	s.accepted = chain[0]
+	s.accepted, _ = s.judge(certificates, workflow.Now(ctx))
 	s.settled(ctx)
 	standing, err := s.standing()
-	standing.Note = fmt.Sprintf("accepted %s, valid until %s", pki.Name(s.accepted), pki.Date(s.accepted.NotAfter))
-	if life := s.accepted.NotAfter.Sub(s.accepted.NotBefore); life < s.asked.TTL.Duration-shorterIsSaid {
-		standing.Note += fmt.Sprintf(": it lives %s, and %s was asked for. That is up to the root; the next one is due earlier", mesh.Duration{Duration: life}, s.asked.TTL)
+	taken := make([]string, len(s.accepted))
+	for i, c := range s.accepted {
+		taken[i] = fmt.Sprintf("%s, valid until %s", pki.Name(c), pki.Date(c.NotAfter))
 	}
+	if life := s.accepted[0].NotAfter.Sub(s.accepted[0].NotBefore); life < s.asked.TTL.Duration-shorterIsSaid {
+		taken[0] += fmt.Sprintf(": it lives %s, and %s was asked for. That is up to the root; the next one is due earlier", mesh.Duration{Duration: life}, s.asked.TTL)
+	}
+	standing.Note = "accepted " + strings.Join(taken, "; ")
 	return standing, err
 }
 
@@ -205,7 +291,7 @@ const shorterIsSaid = 24 * time.Hour
 func offlineRoot(spec mesh.Spec) (vault.CAResult, error) {
 	c, err := spec.PKI.Root.Certificate()
 	if err != nil {
-		return vault.CAResult{}, failure.Permanent(failure.InvalidInput, "pki.root.certificatePEM cannot be read: %v", err)
+		return vault.CAResult{}, unreadableRoot(err)
 	}
 	return vault.CAResult{
 		Outcome:        procedure.Outcome{Detail: "kept outside Vault, until " + pki.Date(c.NotAfter)},
@@ -214,6 +300,10 @@ func offlineRoot(spec mesh.Spec) (vault.CAResult, error) {
 			Name: "root (kept outside Vault)", Subject: c.Subject.String(), Serial: pki.Serial(c), SubjectKeyID: pki.Hex(c.SubjectKeyId), NotAfter: c.NotAfter.UTC(),
 		},
 	}, nil
+}
+
+func unreadableRoot(err error) error {
+	return failure.Permanent(failure.InvalidInput, "pki.root.certificatePEM cannot be read: %v", err)
 }
 
 // offlineRootProblems are what is in the way of a root that is kept outside
@@ -244,3 +334,19 @@ func signedByHand(root string) []string {
 		`certificate="$(openssl x509 -in relay-intermediate.pem)"`,
 	}
 }
+
+// newRootByHand is the waiting for a new root in a plan's commands.
+func newRootByHand(old, name string) []string {
+	return []string{
+		`printf '%s\n' "$csr" > relay-intermediate.csr`,
+		fmt.Sprintf("# Outside Vault: make a new root of another key and name than %[1]s, into relay-root.pem; have %[1]s sign its key and subject, into relay-bridge.pem; have the new root sign relay-intermediate.csr, as a CA, into relay-intermediate.pem. No key leaves the place where it is kept. The commands for openssl: README.md, %[2]q.",
+			strings.Join(strings.Fields(old), " "), "Rotate a root outside Vault"),
+		`until openssl x509 -noout -in relay-root.pem 2>/dev/null && openssl x509 -noout -in relay-bridge.pem 2>/dev/null && openssl x509 -noout -in relay-intermediate.pem 2>/dev/null; do echo "waiting for relay-root.pem (` + name + `), relay-bridge.pem and relay-intermediate.pem" >&2; sleep 10; done`,
+		`certificate="$(openssl x509 -in relay-intermediate.pem)"`,
+		`root="$(` + newRootPrinted + `)"`,
+		`bridge="$(openssl x509 -in relay-bridge.pem)"`,
+	}
+}
+
+// newRootPrinted prints, in a plan's commands, the new root that people have made.
+const newRootPrinted = "openssl x509 -in relay-root.pem"

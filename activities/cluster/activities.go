@@ -120,9 +120,12 @@ type RecordRotationInput struct {
 	Rotation *procedure.Rotation `json:"rotation,omitempty"`
 	// Generations, Deletions and Quarantined are left as they are if they are nil.
 	Generations *procedure.Generations `json:"generations,omitempty"`
-	Deletions   []procedure.Deletion   `json:"deletions"`
-	Quarantined map[string]string      `json:"quarantined"`
-	Mode        procedure.Mode         `json:"mode"`
+	// RootPEM is, at the end of a rotation of a root that is kept outside Vault, the
+	// certificate that becomes the spec's; empty leaves it as it is.
+	RootPEM     string               `json:"rootPEM,omitempty"`
+	Deletions   []procedure.Deletion `json:"deletions"`
+	Quarantined map[string]string    `json:"quarantined"`
+	Mode        procedure.Mode       `json:"mode"`
 }
 
 // RecordMemberInput records one member.

@@ -108,6 +108,9 @@ func (r record) rotate(in RecordRotationInput) (record, error) {
 		}
 		r.cas.Generations = *in.Generations
 	}
+	if in.RootPEM != "" {
+		r.spec.PKI.Root.CertificatePEM = in.RootPEM
+	}
 	if in.Deletions != nil {
 		r.cas.Deletions = in.Deletions
 	}

@@ -129,6 +129,15 @@ func TestRecord(t *testing.T) {
 	if taken := must(rooted.rotate(RecordRotationInput{Mesh: "demo", Generations: &procedure.Generations{Root: 1, Intermediate: 1}})); taken.spec.PKI != done.spec.PKI || taken.cas.Rotation != nil {
 		t.Errorf("one that was taken back: %+v", taken.spec.PKI)
 	}
+	outside := done
+	outside.spec.PKI.Root = mesh.Root{Kept: mesh.KeptOffline, CertificatePEM: "R1"}
+	outside = must(outside.rotate(RecordRotationInput{Mesh: "demo", Rotation: &procedure.Rotation{Procedure: procedure.RotateRootCA, From: 1, To: 2, FromRoot: 1, ToRoot: 2, Signed: &procedure.SignedRoot{RootPEM: "R2"}}}))
+	for pem, want := range map[string]string{"R2": "R2", "": "R1"} { // over, and taken back
+		ended := must(outside.rotate(RecordRotationInput{Mesh: "demo", Generations: &procedure.Generations{Root: 2, Intermediate: 2}, RootPEM: pem}))
+		if ended.spec.PKI.Root != (mesh.Root{Kept: mesh.KeptOffline, CertificatePEM: want}) {
+			t.Errorf("a root outside Vault that ends with %q is recorded as %+v", pem, ended.spec.PKI.Root)
+		}
+	}
 	_, err = rooted.rotate(RecordRotationInput{Mesh: "demo", Rotation: &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, From: 1, To: 2}})
 	refused("a rotation of the intermediate in one of the root", err, failure.Conflict, "RotateRootCA")
 	asked := must(done.rotate(RecordRotationInput{Mesh: "demo", Deletions: []procedure.Deletion{{Generation: 1}}}))

@@ -57,6 +57,10 @@ type BridgeInput struct {
 	Spec mesh.Spec `json:"spec"`
 	// Generation is the new root's.
 	Generation int `json:"generation"`
+	// BridgePEM is the bridge that people have signed, of a root that is kept outside
+	// Vault; then OldRoot and NewRoot have no ids, and names that they get in the relay
+	// mount. In a look ahead at what is still to be signed it is empty.
+	BridgePEM string `json:"bridgePEM,omitempty"`
 	// OldRoot and NewRoot are as Survey and GenerateRoot gave them, with the ids of
 	// their issuers in the root mount. In a look ahead at a new root that is still to
 	// be made, NewRoot has its name alone.
@@ -99,7 +103,9 @@ type IntermediateInput struct {
 	RootMount  string `json:"rootMount"`
 	RelayMount string `json:"relayMount"`
 	// RootIssuerID is the issuer in RootMount that signs. In a look ahead at a rotation
-	// whose root is still to be made, it is that one's name, and RootPEM is empty.
+	// whose root is still to be made, it is that one's name, and RootPEM is empty. Of a
+	// root that is kept outside Vault, RootMount and RootIssuerID are empty, and RootPEM
+	// too as long as it is still to be made.
 	RootIssuerID string         `json:"rootIssuerId"`
 	RootPEM      string         `json:"rootPEM"`
 	Generation   int            `json:"generation"`

@@ -12,7 +12,6 @@ import (
 	"go.temporal.io/sdk/activity"
 
 	"github.com/relaypki/relaypki/internal/failure"
-	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 	"github.com/relaypki/relaypki/internal/shell"
@@ -27,14 +26,15 @@ const bridgeLasts = 7 * 24 * time.Hour
 // into the relay mount beside the old root, without keys. The bridge ends with the
 // old root. One that an interrupted run has had signed, or imported, is found again.
 // An old root that cannot be bridged is a Preflight error, also in a look ahead at a
-// new one that is still to be made. Unbridged, nothing of the old root is asked.
+// new one that is still to be made. Unbridged, nothing of the old root is asked. Of a
+// root that is kept outside Vault, what people have signed is brought in.
 func (a *Activities) BridgeRoot(ctx context.Context, in BridgeInput) (CAResult, error) {
-	if in.Spec.PKI.Root.Offline() {
-		return CAResult{}, failure.Permanent(failure.InvalidInput, "Vault %q: the root is kept outside Vault (pki.root.kept: %s), so nothing here can sign the new root's key", in.Spec.Vault.Name, mesh.KeptOffline)
-	}
 	s, err := a.sessionFor(ctx, in.Mode, in.Spec.Vault.Name, site.Operate)
 	if err != nil {
 		return CAResult{}, err
+	}
+	if in.Spec.PKI.Root.Offline() {
+		return s.signedOutside(ctx, in)
 	}
 	relay := in.Spec.Vault.RelayMount
 	b := bridging{in: in}
@@ -78,6 +78,65 @@ func (a *Activities) BridgeRoot(ctx context.Context, in BridgeInput) (CAResult, 
 	}
 	if imported == nil {
 		return CAResult{Outcome: out, Authority: procedure.Authority{Name: name}}, nil
+	}
+	return caResult(out, *imported), nil
+}
+
+// signedOutside brings a root that is kept outside Vault, and the bridge to it, into
+// the relay mount. The old root, which has to be there, gets its name, if whoever
+// imported it gave it none or another.
+func (s session) signedOutside(ctx context.Context, in BridgeInput) (CAResult, error) {
+	relay := in.Spec.Vault.RelayMount
+	unreadable := func(what string, err error) error {
+		return failure.Permanent(failure.InvalidInput, "Vault %q: %s, which was signed outside, cannot be read: %v. Start the procedure again", s.vault, what, err)
+	}
+	cas := []struct {
+		what, name, text, source string
+		certificate              *x509.Certificate
+	}{
+		{"the old root", in.OldRoot.Authority.Name, in.OldRoot.CertificatePEM, "", nil},
+		{"the new root", RootName(in.Generation), in.NewRoot.CertificatePEM, `"$root"`, nil},
+		{"the bridge", BridgeName(in.Generation), in.BridgePEM, `"$bridge"`, nil},
+	}
+	for i := range cas {
+		if cas[i].text == "" && !in.Mode.Writes() {
+			continue
+		}
+		chain, err := pki.ParseChain([]byte(cas[i].text))
+		if err != nil {
+			return CAResult{}, unreadable(cas[i].what, err)
+		}
+		cas[i].certificate = chain[0]
+	}
+	old, root, bridge := cas[0].certificate, cas[1].certificate, cas[2].certificate
+	if old == nil {
+		return CAResult{}, unreadable(cas[0].what, fmt.Errorf("it is missing"))
+	}
+	if root != nil && bridge != nil {
+		if err := pki.CheckBridge(bridge, old, root); err != nil {
+			return CAResult{}, failure.Permanent(failure.Mismatch, "Vault %q: the bridge that was signed outside is none between these roots: %v. Nothing was imported", s.vault, err)
+		}
+	}
+	all, err := s.issuers(ctx, relay)
+	if err != nil {
+		return CAResult{}, err
+	}
+	// Without it ca.crt is not the old root, and there is nothing to bridge from.
+	if withCertificate(all, old) == nil {
+		return CAResult{}, s.rootMissing(relay, old)
+	}
+	var out procedure.Outcome
+	if err := s.holdDefault(ctx, in.Mode, &out, relay); err != nil {
+		return CAResult{}, err
+	}
+	var imported *issuer
+	for _, ca := range cas {
+		if imported, err = s.importCA(ctx, in.Mode, &out, relay, ca.name, ca.certificate, ca.source); err != nil {
+			return CAResult{}, err
+		}
+	}
+	if imported == nil {
+		return CAResult{Outcome: out, Authority: procedure.Authority{Name: BridgeName(in.Generation)}}, nil
 	}
 	return caResult(out, *imported), nil
 }

@@ -51,9 +51,11 @@ func intermediateAs(c *x509.Certificate, asked mesh.CA, generation int) mesh.CA 
 	return asked
 }
 
-// rootAhead says that this is a look ahead at a rotation whose root is still to be
-// made.
-func (in IntermediateInput) rootAhead() bool { return !in.Mode.Writes() && in.RootPEM == "" }
+// rootAhead says that the root is still to be made: in a look ahead at a rotation of
+// the root, or by people, who make it when there is a CSR for it to sign.
+func (in IntermediateInput) rootAhead() bool {
+	return in.RootPEM == "" && (!in.Mode.Writes() || in.RootMount == "")
+}
 
 // GenerateIntermediateCSR finds or makes the intermediate's key and makes its
 // CSR. A key that an interrupted run has left is used again, so that there is

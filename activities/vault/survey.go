@@ -34,8 +34,9 @@ type SurveyResult struct {
 	Roles map[string]string `json:"roles"`
 	// Highest is the highest generation of any intermediate's issuer or key.
 	Highest int `json:"highest"`
-	// Roots are all roots with a name of ours in the root mount, by generation; none
-	// if the root is kept outside Vault. HighestRoot is the highest generation of any
+	// Roots are all roots with a name of ours in the root mount, by generation; if the
+	// root is kept outside Vault, those in the relay mount, without ids, since nothing
+	// of theirs is done in Vault. HighestRoot is the highest generation of any
 	// issuer or key there, and of any root or bridge in the relay mount: none of those
 	// names is free.
 	Roots       []RootState `json:"roots,omitempty"`
@@ -48,7 +49,8 @@ type SurveyResult struct {
 	FollowsLatest bool `json:"followsLatest,omitempty"`
 }
 
-// RootState is a root as it is in the root mount.
+// RootState is a root as it is in the root mount, or, of one that is kept outside
+// Vault, in the relay mount.
 type RootState struct {
 	Authority      procedure.Authority `json:"authority"`
 	CertificatePEM string              `json:"certificatePEM"`
@@ -124,6 +126,8 @@ func (a *Activities) Survey(ctx context.Context, in SurveyInput) (SurveyResult, 
 		if roots, err = s.rootMount(ctx, mount, &result); err != nil {
 			return SurveyResult{}, err
 		}
+	} else {
+		result.Roots = rootsOutside(relay.all)
 	}
 	result.HighestRoot = max(result.HighestRoot, highestRoot(relay.all))
 	result.Bridges = bridges(relay.all, roots.all)
@@ -158,6 +162,21 @@ func (s session) rootMount(ctx context.Context, mount string, result *SurveyResu
 	}
 	slices.SortFunc(result.Roots, func(a, b RootState) int { return a.Generation - b.Generation })
 	return roots, nil
+}
+
+// rootsOutside are the roots that are kept outside Vault, as far as their certificates
+// are in the relay mount by a name of ours.
+func rootsOutside(relay []issuer) []RootState {
+	var roots []RootState
+	for _, i := range relay {
+		if g := generationOf(rootPrefix, i.Name); g > 0 && i.KeyID == "" && pki.SelfSigned(i.certificate) {
+			ca := caResult(procedure.Outcome{}, i)
+			ca.Authority.IssuerID = ""
+			roots = append(roots, RootState{Authority: ca.Authority, CertificatePEM: ca.CertificatePEM, Generation: g})
+		}
+	}
+	slices.SortFunc(roots, func(a, b RootState) int { return a.Generation - b.Generation })
+	return roots
 }
 
 // highestRoot is the highest generation of any root or bridge in the relay mount.

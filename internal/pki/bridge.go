@@ -30,26 +30,51 @@ func MayBridge(root *x509.Certificate, life time.Duration, now time.Time) error 
 // root has signed leads to the old one, or nil. A chain is built by name and key
 // identifier, so that both have to be the new root's, byte for byte.
 func CheckBridge(bridge, old, root *x509.Certificate) error {
-	switch {
-	case !bridge.IsCA || !bridge.BasicConstraintsValid:
-		return fmt.Errorf("%s is no CA certificate", Name(bridge))
-	case !SameKey(bridge, root):
-		return fmt.Errorf("%s is for another key than the new root %s", Name(bridge), Name(root))
-	case !bytes.Equal(bridge.RawSubject, root.RawSubject):
-		return fmt.Errorf("%s has the subject %q, and the new root %q, or the same in other bytes", Name(bridge), bridge.Subject, root.Subject)
-	case !bytes.Equal(bridge.SubjectKeyId, root.SubjectKeyId):
-		return fmt.Errorf("%s has the key identifier %s, and the new root %s", Name(bridge), Hex(bridge.SubjectKeyId), Hex(root.SubjectKeyId))
-	case bridge.KeyUsage != 0 && bridge.KeyUsage&x509.KeyUsageCertSign == 0:
-		return fmt.Errorf("%s may not sign certificates: its key usage lacks it", Name(bridge))
-	case limited(bridge) && bridge.MaxPathLen < 1:
-		return fmt.Errorf("%s allows no intermediate below it (path length 0)", Name(bridge))
-	case !anyUse(bridge) || constrained(bridge):
-		return fmt.Errorf("%s is limited to some names or uses", Name(bridge))
+	for _, problem := range append(standsFor(bridge, root), bridgesFrom(bridge, old)...) {
+		return problem
+	}
+	return nil
+}
+
+// standsFor says all in which a bridge is not the new root with another signature.
+func standsFor(bridge, root *x509.Certificate) []error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if !SameKey(bridge, root) {
+		bad("%s is for another key than the new root %s", Name(bridge), Name(root))
+	}
+	if !bytes.Equal(bridge.RawSubject, root.RawSubject) {
+		bad("%s has the subject %q, and the new root %q, or the same in other bytes", Name(bridge), bridge.Subject, root.Subject)
+	}
+	if !bytes.Equal(bridge.SubjectKeyId, root.SubjectKeyId) {
+		bad("%s has the key identifier %s, and the new root %s", Name(bridge), Hex(bridge.SubjectKeyId), Hex(root.SubjectKeyId))
+	}
+	return problems
+}
+
+// bridgesFrom says all that keeps a bridge from vouching, by the old root, for an
+// intermediate and whatever that issues.
+func bridgesFrom(bridge, old *x509.Certificate) []error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if !bridge.IsCA || !bridge.BasicConstraintsValid {
+		bad("%s is no CA certificate", Name(bridge))
+	} else if limited(bridge) && bridge.MaxPathLen < 1 {
+		bad("%s allows no intermediate below it (path length 0)", Name(bridge))
+	}
+	if bridge.KeyUsage != 0 && bridge.KeyUsage&x509.KeyUsageCertSign == 0 {
+		bad("%s may not sign certificates: its key usage lacks it", Name(bridge))
+	}
+	if !anyUse(bridge) || constrained(bridge) {
+		bad("%s is limited to some names or uses", Name(bridge))
 	}
 	if err := SignedBy(bridge, old); err != nil {
-		return err
+		problems = append(problems, err)
 	}
-	return Nested([]*x509.Certificate{bridge, old})
+	if err := Nested([]*x509.Certificate{bridge, old}); err != nil {
+		problems = append(problems, err)
+	}
+	return problems
 }
 
 // limited says that there is a path length.

@@ -67,6 +67,20 @@ func CheckSigned(csr *x509.CertificateRequest, chain []*x509.Certificate, want S
 	if c == nil {
 		return problems
 	}
+	problems = append(problems, answers(csr, c)...)
+	problems = append(problems, lifeProblems(c, want.At, want.MinLife)...)
+	problems = append(problems, ofRoot(c, want.Root)...)
+	if want.Root.MaxPathLen == 0 {
+		bad("the root %s has path length 0: it allows no intermediate at all", Name(want.Root))
+	}
+	return problems
+}
+
+// answers says in what an intermediate's certificate is not what its CSR asks for,
+// or not an intermediate that is of use to a mesh.
+func answers(csr *x509.CertificateRequest, c *x509.Certificate) []error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 	if !sameKey(csr.PublicKey, c.PublicKey) {
 		bad("it is for another key, %s, than the CSR, %s: have the CSR itself signed", KeyFingerprint(c.RawSubjectPublicKeyInfo), KeyFingerprint(csr.RawSubjectPublicKeyInfo))
 	}
@@ -91,14 +105,19 @@ func CheckSigned(csr *x509.CertificateRequest, chain []*x509.Certificate, want S
 	if len(c.SubjectKeyId) == 0 {
 		bad("it has no subject key identifier, by which certificates are told whose they are: have it signed with subjectKeyIdentifier=hash")
 	}
-	problems = append(problems, lifeProblems(c, want)...)
-	if err := SignedBy(c, want.Root); SelfSigned(c) {
-		bad("it is self-signed: the root %s has not signed it", Name(want.Root))
-	} else if err != nil {
+	return problems
+}
+
+// ofRoot says why an intermediate is not the root's.
+func ofRoot(c, root *x509.Certificate) []error {
+	var problems []error
+	if err := Nested([]*x509.Certificate{c, root}); err != nil {
 		problems = append(problems, err)
 	}
-	if want.Root.MaxPathLen == 0 {
-		bad("the root %s has path length 0: it allows no intermediate at all", Name(want.Root))
+	if err := SignedBy(c, root); SelfSigned(c) {
+		problems = append(problems, fmt.Errorf("it is self-signed: the root %s has not signed it", Name(root)))
+	} else if err != nil {
+		problems = append(problems, err)
 	}
 	return problems
 }
@@ -124,20 +143,19 @@ func order(chain []*x509.Certificate, root *x509.Certificate, bad func(string, .
 	return chain[0]
 }
 
-func lifeProblems(c *x509.Certificate, want SignedWant) []error {
+// lifeProblems says why a certificate is of no use at a time, and for as long as
+// it has to be from then on.
+func lifeProblems(c *x509.Certificate, at time.Time, least time.Duration) []error {
 	var problems []error
-	left := c.NotAfter.Sub(want.At)
+	left := c.NotAfter.Sub(at)
 	switch {
-	case want.At.Before(c.NotBefore):
-		problems = append(problems, fmt.Errorf("it is valid from %s on, and now it is %s: compare the clock of the machine that signed it, or wait", Date(c.NotBefore), Date(want.At)))
+	case at.Before(c.NotBefore):
+		problems = append(problems, fmt.Errorf("it is valid from %s on, and now it is %s: compare the clock of the machine that signed it, or wait", Date(c.NotBefore), Date(at)))
 	case left <= 0:
 		problems = append(problems, fmt.Errorf("it expired at %s", Date(c.NotAfter)))
 	}
-	if left > 0 && left < want.MinLife {
-		problems = append(problems, fmt.Errorf("it is valid until %s: too short, it has to be until %s at least", Date(c.NotAfter), Date(want.At.Add(want.MinLife))))
-	}
-	if err := Nested([]*x509.Certificate{c, want.Root}); err != nil {
-		problems = append(problems, err)
+	if left > 0 && left < least {
+		problems = append(problems, fmt.Errorf("it is valid until %s: too short, it has to be until %s at least", Date(c.NotAfter), Date(at.Add(least))))
 	}
 	return problems
 }

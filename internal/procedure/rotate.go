@@ -124,6 +124,9 @@ type RotateResult struct {
 	// From and To are the CAs; empty in a rotation of leaves.
 	From Authority `json:"from,omitzero"`
 	To   Authority `json:"to,omitzero"`
+	// RootPEM is, of a new root that is kept outside Vault, what
+	// pki.root.certificatePEM of the mesh's file has to be from now on.
+	RootPEM string `json:"rootPEM,omitempty"`
 	// Consumers are what else holds the old root, in a rotation of it, as it was
 	// seen before the root was dropped.
 	Consumers []string `json:"consumers,omitempty"`
@@ -186,6 +189,9 @@ type Rotation struct {
 	// Intermediate is what the new intermediate is like, if that is not what the
 	// mesh's spec says of the one at work.
 	Intermediate *mesh.CA `json:"intermediate,omitempty"`
+	// Signed is what people have signed for a rotation of a root that is kept outside
+	// Vault, once it was accepted; nil before.
+	Signed *SignedRoot `json:"signed,omitempty"`
 	// Workflow is the run that began it, as a lock's holder is written.
 	Workflow string    `json:"workflow"`
 	Began    time.Time `json:"began"`
@@ -198,6 +204,14 @@ type Rotation struct {
 	// Converged is when the last certificate of the previous intermediate was
 	// replaced; zero before.
 	Converged time.Time `json:"converged,omitzero"`
+}
+
+// SignedRoot is a new root that is kept outside Vault, with what goes with it: three
+// certificates, as package pki has them in a NewRoot, in PEM.
+type SignedRoot struct {
+	IntermediatePEM string `json:"intermediatePEM"`
+	RootPEM         string `json:"rootPEM"`
+	BridgePEM       string `json:"bridgePEM"`
 }
 
 // Values of Rotation.Dropped.

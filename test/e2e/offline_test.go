@@ -51,7 +51,7 @@ func (f files) certificates(t *testing.T, name string, list ...*x509.Certificate
 // CSR and waits, through the loss of its worker and of its history; wrong answers
 // are refused one by one, each for what is wrong with it; with the right one the
 // mesh is set up, works, and takes another member. Then its intermediate is
-// rotated, in the same way.
+// rotated, in the same way, and at last the root itself.
 func TestOfflineRoot(t *testing.T) {
 	w := labWorld(t, "cluster1", "cluster2")
 	worker, hook := w.startTellingWorker(t)
@@ -68,9 +68,13 @@ func TestOfflineRoot(t *testing.T) {
 		}
 		return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	}
-	mesh := func(root string) string {
+	mesh := func(root string, others ...string) string {
+		workloads := []any{map[string]any{"name": "cluster1"}}
+		for _, name := range others {
+			workloads = append(workloads, map[string]any{"name": name})
+		}
 		leaf := map[string]any{"keyAlgorithm": "ECDSA"} // handshakes cost the machine less
-		document, err := json.Marshal(map[string]any{"mesh": "offline", "workloads": []any{map[string]any{"name": "cluster1"}},
+		document, err := json.Marshal(map[string]any{"mesh": "offline", "workloads": workloads,
 			"pki":          map[string]any{"root": map[string]any{"kept": "offline", "certificatePEM": root}},
 			"certificates": map[string]any{"server": leaf, "client": leaf},
 			"gloo":         map[string]any{"agentValues": map[string]any{"standin": map[string]any{"agent": map[string]any{"reload": "restartOnly", "handshakeRate": handshakeRate, "tallyEvery": "1s"}}}},
@@ -191,21 +195,32 @@ func TestOfflineRoot(t *testing.T) {
 			t.Errorf("%s does not trust the root: %v", c, err)
 		}
 	}
-	o := offlineRotation{w: w, worker: worker, hook: hook, files: f, root: root, twin: twin, first: csr}
+	o := offlineRotation{w: w, worker: worker, hook: hook, files: f, root: root, twin: twin, next: pkitest.Root(t, "Example Root G2", lives(-time.Hour, 20*year)), first: csr}
 	o.run(t)
+
+	// The file has the old root still, which nobody trusts any more.
+	out, errOut, code := w.relaypki(t, "setup", "-f", mesh(string(pki.EncodeChain(root.Cert)), "cluster2"))
+	if text := out + errOut; code == 0 || !strings.Contains(text, "pki.root.certificatePEM") || !strings.Contains(text, `the mesh is under "Example Root G2"`) {
+		t.Errorf("a setup with the old root: exit code %d, lacks what is wrong:\n%s", code, text)
+	}
+	if again := w.setup(t, mesh(string(pki.EncodeChain(o.next.Cert)), "cluster2")); again.Changed || again.Root.Serial != pki.Serial(o.next.Cert) {
+		t.Errorf("a setup with the new root changed something: %+v", again.Steps)
+	}
 	if mount, err := w.vault(t).Logical().Read("sys/mounts/pki"); err == nil && mount != nil {
 		t.Error("there is a root mount in Vault")
 	}
 	w.noSecrets(t)
 }
 
-// offlineRotation rotates the intermediate of the mesh "offline".
+// offlineRotation rotates the intermediate of the mesh "offline", and its root.
 type offlineRotation struct {
 	files
 	w          *world
 	worker     *worker
 	hook       *webhook
 	root, twin pkitest.Pair
+	// next is the root that it goes to at last.
+	next pkitest.Pair
 	// first is the CSR of the intermediate that the setup has made.
 	first *x509.CertificateRequest
 }
@@ -304,7 +319,95 @@ func (o offlineRotation) run(t *testing.T) {
 	o.finishes(t, o.signed(t, w.publishedCSR(t)), 4)
 	none(t, w.notRotated(t, generations{active: 4, retired: []int{1, 3}, unsigned: []int{2}}, trust))
 	w.command(t, 0, "verify", "offline")
+	o.newRoot(t, 5)
 	none(t, watched.ended(t).problems(0))
+}
+
+// newRoot rotates the root itself to an intermediate of that generation: people are
+// asked once for all that is to be signed, and what they have done outlasts the worker
+// and the history of the run that asked.
+func (o offlineRotation) newRoot(t *testing.T, generation int) {
+	w, id := o.w, procedure.ID(procedure.RotateRootCA, "offline")
+	if out, _ := w.command(t, 0, "rotate", "root", "offline", "--plan", "-o", "commands"); !strings.Contains(out, "# Outside Vault: make a new root of another key and name than CN=Example Root") {
+		t.Errorf("the plan's commands do not say what people will have to do:\n%s", out)
+	}
+	begins := func() *x509.CertificateRequest {
+		t.Helper()
+		_, errOut := w.command(t, exitWaiting, "rotate", "root", "offline", "--approval", "none", "--consumers-ok")
+		for _, want := range []string{"a new root, which is kept outside Vault, to be made", "relaypki csr offline > offline.csr\n", "relaypki submit offline signed.pem\n"} {
+			if !strings.Contains(errOut, want) {
+				t.Errorf("relaypki rotate root lacks %q:\n%s", want, errOut)
+			}
+		}
+		return w.publishedCSR(t)
+	}
+	csr := begins()
+	bridge, signed := o.root.Cross(t, o.next, lives(-time.Hour, 10*year)).Cert, o.next.SignCSR(t, csr, lives(-time.Hour, 3*year))
+	for _, test := range []struct{ name, file, want string }{
+		{"the intermediate alone", o.certificates(t, "alone.pem", signed), "there is no bridge in it"},
+		{"an intermediate of the old root", o.signed(t, csr), "there is no new root in it"},
+		{"a bridge of the new root itself", o.certificates(t, "bridge.pem", signed, o.next.Cert, o.next.Cross(t, o.next, lives(-time.Hour, 10*year)).Cert), "as its issuer"},
+		{"the old root's name", o.certificates(t, "name.pem", o.twin.SignCSR(t, csr, lives(-time.Hour, 3*year)), o.twin.Cert, o.root.Cross(t, o.twin, lives(-time.Hour, 10*year)).Cert), "has the common name of the root at work"},
+	} {
+		if _, errOut := w.command(t, exitBadInput, "submit", "offline", test.file); !strings.Contains(errOut, test.want) {
+			t.Errorf("%s: lacks %q:\n%s", test.name, test.want, errOut)
+		}
+	}
+	o.worker.kill()
+	o.worker.start()
+	w.loseRun(t, id)
+	if again := begins(); string(again.RawSubjectPublicKeyInfo) != string(csr.RawSubjectPublicKeyInfo) {
+		t.Error("the second run made a second key")
+	}
+	if standing := w.standing(t, "submit", "offline", o.certificates(t, "signed.pem", bridge, signed, o.next.Cert)); strings.Count(standing.Note, "valid until") != 3 || standing.Awaiting != "" {
+		t.Errorf("the right answer: %+v", standing)
+	}
+
+	// And once more it is killed, on its way.
+	eventually(t, time.Minute, func() error {
+		if i := w.issuer(t, fmt.Sprintf("relay-intermediate-g%d", generation)); i == nil {
+			return fmt.Errorf("the intermediate is not imported yet")
+		}
+		return nil
+	})
+	o.worker.kill()
+	o.worker.start()
+	eventually(t, 5*time.Minute, func() error {
+		_, errOut, code := w.relaypki(t, "approve", "offline", "finish")
+		if code != 0 {
+			return errors.New(errOut) // not at its last phase yet
+		}
+		return nil
+	})
+	result := outcome[procedure.RotateResult](t, w.temporal(t), id)
+	if result.To.Serial != pki.Serial(o.next.Cert) || result.RootPEM != string(pki.EncodeChain(o.next.Cert)) || result.Verification == nil || !result.Verification.Healthy {
+		t.Errorf("it ended with %+v", result)
+	}
+	for _, cluster := range w.all() {
+		_, name := leafOf(cluster)
+		secrets := w.cluster(t, cluster).kube.CoreV1().Secrets("gloo-mesh")
+		secret, err := secrets.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		trusted := [][]byte{secret.Data["ca.crt"]}
+		if cluster != management {
+			trust, err := secrets.Get(t.Context(), "relay-root-tls-secret", metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			trusted = append(trusted, trust.Data["ca.crt"])
+		}
+		for _, text := range trusted {
+			if anchors, err := pki.ParseChain(text); err != nil || len(anchors) != 1 || !anchors[0].Equal(o.next.Cert) {
+				t.Errorf("%s trusts something else than the new root: %v, %v", cluster, anchors, err)
+			}
+		}
+		if chain, err := pki.ParseChain(secret.Data["tls.crt"]); err != nil || len(chain) != 2 || !chain[1].Equal(signed) {
+			t.Errorf("%s: tls.crt is not a leaf and its intermediate: %v, %v", cluster, chain, err)
+		}
+	}
+	w.command(t, 0, "verify", "offline")
 }
 
 // signed is a file with the root's answer to a CSR.

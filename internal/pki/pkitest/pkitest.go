@@ -124,3 +124,9 @@ func (p Pair) TLS(above ...Pair) tls.Certificate {
 	}
 	return out
 }
+
+// Resigned is the self-signed certificate of this key under another name.
+func (p Pair) Resigned(t testing.TB, name string, options ...Option) *x509.Certificate {
+	t.Helper()
+	return sign(t, caTemplate(t, name, p.Key, 20*365*24*time.Hour), p.Key, nil, options).Cert
+}
