@@ -95,6 +95,11 @@ func TestConsumed(t *testing.T) {
 		}
 	}
 
+	// An intermediate whose root is not known is found all the same.
+	if of, _ := under(map[string][]*x509.Certificate{"x": {i2.Cert, theirs.Cert}}, []*x509.Certificate{i2.Cert}); len(of["x"]) != 1 || !of["x"][0].Equal(i2.Cert) {
+		t.Errorf("an intermediate alone: %v", of)
+	}
+
 	many := map[string][]*x509.Certificate{"a": {leaf.Cert, i2.Cert, old.Cert, bridge.Cert}, "b": {old.Cert, i2.Leaf(t, []string{"x"}).Cert, i2.Cert}}
 	if _, holds := consumed(many, old.Cert); !strings.HasSuffix(holds, ", 2 more") || strings.Count(holds, "serial") != 3 {
 		t.Errorf("five certificates: %s", holds)

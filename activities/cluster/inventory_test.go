@@ -230,6 +230,11 @@ func TestInventoryOfAWorkloadCluster(t *testing.T) {
 	compare(t, "consumers", lines(l)[5:], []string{
 		"consumer|cluster1|Secret apps/both|x|CN=root||", "consumer|cluster1|Secret apps/both|x|CN=next||",
 		"consumer|cluster1|Secret apps/leaf-alone|x|CN=cluster1||", "consumer|cluster1|Secret apps/trusts-next|x|CN=next||"})
+	blind := in
+	blind.CAsPEM = nil
+	if l = s.look(t, blind); len(l.Unsearched) != 1 || len(lines(l)) != 5 {
+		t.Errorf("without a CA to look for: unsearched %q, %d items", l.Unsearched, len(l.Items))
+	}
 	for n := range mostListed + 7 {
 		list.Items = append(list.Items, held(fmt.Sprintf("many-%d", n), root, next, relay, leaf))
 	}
