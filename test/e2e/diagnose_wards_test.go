@@ -62,7 +62,7 @@ func (h hospital) renamed(cluster, certificate, secret string) func(*testing.T) 
 
 func (h hospital) secretsThatAreMissing() ward {
 	return ward{
-		name: "secrets", also: []string{check.Handshake, check.RelayAgent, check.AgentsConnected, check.CertificateRoot},
+		name: "secrets", also: []string{check.AgentTrust, check.Registrations, check.Handshake, check.RelayAgent, check.AgentsConnected, check.CertificateRoot},
 		breakages: []breakage{
 			{
 				name: "the agent's trust", check: check.AgentTrust, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
@@ -150,18 +150,18 @@ func (h hospital) addresses() ward {
 }
 
 // forged stores a certificate that is under the mesh's root, by an intermediate of
-// its own, with these names and dates. cert-manager is away meanwhile: it would have
+// its own, with these names, that begins and ends so long from now. cert-manager is away meanwhile: it would have
 // another one issued at once.
-func (h hospital) forged(cluster string, notBefore, notAfter time.Time, names ...string) func(*testing.T) {
+func (h hospital) forged(cluster string, begins, ends time.Duration, names ...string) func(*testing.T) {
 	return func(t *testing.T) {
 		t.Helper()
 		caKey, key := newKey(t), newKey(t)
 		answer := h.write(t, "pki/issuer/relay-root-g1/sign-intermediate", map[string]any{
-			"csr": request(t, caKey), "common_name": "gloo-mesh-mgmt-server-ca", "ttl": "720h", "not_before_duration": "400h", "format": "pem"})
+			"csr": request(t, caKey), "common_name": "gloo-mesh-mgmt-server-ca", "ttl": "720h", "format": "pem"})
 		ca := certificate(t, []byte(answer["certificate"].(string)))
 		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
-			NotBefore: notBefore, NotAfter: notAfter,
+			NotBefore: time.Now().Add(begins), NotAfter: time.Now().Add(ends),
 			KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		}, ca, &key.PublicKey, caKey)
 		if err != nil {
@@ -190,33 +190,31 @@ func (h hospital) certManager(cluster string, replicas int) func(*testing.T) {
 }
 
 func (h hospital) datesAndNames() ward {
-	now := time.Now()
-	hour := func(n int) time.Time { return now.Add(time.Duration(n) * time.Hour) }
 	w := ward{
 		name: "dates and names", also: []string{check.Handshake, check.RelayAgent, check.RelayServer, check.AgentsConnected, check.PodReady, check.ServedCertificate, check.AcceptableCAs,
-			check.RegisteredName, check.CertificateReady, check.GaugesLie, check.StaleAgent, check.ClockSkew},
+			check.RegisteredName, check.GaugesLie, check.StaleAgent, check.TTLNesting, check.RenewWindow},
 		breakages: []breakage{
 			{
-				name: "an expired server certificate", check: check.CertificateLifetime, cluster: "mgmt", status: check.Fail,
-				says: "expired at", evidence: "notAfter", command: "cmctl renew",
-				make: h.forged("mgmt", hour(-25), hour(-1), "gloo-mesh-mgmt-server-ca", "*.gloo-mesh"),
+				name: "an expired server certificate", check: check.CertificateLifetime, cluster: "mgmt", status: check.Fail, mend: check.Reissue,
+				says: "expired at", evidence: "tls.crt[0]: subject \"CN=gloo-mesh-mgmt-server-ca\"", command: "cmctl --context mgmt renew -n gloo-mesh relay-server-tls",
+				make: h.forged("mgmt", -20*time.Second, -2*time.Second, "gloo-mesh-mgmt-server-ca", "*.gloo-mesh"),
 			},
 			{
 				name: "a client certificate from tomorrow", check: check.CertificateLifetime, cluster: "cluster1", status: check.Fail,
-				says: "is not valid before", evidence: "notBefore",
-				make: h.forged("cluster1", hour(24), hour(48), "cluster1"),
+				says: "is not valid before", evidence: "the worker's clock", command: "date -u",
+				make: h.forged("cluster1", 24*time.Hour, 48*time.Hour, "cluster1"),
 			},
 			{
-				name: "a client certificate of another name", check: check.CertificateNames, cluster: "cluster2", status: check.Fail,
-				says: "elsewhere", evidence: "elsewhere",
-				make: h.forged("cluster2", hour(-1), hour(24), "elsewhere"),
+				name: "a client certificate of another name", check: check.CertificateNames, cluster: "cluster2", status: check.Fail, mend: check.SetUp,
+				says: `the certificate is for elsewhere, and the cluster's registered name is "cluster2"`, evidence: "DNS names elsewhere", command: "spec.dnsNames",
+				make: h.forged("cluster2", -20*time.Second, 24*time.Hour, "elsewhere"),
 			},
 		},
 	}
 	for _, cluster := range h.all() {
 		w.breakages = append([]breakage{{
 			name: "cert-manager is away", check: check.CertManager, cluster: cluster, status: check.Fail,
-			says: "cert-manager has 0 of", command: "kubectl",
+			says: "has 0 of 0 replicas available", evidence: "spec.replicas 0", command: "scale deployment/cert-manager --replicas=1",
 			make: h.certManager(cluster, 0), undo: h.certManager(cluster, 1),
 		}}, w.breakages...)
 	}
@@ -273,10 +271,10 @@ func (h hospital) roles() ward {
 
 func (h hospital) chains() ward {
 	return ward{
-		name: "chains", also: []string{check.Handshake, check.AgentTrust, check.IssuerReady, check.VaultIntermediate, check.StaleAgent, check.AgentsConnected, check.RelayAgent, check.GaugesLie},
+		name: "chains", also: []string{check.Handshake, check.AgentTrust, check.IssuerReady, check.StaleAgent, check.AgentsConnected, check.RelayAgent, check.GaugesLie, check.RegisteredName},
 		breakages: []breakage{
 			{
-				name: "ca.crt is the intermediate", check: check.CertificateRoot, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
+				name: "ca.crt is the intermediate", check: check.CertificateRoot, cluster: "cluster1", status: check.Fail, mend: check.Reissue,
 				says: "no self-signed root", evidence: "ca.crt",
 				make: func(t *testing.T) {
 					h.sh(t, "vault patch pki_relay/issuer/relay-intermediate-g1 manual_chain=self")
@@ -285,13 +283,16 @@ func (h hospital) chains() ward {
 				},
 			},
 			{
-				name: "a chain that is not one line", check: check.CertificateReady, cluster: "cluster2", status: check.Warn, mend: check.SetUp,
-				says: "malformed",
+				name: "what Vault says of it", check: check.VaultChain, cluster: management, status: check.Fail,
+				says: "chain", evidence: "ca_chain", command: "vault patch pki_relay/issuer/",
 				make: func(t *testing.T) {
-					other := h.write(t, "pki_relay/root/generate/internal", map[string]any{"common_name": "somebody else", "ttl": "720h"})
-					h.sh(t, fmt.Sprintf("vault patch pki_relay/issuer/relay-intermediate-g1 manual_chain=self,%s,relay-root-g1", other["issuer_id"]))
-					h.renew("cluster2")(t)
+					h.sh(t, "vault patch pki_relay/issuer/relay-intermediate-g1 manual_chain=self,relay-root-g1,self")
 				},
+			},
+			{
+				name: "a chain that is not one line", check: check.CertificateReady, cluster: "cluster2", status: check.Warn,
+				says: "malformed", evidence: "CertificateRequest",
+				make: h.renew("cluster2"),
 			},
 		},
 	}

@@ -107,6 +107,7 @@ func TestHistories(t *testing.T) {
 	w.sh(t, "relaypki schedule apply demo")
 	w.sh(t, "relaypki rotate credentials demo")
 	w.sh(t, "relaypki diagnose demo")
+	w.sh(t, "relaypki inventory demo")
 	for name, procedure := range map[string]string{"refresh": procedure.RefreshCredentials, "maintain": procedure.MaintainMesh} {
 		w.sh(t, "relaypki schedule trigger demo "+name)
 		eventually(t, time.Minute, func() error {
