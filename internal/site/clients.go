@@ -80,6 +80,13 @@ func (c *Clients) Cluster(name string) (*Cluster, error) {
 	if err != nil {
 		return nil, failure.Permanent(failure.Preflight, "cluster %q: %v. Correct the worker's kubeconfig, or the context that the site file names for this cluster", name, err)
 	}
+	server, _, err := rest.DefaultServerUrlFor(restConfig)
+	if err != nil {
+		return nil, failure.Permanent(failure.Preflight, "cluster %q: the address of its API server in the kubeconfig: %v", name, err)
+	}
+	restConfig.Wrap(func(transport http.RoundTripper) http.RoundTripper {
+		return startingTransport{next: transport, ready: server.JoinPath("readyz")}
+	})
 	if c.Wrap != nil {
 		restConfig.Wrap(func(transport http.RoundTripper) http.RoundTripper { return c.Wrap(name, transport) })
 	}

@@ -158,14 +158,14 @@ func (h hospital) treat(t *testing.T, ward ward) {
 		}
 		mends = mends || b.mend != ""
 	}
-	if mends && !undone { // else it may be well by itself
+	if mends {
 		mended, code := h.diagnosis(t, "--fix", "--yes")
 		for _, m := range mended.Mended {
 			if m.Error != "" {
 				t.Errorf("%s %s: %s", m.Do, m.Cluster, m.Error)
 			}
 		}
-		if code != 0 || len(mended.Findings) > 0 || len(mended.Mended) == 0 {
+		if code != 0 || len(mended.Findings) > 0 || len(mended.Mended) == 0 && !undone { // else it may have become well by itself
 			t.Errorf("after relaypki has mended %v, exit code %d:\n%s", mended.Mended, code, listed(mended.Findings))
 		}
 	}
