@@ -9,7 +9,6 @@ import (
 
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
-	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
 	"github.com/relaypki/relaypki/internal/procedure"
 )
@@ -111,9 +110,6 @@ func TestUnbridgedRoot(t *testing.T) {
 	in.NewRoot.CertificatePEM = d.root.CertificatePEM
 	_, err = w.BridgeRoot(ctx, in)
 	wantFailure(t, err, failure.Mismatch, "the one that is meant")
-	in.Spec.PKI.Root.Kept = mesh.KeptOffline
-	_, err = w.BridgeRoot(ctx, in)
-	wantFailure(t, err, failure.InvalidInput, "kept outside Vault")
 }
 
 // unbridgedMade: the root is in both mounts, its key in one, and nobody has signed it.

@@ -37,7 +37,8 @@ func TestEveryCheckHasAdvice(t *testing.T) {
 				t.Fatal(err)
 			}
 			names++
-			if advices[name] == nil && !own[name] && !strings.HasPrefix(name, "pki-") {
+			passes := name == StandIn // in a diagnosis
+			if advices[name] == nil && !own[name] && !passes && !strings.HasPrefix(name, "pki-") {
 				t.Errorf("%s has no advice", name)
 			}
 			if !strings.HasPrefix(name, "pki-") && !strings.Contains(file.Doc.Text(), "\t"+name+" ") {

@@ -383,8 +383,9 @@ func (r *report) stale(p place, w Workload) {
 		object := "Secret " + p.spec.Namespace + "/" + s.name
 		var before []string
 		for _, pod := range w.Agent.Pods {
-			// Times are to the second: one created within that of the write may be from before it.
-			if pod.Created.Before(s.seen.Written.Add(time.Second)) {
+			// Times are to the second. Of one created within that of the write nobody knows;
+			// a setup is as fast, and a rotation restarts such a one.
+			if pod.Created.Before(s.seen.Written) {
 				before = append(before, fmt.Sprintf("Pod %s/%s, created %s", p.spec.Namespace, pod.Name, stamp(pod.Created)))
 			}
 		}

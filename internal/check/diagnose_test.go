@@ -283,8 +283,9 @@ func TestDiagnosis(t *testing.T) {
 			no := false
 			w.Relay.Address, w.Workload.Spec.Gloo.Install = "10.0.0.1:9900", &no
 		}, []found{{check: check.AgentAddressWrong, status: "warn", words: "proxy"}}},
-		{"agent older than its certificate", func(_ *testing.T, w *world) { w.Agent.Pods[0].Created = w.Workload.Secret.Written },
-			[]found{{check: check.StaleAgent, status: "warn", words: "cannot be seen", evidence: "Pod gloo-mesh/agent-0, created 2026-07-01T11:10:00Z", command: "kubectl --context kube-1 -n gloo-mesh rollout restart deployment/gloo-mesh-agent", mend: of(check.Restart, "cluster1")}}},
+		{"agent as old as its certificate", func(_ *testing.T, w *world) { w.Agent.Pods[0].Created = w.Workload.Secret.Written }, nil},
+		{"agent older than its certificate", func(_ *testing.T, w *world) { w.Agent.Pods[0].Created = w.Workload.Secret.Written.Add(-time.Second) },
+			[]found{{check: check.StaleAgent, status: "warn", words: "cannot be seen", evidence: "Pod gloo-mesh/agent-0, created 2026-07-01T11:09:59Z", command: "kubectl --context kube-1 -n gloo-mesh rollout restart deployment/gloo-mesh-agent", mend: of(check.Restart, "cluster1")}}},
 		{"agent older than its trust", func(_ *testing.T, w *world) { w.RootSecret.Written = w.now },
 			[]found{{check: check.StaleTrust, status: "warn", words: "the trust from before", mend: of(check.Restart, "cluster1")}}},
 		{"agent older than a trust that does not fit", func(_ *testing.T, w *world) {

@@ -24,11 +24,6 @@ import (
 
 func (h hospital) wards() []ward {
 	return []ward{
-		h.secretsThatAreMissing(),
-		h.serverSecretIsMissing(),
-		h.addresses(),
-		h.datesAndNames(),
-		h.roles(),
 		h.chains(),
 		h.trust(),
 		h.clustersThatDoNotAnswer(),
@@ -242,7 +237,7 @@ func (h hospital) roles() ward {
 				make: func(t *testing.T) { h.sh(t, "vault delete pki_relay/roles/relay-client-cluster1") },
 			},
 			{
-				name: "the chain of what cert-manager says", check: check.CertificateReady, cluster: "cluster1", status: check.Warn, mend: check.SetUp,
+				name: "the chain of what cert-manager says", check: check.CertificateReady, cluster: "cluster1", status: check.Warn, mend: check.Reissue,
 				evidence: "CertificateRequest", says: "unknown role",
 				make: h.renew("cluster1"),
 			},
@@ -286,11 +281,16 @@ func (h hospital) chains() ward {
 				name: "what Vault says of it", check: check.VaultChain, cluster: management, status: check.Fail,
 				says: "chain", evidence: "ca_chain", command: "vault patch pki_relay/issuer/",
 				make: func(t *testing.T) {
-					h.sh(t, "vault patch pki_relay/issuer/relay-intermediate-g1 manual_chain=self,relay-root-g1,self")
+					h.write(t, "pki_relay/root/generate/internal", map[string]any{"common_name": "somebody else", "ttl": "720h", "issuer_name": "elsewhere", "key_name": "elsewhere"})
+					h.sh(t, "vault patch pki_relay/issuer/relay-intermediate-g1 manual_chain=self,elsewhere,relay-root-g1")
+				},
+				undo: func(t *testing.T) {
+					h.sh(t, "vault patch pki_relay/issuer/relay-intermediate-g1 manual_chain=self,relay-root-g1")
+					h.sh(t, "vault delete pki_relay/issuer/elsewhere && vault delete pki_relay/key/elsewhere")
 				},
 			},
 			{
-				name: "a chain that is not one line", check: check.CertificateReady, cluster: "cluster2", status: check.Warn,
+				name: "a chain that is not one line", check: check.CertificateReady, cluster: "cluster2", status: check.Warn, mend: check.Reissue,
 				says: "malformed", evidence: "CertificateRequest",
 				make: h.renew("cluster2"),
 			},
