@@ -243,7 +243,7 @@ func why(err error) string {
 // setUp sets the mesh up again as it is recorded.
 func (d *diagnosis) setUp(ctx workflow.Context) (string, error) {
 	var out procedure.SetupResult
-	if err := d.child(ctx, procedure.SetupMesh, procedure.SetupInput{Spec: d.record.Spec}, &out); err != nil {
+	if err := d.child(ctx, procedure.SetupMesh, &out, procedure.SetupInput{Spec: d.record.Spec}, longSetup{Recorded: true}); err != nil {
 		return "", err
 	}
 	var changed []string
@@ -273,7 +273,7 @@ func (d *diagnosis) reissue(ctx workflow.Context, mends []check.Mend) []procedur
 		}
 	}
 	var out procedure.RotateResult
-	err := d.child(ctx, procedure.RotateLeafCertificates, in, &out)
+	err := d.child(ctx, procedure.RotateLeafCertificates, &out, in)
 	made := make([]procedure.Mended, len(mends))
 	for i, m := range mends {
 		leaf := out.Server
@@ -299,21 +299,21 @@ const (
 // child runs a procedure under its usual id, so that whoever else starts it finds this
 // one, and waits for it until it ends or waits for a person: it then goes on without
 // us, and is steered as if a person had started it.
-func (d *diagnosis) child(ctx workflow.Context, name string, in, out any) error {
+func (d *diagnosis) child(ctx workflow.Context, name string, out any, in ...any) error {
 	step := d.report.begin(ctx, name)
-	err := d.awaitChild(ctx, name, in, out)
+	err := d.awaitChild(ctx, name, out, in)
 	d.report.end(ctx, step, procedure.Outcome{Detail: "ended"}, err)
 	return err
 }
 
-func (d *diagnosis) awaitChild(ctx workflow.Context, name string, in, out any) error {
+func (d *diagnosis) awaitChild(ctx workflow.Context, name string, out any, in []any) error {
 	id := procedure.ID(name, d.spec.Mesh)
 	ended := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID:          id,
 		StaticSummary:       fmt.Sprintf("%s of mesh %s, to mend what a diagnosis has found", name, d.spec.Mesh),
 		WaitForCancellation: true,
 		ParentClosePolicy:   enumspb.PARENT_CLOSE_POLICY_ABANDON,
-	}), name, in)
+	}), name, in...)
 	d.report.await(ctx, fmt.Sprintf("workflow %s (relaypki watch %s)", id, id))
 	defer d.report.await(ctx, "")
 	for pause := firstAsked; ; pause = min(2*pause, longestUntil) {

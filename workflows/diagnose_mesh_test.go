@@ -326,6 +326,46 @@ func TestAMendThatFails(t *testing.T) {
 	}
 }
 
+// Nobody has asked for the setup of a mend: whom somebody is taking out of the mesh, or
+// has taken out since the diagnosis has read the record, it does not bring back.
+func TestAMendBringsNobodyBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, since func(*patient)
+		says          string
+	}{
+		"a removal that has broken off": {func(p *patient) { p.record.Leaving = map[string]cluster.Departure{"cluster2": {Since: time.Now()}} }, func(*patient) {}, `"cluster2" is being removed`},
+		"one that has ended since": {func(*patient) {}, func(p *patient) {
+			p.record.Spec.Workloads = p.record.Spec.Workloads[:1]
+			p.record.Leaving = map[string]cluster.Departure{"cluster2": {Since: time.Now(), Left: time.Now()}}
+		}, "has changed since it was read"},
+		"one that ends as the setup takes its lock": {func(p *patient) {
+			p.differs = map[string]bool{"ApplyCertificate": true}
+			p.locked = func(o *outside) { o.record.Spec.Workloads = o.record.Spec.Workloads[:1] }
+		}, func(*patient) {}, "has changed since it was read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPatient()
+			c.before(p)
+			p.finds["cluster1"] = [][]check.Finding{{found("agent-trust", "cluster1", check.Fail, setUp)}}
+			looked := p.looked
+			p.looked = func(cluster string) ([]check.Finding, error) {
+				found, err := looked(cluster)
+				noting.Lock()
+				defer noting.Unlock()
+				c.since(p)
+				return found, err
+			}
+			result := p.diagnose(t, `{"mesh":"demo","mend":[{"do":"setup"}]}`)
+			if len(result.Mended) != 1 || !strings.Contains(result.Mended[0].Error, c.says) {
+				t.Errorf("mended %+v, want an error with %q", result.Mended, c.says)
+			}
+			if p.count("RecordMesh")+p.count("EnableClusterAccess cluster2 apply") > 0 {
+				t.Errorf("it was set up: %q", p.calls)
+			}
+		})
+	}
+}
+
 // A procedure that waits for a person is left to that one, and goes on without the
 // diagnosis.
 func TestAMendThatWaitsForAPerson(t *testing.T) {
