@@ -13,6 +13,7 @@ import (
 
 	"github.com/relaypki/relaypki/activities/cluster"
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
@@ -242,6 +243,9 @@ func why(err error) string {
 
 // setUp sets the mesh up again as it is recorded.
 func (d *diagnosis) setUp(ctx workflow.Context) (string, error) {
+	if err := d.rootThere(ctx); err != nil {
+		return "", err
+	}
 	var out procedure.SetupResult
 	if err := d.child(ctx, procedure.SetupMesh, &out, procedure.SetupInput{Spec: d.record.Spec}, longSetup{Recorded: true}); err != nil {
 		return "", err
@@ -261,6 +265,25 @@ func (d *diagnosis) setUp(ctx workflow.Context) (string, error) {
 		return "all was as it is to be made", nil
 	}
 	return "made again or changed: " + strings.Join(changed, ", "), nil
+}
+
+// rootThere is an error if the root that everybody trusts is not in Vault any more: it
+// was lost, or Vault has gone back to before the root was rotated. A setup would make
+// another under its name, which nobody trusts, and have everybody be issued that.
+func (d *diagnosis) rootThere(ctx workflow.Context) error {
+	spec := d.record.Spec.WithDefaults()
+	if spec.PKI.Root.Offline() {
+		return nil
+	}
+	generation := max(d.record.Generations.Root, 1)
+	root, err := call[vault.CAResult](ctx, summarized(looking, "Look for the root"), vaults.GenerateRoot, vault.GenerateRootInput{
+		Vault: spec.Vault.Name, Mount: spec.Vault.RootMount, Generation: generation, CA: spec.PKI.Root.CA, Mode: procedure.Observe,
+	})
+	if err != nil || root.CertificatePEM != "" {
+		return err
+	}
+	return failure.Permanent(failure.Preflight, "Vault %q: the root %s is not in the mount %s, and a setup would make another, which nobody trusts; nothing was changed. Restore the state of Vault that has it (vault operator raft snapshot restore SNAPSHOT); if there is none, run the setup (relaypki setup -f mesh.yaml), which interrupts the mesh",
+		spec.Vault.Name, vault.RootName(generation), spec.Vault.RootMount)
 }
 
 // reissue has certificates issued anew: of the named clusters, or, since the management

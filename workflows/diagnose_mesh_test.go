@@ -366,6 +366,22 @@ func TestAMendBringsNobodyBack(t *testing.T) {
 	}
 }
 
+// A Vault that has lost its CAs, or was restored to before a rotation of the root, gets
+// no other root from a mend.
+func TestAMendMakesNoRoot(t *testing.T) {
+	p := newPatient()
+	p.finds["mgmt"] = [][]check.Finding{{found("vault-role", "mgmt", check.Fail, setUp)}}
+	p.differs = map[string]bool{"GenerateRoot": true}
+	p.record.Generations.Root = 2
+	result := p.diagnose(t, `{"mesh":"demo","mend":[{"do":"setup"}]}`)
+	if len(result.Mended) != 1 || !strings.Contains(result.Mended[0].Error, "the root relay-root-g2 is not in the mount pki") {
+		t.Errorf("mended %+v", result.Mended)
+	}
+	if p.count("GenerateRoot apply") > 0 || len(p.writes()) > 0 {
+		t.Errorf("it called %q", p.writes())
+	}
+}
+
 // A procedure that waits for a person is left to that one, and goes on without the
 // diagnosis.
 func TestAMendThatWaitsForAPerson(t *testing.T) {
