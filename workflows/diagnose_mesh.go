@@ -12,6 +12,7 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/relay"
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/check"
@@ -64,6 +65,8 @@ type diagnosis struct {
 	// left out that somebody is just adding or removing them.
 	spec   mesh.Spec
 	moving []check.Finding
+	// found is what the last look has found.
+	found []check.Finding
 }
 
 func (d *diagnosis) run(ctx workflow.Context) error {
@@ -167,6 +170,7 @@ func (d *diagnosis) look(ctx workflow.Context, settle mesh.Duration) ([]check.Fi
 		}
 		return rank(all, a.Cluster) < rank(all, b.Cluster)
 	})
+	d.found = found
 	return found, ctx.Err()
 }
 
@@ -400,7 +404,10 @@ func (d *diagnosis) restart(ctx workflow.Context, m check.Mend) procedure.Mended
 	}
 	var out procedure.Outcome
 	err := locked(ctx, d.step, lock, held, func(ctx workflow.Context) error {
-		var err error
+		err := d.comesBack(ctx, m)
+		if err != nil {
+			return err
+		}
 		out, err = d.step(ctx, "restart "+m.Cluster, "Restart "+in.Deployment+" in "+in.Context, func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, on(queue, waiting), kubernetes.RestartDeployment, in)
 		})
@@ -411,6 +418,60 @@ func (d *diagnosis) restart(ctx workflow.Context, m check.Mend) procedure.Mended
 		detail = "restarted; " + detail
 	}
 	return mended(m, detail, err)
+}
+
+// comesBack is an error if a restart would load what is then refused: an agent, or a
+// server that agents are connected to, may hold something better than what is stored.
+// It is computed, since no handshake shows what has not been loaded yet. Who is not
+// connected has nothing to lose, and who cannot be looked at does not hold up the
+// server.
+func (d *diagnosis) comesBack(ctx workflow.Context, m check.Mend) error {
+	var connected []mesh.Workload
+	members, _ := settledMembers(d.record.Spec.WithDefaults(), d.record) // also those that are not looked at
+	for _, w := range members.Workloads {
+		if (d.ofManagement(m) || w.Name == m.Cluster) && d.mayBeConnected(w.Name) {
+			connected = append(connected, w)
+		}
+	}
+	if len(connected) == 0 {
+		return nil
+	}
+	server, err := call[relay.ServerResult](ctx, summarized(looking, "Read what the management server presents and trusts"), relays.ReadServer, relay.ServerInput{Spec: d.spec.Only("")})
+	if err != nil {
+		return err
+	}
+	if d.ofManagement(m) { // it will have loaded what is stored, which comes first
+		server.Chains, server.Trusts, server.AcceptableCAs = server.Chains[:min(1, len(server.Chains))], server.Trusts[:min(1, len(server.Trusts))], nil
+	}
+	var refused complaints
+	for _, w := range connected {
+		pair, err := call[relay.CheckPairResult](ctx, summarized(on(d.queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
+			relay.CheckPairInput{Spec: members.Only(w.Name), Cluster: w.Name, Server: server})
+		if err != nil && (!d.ofManagement(m) || ctx.Err() != nil) {
+			return err
+		}
+		refused.blame(w.Name, pair.Problems, nil)
+	}
+	if len(refused) == 0 {
+		return nil
+	}
+	return failure.Permanent(failure.Preflight, "it is not restarted, since with what is stored now connections would be refused that are open: %s. Mend first what is stored, then diagnose again", strings.Join(refused, "; "))
+}
+
+// mayBeConnected: only an agent that the server does not count as connected, and in
+// whose place no handshake succeeded, is known not to be.
+func (d *diagnosis) mayBeConnected(name string) bool {
+	counted, shaken := true, false
+	for _, f := range d.found {
+		switch {
+		case f.Cluster != name:
+		case f.Check == check.AgentsConnected && f.Status == check.Fail:
+			counted = false
+		case f.Check == check.Handshake && f.Status == check.Pass:
+			shaken = true
+		}
+	}
+	return counted || shaken
 }
 
 func (d *diagnosis) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error) {

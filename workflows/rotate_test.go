@@ -214,7 +214,8 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		return out, change("RestartDeployment", in.Context, func() {})
 	})
 	env.OnActivity(relays.ReadServer, mock.Anything, mock.Anything).Return(func(context.Context, relay.ServerInput) (relay.ServerResult, error) {
-		out := relay.ServerResult{Presents: "relay-intermediate-g1", Trusted: []string{"relay-root-g1"}}
+		out := o.serverHas
+		out.Presents, out.Trusted = "relay-intermediate-g1", []string{"relay-root-g1"}
 		return out, change("ReadServer", "", func() { out.Ended = o.serverEnded })
 	})
 	env.OnActivity(relays.CheckPair, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.CheckPairInput) (out relay.CheckPairResult, err error) {
