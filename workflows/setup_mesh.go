@@ -258,10 +258,14 @@ func stillRecorded(record cluster.MeshRecord, spec mesh.Spec) error {
 }
 
 // anotherRoot is the problem with a root outside Vault that is not the one which the
-// mesh is under: that of before a rotation, or one that nobody trusts yet.
+// mesh is under: that of before a rotation, or one that nobody trusts yet, as one in
+// Vault would be.
 func anotherRoot(recorded, asked mesh.Spec) []strict.Problem {
-	if !recorded.PKI.Root.Offline() || !asked.PKI.Root.Offline() {
+	switch {
+	case !recorded.PKI.Root.Offline():
 		return nil
+	case !asked.PKI.Root.Offline():
+		return []strict.Problem{problem("pki.root.kept", "it is not %s, and the root of the mesh is kept outside Vault, as its record says: another would be made in Vault, which nobody trusts; nothing was changed. Put pki.root.kept and pki.root.certificatePEM back into the input", mesh.KeptOffline)}
 	}
 	at, err := recorded.PKI.Root.Certificate()
 	if err != nil {
