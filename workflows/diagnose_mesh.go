@@ -12,7 +12,9 @@ import (
 	"go.temporal.io/sdk/workflow"
 
 	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/relay"
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
+	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
@@ -63,6 +65,8 @@ type diagnosis struct {
 	// left out that somebody is just adding or removing them.
 	spec   mesh.Spec
 	moving []check.Finding
+	// found is what the last look has found.
+	found []check.Finding
 }
 
 func (d *diagnosis) run(ctx workflow.Context) error {
@@ -166,6 +170,7 @@ func (d *diagnosis) look(ctx workflow.Context, settle mesh.Duration) ([]check.Fi
 		}
 		return rank(all, a.Cluster) < rank(all, b.Cluster)
 	})
+	d.found = found
 	return found, ctx.Err()
 }
 
@@ -242,8 +247,11 @@ func why(err error) string {
 
 // setUp sets the mesh up again as it is recorded.
 func (d *diagnosis) setUp(ctx workflow.Context) (string, error) {
+	if err := d.rootThere(ctx); err != nil {
+		return "", err
+	}
 	var out procedure.SetupResult
-	if err := d.child(ctx, procedure.SetupMesh, procedure.SetupInput{Spec: d.record.Spec}, &out); err != nil {
+	if err := d.child(ctx, procedure.SetupMesh, &out, procedure.SetupInput{Spec: d.record.Spec}, longSetup{Recorded: true}); err != nil {
 		return "", err
 	}
 	var changed []string
@@ -263,6 +271,25 @@ func (d *diagnosis) setUp(ctx workflow.Context) (string, error) {
 	return "made again or changed: " + strings.Join(changed, ", "), nil
 }
 
+// rootThere is an error if the root that everybody trusts is not in Vault any more: it
+// was lost, or Vault has gone back to before the root was rotated. A setup would make
+// another under its name, which nobody trusts, and have everybody be issued that.
+func (d *diagnosis) rootThere(ctx workflow.Context) error {
+	spec := d.record.Spec.WithDefaults()
+	if spec.PKI.Root.Offline() {
+		return nil
+	}
+	generation := max(d.record.Generations.Root, 1)
+	root, err := call[vault.CAResult](ctx, summarized(looking, "Look for the root"), vaults.GenerateRoot, vault.GenerateRootInput{
+		Vault: spec.Vault.Name, Mount: spec.Vault.RootMount, Generation: generation, CA: spec.PKI.Root.CA, Mode: procedure.Observe,
+	})
+	if err != nil || root.CertificatePEM != "" {
+		return err
+	}
+	return failure.Permanent(failure.Preflight, "Vault %q: the root %s is not in the mount %s, and a setup would make another, which nobody trusts; nothing was changed. Restore the state of Vault that has it (vault operator raft snapshot restore SNAPSHOT); if there is none, run the setup (relaypki setup -f mesh.yaml), which interrupts the mesh",
+		spec.Vault.Name, vault.RootName(generation), spec.Vault.RootMount)
+}
+
 // reissue has certificates issued anew: of the named clusters, or, since the management
 // server's does not come alone, of all.
 func (d *diagnosis) reissue(ctx workflow.Context, mends []check.Mend) []procedure.Mended {
@@ -273,7 +300,7 @@ func (d *diagnosis) reissue(ctx workflow.Context, mends []check.Mend) []procedur
 		}
 	}
 	var out procedure.RotateResult
-	err := d.child(ctx, procedure.RotateLeafCertificates, in, &out)
+	err := d.child(ctx, procedure.RotateLeafCertificates, &out, in)
 	made := make([]procedure.Mended, len(mends))
 	for i, m := range mends {
 		leaf := out.Server
@@ -299,21 +326,21 @@ const (
 // child runs a procedure under its usual id, so that whoever else starts it finds this
 // one, and waits for it until it ends or waits for a person: it then goes on without
 // us, and is steered as if a person had started it.
-func (d *diagnosis) child(ctx workflow.Context, name string, in, out any) error {
+func (d *diagnosis) child(ctx workflow.Context, name string, out any, in ...any) error {
 	step := d.report.begin(ctx, name)
-	err := d.awaitChild(ctx, name, in, out)
+	err := d.awaitChild(ctx, name, out, in)
 	d.report.end(ctx, step, procedure.Outcome{Detail: "ended"}, err)
 	return err
 }
 
-func (d *diagnosis) awaitChild(ctx workflow.Context, name string, in, out any) error {
+func (d *diagnosis) awaitChild(ctx workflow.Context, name string, out any, in []any) error {
 	id := procedure.ID(name, d.spec.Mesh)
 	ended := workflow.ExecuteChildWorkflow(workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 		WorkflowID:          id,
 		StaticSummary:       fmt.Sprintf("%s of mesh %s, to mend what a diagnosis has found", name, d.spec.Mesh),
 		WaitForCancellation: true,
 		ParentClosePolicy:   enumspb.PARENT_CLOSE_POLICY_ABANDON,
-	}), name, in)
+	}), name, in...)
 	d.report.await(ctx, fmt.Sprintf("workflow %s (relaypki watch %s)", id, id))
 	defer d.report.await(ctx, "")
 	for pause := firstAsked; ; pause = min(2*pause, longestUntil) {
@@ -377,7 +404,10 @@ func (d *diagnosis) restart(ctx workflow.Context, m check.Mend) procedure.Mended
 	}
 	var out procedure.Outcome
 	err := locked(ctx, d.step, lock, held, func(ctx workflow.Context) error {
-		var err error
+		err := d.comesBack(ctx, m)
+		if err != nil {
+			return err
+		}
 		out, err = d.step(ctx, "restart "+m.Cluster, "Restart "+in.Deployment+" in "+in.Context, func(ctx workflow.Context) (procedure.Outcome, error) {
 			return call[procedure.Outcome](ctx, on(queue, waiting), kubernetes.RestartDeployment, in)
 		})
@@ -388,6 +418,60 @@ func (d *diagnosis) restart(ctx workflow.Context, m check.Mend) procedure.Mended
 		detail = "restarted; " + detail
 	}
 	return mended(m, detail, err)
+}
+
+// comesBack is an error if a restart would load what is then refused: an agent, or a
+// server that agents are connected to, may hold something better than what is stored.
+// It is computed, since no handshake shows what has not been loaded yet. Who is not
+// connected has nothing to lose, and who cannot be looked at does not hold up the
+// server.
+func (d *diagnosis) comesBack(ctx workflow.Context, m check.Mend) error {
+	var connected []mesh.Workload
+	members, _ := settledMembers(d.record.Spec.WithDefaults(), d.record) // also those that are not looked at
+	for _, w := range members.Workloads {
+		if (d.ofManagement(m) || w.Name == m.Cluster) && d.mayBeConnected(w.Name) {
+			connected = append(connected, w)
+		}
+	}
+	if len(connected) == 0 {
+		return nil
+	}
+	server, err := call[relay.ServerResult](ctx, summarized(looking, "Read what the management server presents and trusts"), relays.ReadServer, relay.ServerInput{Spec: d.spec.Only("")})
+	if err != nil {
+		return err
+	}
+	if d.ofManagement(m) { // it will have loaded what is stored, which comes first
+		server.Chains, server.Trusts, server.AcceptableCAs = server.Chains[:min(1, len(server.Chains))], server.Trusts[:min(1, len(server.Trusts))], nil
+	}
+	var refused complaints
+	for _, w := range connected {
+		pair, err := call[relay.CheckPairResult](ctx, summarized(on(d.queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
+			relay.CheckPairInput{Spec: members.Only(w.Name), Cluster: w.Name, Server: server})
+		if err != nil && (!d.ofManagement(m) || ctx.Err() != nil) {
+			return err
+		}
+		refused.blame(w.Name, pair.Problems, nil)
+	}
+	if len(refused) == 0 {
+		return nil
+	}
+	return failure.Permanent(failure.Preflight, "it is not restarted, since with what is stored now connections would be refused that are open: %s. Mend first what is stored, then diagnose again", strings.Join(refused, "; "))
+}
+
+// mayBeConnected: only an agent that the server does not count as connected, and in
+// whose place no handshake succeeded, is known not to be.
+func (d *diagnosis) mayBeConnected(name string) bool {
+	counted, shaken := true, false
+	for _, f := range d.found {
+		switch {
+		case f.Cluster != name:
+		case f.Check == check.AgentsConnected && f.Status == check.Fail:
+			counted = false
+		case f.Check == check.Handshake && f.Status == check.Pass:
+			shaken = true
+		}
+	}
+	return counted || shaken
 }
 
 func (d *diagnosis) step(ctx workflow.Context, name, summary string, run func(workflow.Context) (procedure.Outcome, error)) (procedure.Outcome, error) {

@@ -17,6 +17,7 @@ import (
 	"go.temporal.io/sdk/testsuite"
 
 	"github.com/relaypki/relaypki/activities/cluster"
+	"github.com/relaypki/relaypki/activities/relay"
 	temporalactivities "github.com/relaypki/relaypki/activities/temporal"
 	"github.com/relaypki/relaypki/internal/check"
 	"github.com/relaypki/relaypki/internal/failure"
@@ -304,6 +305,82 @@ func TestRestartOfTheServer(t *testing.T) {
 	}
 }
 
+// What is loaded may be better than what is stored. A restart into Secrets that the
+// other side refuses is not made, unless there is no connection to lose.
+func TestNobodyIsRestartedIntoWhatIsRefused(t *testing.T) {
+	idle := found(check.AgentsConnected, "cluster1", check.Fail)
+	for name, c := range map[string]struct {
+		of, broken string
+		clusters   string
+		with       []check.Finding
+		want       string
+	}{
+		"an agent":                 {"cluster1", "cluster1", "", nil, "cluster1: the agent does not accept the server"},
+		"another agent":            {"cluster1", "cluster2", "", nil, ""},
+		"the server, for an agent": {"mgmt", "cluster2", "", nil, "cluster2: the agent does not accept the server"},
+		"the server, for one that is not looked at":  {"mgmt", "cluster2", `"clusters":["cluster1"],`, nil, "cluster2: the agent does not accept the server"},
+		"the server, whose agent still shakes hands": {"mgmt", "cluster1", "", []check.Finding{idle}, "cluster1: the agent does not accept the server"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPatient()
+			p.finds[c.of] = [][]check.Finding{append([]check.Finding{found("stale", c.of, check.Warn, restart)}, c.with...)}
+			p.differs = map[string]bool{"CheckPair " + c.broken: true}
+			result := p.diagnose(t, fmt.Sprintf(`{"mesh":"demo",%s"mend":[{"do":"restart","cluster":%q}]}`, c.clusters, c.of))
+			if len(result.Mended) != 1 || !strings.Contains(result.Mended[0].Error, c.want) || (result.Mended[0].Error == "") != (c.want == "") {
+				t.Errorf("mended %+v, want an error with %q", result.Mended, c.want)
+			}
+			if (p.count("RestartDeployment") > 0) != (c.want == "") {
+				t.Errorf("it called %q", p.calls)
+			}
+		})
+	}
+
+	// The agent of cluster1 is not connected, and no handshake in its place succeeds.
+	p := newPatient()
+	p.looked = func(cluster string) ([]check.Finding, error) {
+		if cluster == "cluster1" {
+			return []check.Finding{found(check.Handshake, cluster, check.Fail)}, nil
+		}
+		return []check.Finding{idle, found("stale", "mgmt", check.Warn, check.Mend{Do: check.Restart, Cluster: "mgmt"})}, nil
+	}
+	p.differs = map[string]bool{"CheckPair cluster1": true}
+	if result := p.diagnose(t, `{"mesh":"demo","mend":[{"do":"restart","cluster":"mgmt"}]}`); len(result.Mended) != 1 || result.Mended[0].Error != "" || p.count("RestartDeployment mgmt") != 1 {
+		t.Errorf("%+v after %q", result.Mended, p.calls)
+	}
+}
+
+// What counts for a server is what is stored: it is restarted to be rid of what it has
+// loaded.
+func TestTheServerIsJudgedByWhatItWillLoad(t *testing.T) {
+	p := newPatient()
+	p.finds["mgmt"] = [][]check.Finding{{found("stale", "mgmt", check.Warn, restart)}}
+	p.finds["cluster1"] = [][]check.Finding{{found("stale", "cluster1", check.Warn, restart)}}
+	env := newRun(t, p.outside)
+	server := map[string]relay.ServerResult{}
+	env.OnActivity(temporals.AskProcedure, mock.Anything, mock.Anything).Return(temporalactivities.AskResult{}, nil)
+	env.SetOnActivityStartedListener(func(info *activity.Info, _ context.Context, args converter.EncodedValues) {
+		var in relay.CheckPairInput
+		if info.ActivityType.Name == "CheckPair" && args.Get(&in) == nil {
+			noting.Lock()
+			defer noting.Unlock()
+			server[fmt.Sprintf("%s %d", in.Cluster, len(server))] = in.Server
+		}
+	})
+	p.serverHas = relay.ServerResult{Chains: []string{"stored", "loaded"}, Trusts: []string{"stored", "loaded"}, AcceptableCAs: []string{"CN=loaded"}}
+	env.ExecuteWorkflow(procedure.DiagnoseMesh, json.RawMessage(`{"mesh":"demo","mend":[{"do":"restart","cluster":"mgmt"},{"do":"restart","cluster":"cluster1"}]}`))
+	if err := env.GetWorkflowError(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"cluster1 0", "cluster2 1"} {
+		if s := server[name]; !slices.Equal(s.Chains, []string{"stored"}) || !slices.Equal(s.Trusts, []string{"stored"}) || len(s.AcceptableCAs) > 0 {
+			t.Errorf("the server's restart, %s: %+v", name, s)
+		}
+	}
+	if s := server["cluster1 2"]; len(s.Chains) != 2 || len(s.Trusts) != 2 || len(s.AcceptableCAs) != 1 {
+		t.Errorf("the agent's restart: %+v", s)
+	}
+}
+
 // A mend that fails leaves the others to be made, and says who is in the way.
 func TestAMendThatFails(t *testing.T) {
 	p := newPatient()
@@ -323,6 +400,62 @@ func TestAMendThatFails(t *testing.T) {
 	}
 	if want := "fail mgmt/vault-role"; inShort(result.Findings) != want || !slices.Equal(result.Offered, []check.Mend{setUp}) {
 		t.Errorf("still found: %s; offered: %v", inShort(result.Findings), result.Offered)
+	}
+}
+
+// Nobody has asked for the setup of a mend: whom somebody is taking out of the mesh, or
+// has taken out since the diagnosis has read the record, it does not bring back.
+func TestAMendBringsNobodyBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, since func(*patient)
+		says          string
+	}{
+		"a removal that has broken off": {func(p *patient) { p.record.Leaving = map[string]cluster.Departure{"cluster2": {Since: time.Now()}} }, func(*patient) {}, `"cluster2" is being removed`},
+		"one that has ended since": {func(*patient) {}, func(p *patient) {
+			p.record.Spec.Workloads = p.record.Spec.Workloads[:1]
+			p.record.Leaving = map[string]cluster.Departure{"cluster2": {Since: time.Now(), Left: time.Now()}}
+		}, "has changed since it was read"},
+		"one that ends as the setup takes its lock": {func(p *patient) {
+			p.differs = map[string]bool{"ApplyCertificate": true}
+			p.locked = func(o *outside) { o.record.Spec.Workloads = o.record.Spec.Workloads[:1] }
+		}, func(*patient) {}, "has changed since it was read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPatient()
+			c.before(p)
+			p.finds["cluster1"] = [][]check.Finding{{found("agent-trust", "cluster1", check.Fail, setUp)}}
+			looked := p.looked
+			p.looked = func(cluster string) ([]check.Finding, error) {
+				found, err := looked(cluster)
+				noting.Lock()
+				defer noting.Unlock()
+				c.since(p)
+				return found, err
+			}
+			result := p.diagnose(t, `{"mesh":"demo","mend":[{"do":"setup"}]}`)
+			if len(result.Mended) != 1 || !strings.Contains(result.Mended[0].Error, c.says) {
+				t.Errorf("mended %+v, want an error with %q", result.Mended, c.says)
+			}
+			if p.count("RecordMesh")+p.count("EnableClusterAccess cluster2 apply") > 0 {
+				t.Errorf("it was set up: %q", p.calls)
+			}
+		})
+	}
+}
+
+// A Vault that has lost its CAs, or was restored to before a rotation of the root, gets
+// no other root from a mend.
+func TestAMendMakesNoRoot(t *testing.T) {
+	p := newPatient()
+	p.finds["mgmt"] = [][]check.Finding{{found("vault-role", "mgmt", check.Fail, setUp)}}
+	p.differs = map[string]bool{"GenerateRoot": true}
+	p.record.Generations.Root = 2
+	result := p.diagnose(t, `{"mesh":"demo","mend":[{"do":"setup"}]}`)
+	if len(result.Mended) != 1 || !strings.Contains(result.Mended[0].Error, "the root relay-root-g2 is not in the mount pki") {
+		t.Errorf("mended %+v", result.Mended)
+	}
+	if p.count("GenerateRoot apply") > 0 || len(p.writes()) > 0 {
+		t.Errorf("it called %q", p.writes())
 	}
 }
 

@@ -61,6 +61,8 @@ type leafRotation struct {
 	rotating
 	input   procedure.RotateLeafInput
 	resumed bool
+	// generations are those that the mesh's CAs are of, as its record says.
+	generations procedure.Generations
 }
 
 func (r *leafRotation) run(ctx workflow.Context) error {
@@ -129,6 +131,7 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 
 // mayBegin is an error while a CA is being rotated.
 func (r *leafRotation) mayBegin(record cluster.MeshRecord) error {
+	r.generations = record.Generations
 	if record.Rotation == nil {
 		return nil
 	}
@@ -162,6 +165,9 @@ func (r *leafRotation) survey(ctx workflow.Context) (procedure.Outcome, error) {
 	if err != nil {
 		return procedure.Outcome{}, err
 	}
+	if err := r.underTheRoot(seen); err != nil {
+		return procedure.Outcome{}, err
+	}
 	r.Target.RootPEM, r.Target.IntermediatePEM = seen.Root.CertificatePEM, seen.Active.CertificatePEM
 	// The root may have been rotated while somebody was in quarantine.
 	r.AwayTrust = trustChange{AddPEM: []string{seen.Root.CertificatePEM}}
@@ -172,6 +178,36 @@ func (r *leafRotation) survey(ctx workflow.Context) (procedure.Outcome, error) {
 	}
 	r.result.To = seen.Active.Authority
 	return procedure.Outcome{Detail: fmt.Sprintf("%s, until %s", seen.Active.Authority.Name, pki.Date(seen.Active.Authority.NotAfter))}, nil
+}
+
+// underTheRoot is an error if what Vault would issue is under an earlier root than the
+// mesh is: Vault was restored to what it was before the root was rotated, and nobody
+// trusts the earlier root any more. Of a root that is kept outside Vault the record has
+// the certificate, and in Vault its name may not have been given yet.
+func (r *leafRotation) underTheRoot(seen vault.SurveyResult) error {
+	generation := 0 // not known
+	for _, root := range seen.Roots {
+		if root.CertificatePEM == seen.Root.CertificatePEM {
+			generation = root.Generation
+		}
+	}
+	earlier := generation > 0 && generation < r.generations.Root
+	if r.spec.PKI.Root.Offline() && generation == 0 {
+		above, err := certificateOf(seen.Root.CertificatePEM)
+		if err != nil {
+			return err
+		}
+		at, err := r.spec.PKI.Root.Certificate()
+		if err != nil {
+			return unreadableRoot(err)
+		}
+		earlier = !above.Equal(at)
+	}
+	if !earlier {
+		return nil
+	}
+	return failure.Permanent(failure.Conflict, "Vault %q: certificates would be issued under another root, %s, than that of the mesh, which is %s, as its record says. Vault has gone back in time (a snapshot was restored), or somebody has put back the roles. Nothing was changed: nobody trusts that root any more. Restore the later state of Vault",
+		r.spec.Vault.Name, named(seen.Root.Authority.Name, seen.Root.Authority.Subject), vault.RootName(r.generations.Root))
 }
 
 func (r *leafRotation) rotate(ctx workflow.Context) error {

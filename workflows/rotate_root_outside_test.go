@@ -396,3 +396,19 @@ func TestSetupWithAnotherOfflineRoot(t *testing.T) {
 		})
 	}
 }
+
+// A setup whose input has lost that the root is kept outside Vault makes none in Vault.
+func TestSetupThatHasLostItsOfflineRoot(t *testing.T) {
+	record := complete()
+	record.Spec.PKI.Root = mesh.Root{Kept: mesh.KeptOffline, CertificatePEM: textOf(pkitest.Root(t, "Example Root"))}
+	record.Generations = procedure.Generations{Root: 1, Intermediate: 1}
+	o := &outside{record: record}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(SetupMesh, procedure.SetupInput{Spec: spec}, nil)
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.InvalidInput || !strings.Contains(failure.Message(err), "pki.root.kept: it is not offline") {
+		t.Errorf("it ended with %v", err)
+	}
+	if len(o.writes()) > 0 {
+		t.Errorf("something was touched: %q", o.writes())
+	}
+}

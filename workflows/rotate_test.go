@@ -21,6 +21,7 @@ import (
 	"github.com/relaypki/relaypki/activities/vault"
 	"github.com/relaypki/relaypki/internal/failure"
 	"github.com/relaypki/relaypki/internal/mesh"
+	"github.com/relaypki/relaypki/internal/pki/pkitest"
 	"github.com/relaypki/relaypki/internal/procedure"
 )
 
@@ -213,7 +214,8 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 		return out, change("RestartDeployment", in.Context, func() {})
 	})
 	env.OnActivity(relays.ReadServer, mock.Anything, mock.Anything).Return(func(context.Context, relay.ServerInput) (relay.ServerResult, error) {
-		out := relay.ServerResult{Presents: "relay-intermediate-g1", Trusted: []string{"relay-root-g1"}}
+		out := o.serverHas
+		out.Presents, out.Trusted = "relay-intermediate-g1", []string{"relay-root-g1"}
 		return out, change("ReadServer", "", func() { out.Ended = o.serverEnded })
 	})
 	env.OnActivity(relays.CheckPair, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.CheckPairInput) (out relay.CheckPairResult, err error) {
@@ -983,6 +985,43 @@ func TestRotateLeafLooksAgainWithTheLock(t *testing.T) {
 	}
 	if err := o.pki.everywhere(2); err != nil {
 		t.Error(err)
+	}
+}
+
+// Vault was restored to before the root was rotated: what it would issue nobody accepts.
+func TestRotateLeafUnderAnEarlierRoot(t *testing.T) {
+	o := rotated()
+	o.record.Generations = procedure.Generations{Root: 2, Intermediate: 2}
+	o.survey = func() (vault.SurveyResult, error) {
+		root := vault.CAResult{CertificatePEM: "ROOT", Authority: procedure.Authority{IssuerID: "root", Name: "relay-root-g1"}}
+		return vault.SurveyResult{Root: root, Roots: []vault.RootState{{Authority: root.Authority, CertificatePEM: "ROOT", Generation: 1}},
+			Active: vault.IntermediateState{CertificatePEM: "CA 1", Generation: 1}}, nil
+	}
+	env := newRun(t, o)
+	env.ExecuteWorkflow(procedure.RotateLeafCertificates, json.RawMessage(`{"mesh":"demo"}`))
+	if err := env.GetWorkflowError(); failure.KindOf(err) != failure.Conflict || !strings.Contains(failure.Message(err), "relay-root-g1, than that of the mesh, which is relay-root-g2") {
+		t.Errorf("it ended with %v", err)
+	}
+	if o.count("Reissue") > 0 {
+		t.Errorf("something was issued: %q", o.calls)
+	}
+
+	r1, r2 := pkitest.Root(t, "R1"), pkitest.Root(t, "R2")
+	r := &leafRotation{generations: procedure.Generations{Root: 2}}
+	r.spec.PKI.Root.Kept, r.spec.PKI.Root.CertificatePEM = mesh.KeptOffline, textOf(r2)
+	for _, c := range []struct {
+		above pkitest.Pair
+		named int
+		want  bool
+	}{{r1, 0, false}, {r1, 1, false}, {r2, 0, true}, {r2, 2, true}} {
+		text := textOf(c.above)
+		seen := vault.SurveyResult{Root: vault.CAResult{CertificatePEM: text}}
+		if c.named > 0 {
+			seen.Roots = []vault.RootState{{CertificatePEM: text, Generation: c.named}}
+		}
+		if err := r.underTheRoot(seen); err == nil != c.want {
+			t.Errorf("%s, named %d: %v", c.above.Cert.Subject, c.named, err)
+		}
 	}
 }
 

@@ -28,7 +28,8 @@ import (
 //
 // A workload cluster that fails is parked, and people steer the run by updates
 // (see fleet). Nobody types long: it is what a run hands to its continuation
-// when its history has grown long.
+// when its history has grown long, and by which a diagnosis says that the spec is
+// the recorded one.
 func SetupMesh(ctx workflow.Context, in procedure.SetupInput, long *longSetup) (procedure.SetupResult, error) {
 	spec := in.Spec.WithDefaults()
 	ctx, abort := workflow.WithCancel(ctx)
@@ -36,6 +37,8 @@ func SetupMesh(ctx workflow.Context, in procedure.SetupInput, long *longSetup) (
 	progress := procedure.Progress{Procedure: procedure.SetupMesh, Mesh: spec.Mesh, Phase: "preflight", Clusters: pending(ctx, spec)}
 	if long != nil && workflow.GetInfo(ctx).ContinuedExecutionRunID != "" {
 		r.longSetup, r.resumed, progress = *long, true, long.Progress
+	} else if long != nil {
+		r.Recorded = long.Recorded
 	}
 	var err error
 	if r.report, err = newReport(ctx, progress); err != nil {
@@ -80,6 +83,9 @@ type setup struct {
 
 // longSetup is what a setup that is continued as new goes on from.
 type longSetup struct {
+	// Recorded says that nobody has asked for this spec: it was read from the mesh's
+	// record, to make again what is missing, and counts as long as it is recorded.
+	Recorded   bool               `json:"recorded,omitempty"`
 	Progress   procedure.Progress `json:"progress"`
 	Attributes bool               `json:"attributes"`
 	// Queues are the task queues of clusters in private networks, by context.
@@ -212,6 +218,11 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 		return record, failure.Permanent(failure.Conflict, "the mesh %q is in %s, begun by %s; nothing was changed. %s; clusters can be added and removed meanwhile",
 			r.spec.Mesh, begun.Procedure, begun.Workflow, first(r.spec.Mesh, begun))
 	}
+	if r.Recorded {
+		if err := stillRecorded(record, r.spec); err != nil {
+			return record, err
+		}
+	}
 	var gone []strict.Problem
 	recorded := record.Spec.WithDefaults()
 	for _, member := range recorded.Workloads {
@@ -230,11 +241,31 @@ func (r *setup) readRecord(ctx workflow.Context) (cluster.MeshRecord, error) {
 	return record, invalid(gone)
 }
 
+// stillRecorded is an error if a spec that was read from the record is not what is
+// recorded any more, or has a member that is being removed: in a spec that somebody
+// asks for, that would be to have it back.
+func stillRecorded(record cluster.MeshRecord, spec mesh.Spec) error {
+	if !reflect.DeepEqual(record.Spec.WithDefaults().Normal(), spec.Normal()) {
+		return failure.Permanent(failure.Conflict, "what is recorded of the mesh %q has changed since it was read; nothing was changed. Diagnose again (relaypki diagnose %[1]s)", spec.Mesh)
+	}
+	for _, w := range spec.Workloads {
+		if d, leaving := record.Leaving[w.Name]; leaving && d.Left.IsZero() {
+			return failure.Permanent(failure.Conflict, "the cluster %q is being removed from the mesh %q, since %s, and a setup of all members would bring it back; nothing was changed. Let the removal end (relaypki remove-cluster %[2]s %[1]s), or, to have the cluster back, run the setup with the mesh's file (relaypki setup -f mesh.yaml)",
+				w.Name, spec.Mesh, pki.Date(d.Since))
+		}
+	}
+	return nil
+}
+
 // anotherRoot is the problem with a root outside Vault that is not the one which the
-// mesh is under: that of before a rotation, or one that nobody trusts yet.
+// mesh is under: that of before a rotation, or one that nobody trusts yet, as one in
+// Vault would be.
 func anotherRoot(recorded, asked mesh.Spec) []strict.Problem {
-	if !recorded.PKI.Root.Offline() || !asked.PKI.Root.Offline() {
+	switch {
+	case !recorded.PKI.Root.Offline():
 		return nil
+	case !asked.PKI.Root.Offline():
+		return []strict.Problem{problem("pki.root.kept", "it is not %s, and the root of the mesh is kept outside Vault, as its record says: another would be made in Vault, which nobody trusts; nothing was changed. Put pki.root.kept and pki.root.certificatePEM back into the input", mesh.KeptOffline)}
 	}
 	at, err := recorded.PKI.Root.Certificate()
 	if err != nil {

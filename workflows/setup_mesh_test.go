@@ -66,6 +66,8 @@ type outside struct {
 	roots *rootWorld
 	// survey answers in its place what CAs there are.
 	survey func() (vault.SurveyResult, error)
+	// serverHas is what the management server has stored and loaded.
+	serverHas relay.ServerResult
 	// looked answers the looks of a diagnosis, at a workload or the management cluster.
 	looked func(cluster string) ([]check.Finding, error)
 	// metrics gets the run's metrics.

@@ -165,4 +165,8 @@ func TestToldOtherwise(t *testing.T) {
 			t.Errorf("%s: told otherwise is %v, want %v", test.name, got, test.otherwise)
 		}
 	}
+	// A word that a template has left empty is stored as "".
+	if toldOtherwise(deployment(`{name: agent, args: [--once, null]}`), deployment(`{name: agent, args: [--once, ""]}`)) {
+		t.Error("an empty word is another than none")
+	}
 }

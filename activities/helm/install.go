@@ -529,12 +529,23 @@ func toldTo(deployment *unstructured.Unstructured) map[string][2][]string {
 	containers, _, _ := unstructured.NestedSlice(deployment.Object, "spec", "template", "spec", "containers")
 	for _, container := range containers {
 		if c, ok := container.(map[string]any); ok {
-			command, _, _ := unstructured.NestedStringSlice(c, "command")
-			args, _, _ := unstructured.NestedStringSlice(c, "args")
-			told[fmt.Sprint(c["name"])] = [2][]string{append([]string{}, command...), append([]string{}, args...)}
+			told[fmt.Sprint(c["name"])] = [2][]string{words(c["command"]), words(c["args"])}
 		}
 	}
 	return told
+}
+
+// words are those of a list. A chart's word may be nothing, in its YAML, which the API
+// server keeps as an empty one.
+func words(list any) []string {
+	items, _ := list.([]any)
+	out := make([]string, len(items))
+	for i, item := range items {
+		if item != nil {
+			out[i] = fmt.Sprint(item)
+		}
+	}
+	return out
 }
 
 // namespaceOf is where an object of the release is; charts need not say.
