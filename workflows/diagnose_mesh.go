@@ -67,6 +67,8 @@ type diagnosis struct {
 	moving []check.Finding
 	// found is what the last look has found.
 	found []check.Finding
+	// waits is the procedure that has begun a mend and waits for a person.
+	waits string
 }
 
 func (d *diagnosis) run(ctx workflow.Context) error {
@@ -88,6 +90,12 @@ func (d *diagnosis) run(ctx workflow.Context) error {
 	for _, do := range procedure.Doings {
 		mends := d.chosen(do, found)
 		if len(mends) == 0 {
+			continue
+		}
+		if d.waits != "" { // with the locks that these would take
+			for _, m := range mends {
+				d.result.Mended = append(d.result.Mended, procedure.Mended{Mend: m, Error: "not begun, since workflow " + d.waits + " waits for a person. Diagnose again when it has ended"})
+			}
 			continue
 		}
 		if err := d.report.phase(ctx, phaseMending); err != nil {
@@ -350,6 +358,7 @@ func (d *diagnosis) awaitChild(ctx workflow.Context, name string, out any, in []
 		// One that does not say what it waits for is waited for.
 		asked, _ := call[temporalactivities.AskResult](ctx, summarized(looking, "Ask "+id+" what it waits for"), temporals.AskProcedure, temporalactivities.AskInput{Workflow: id})
 		if asked.Person && !ended.IsReady() {
+			d.waits = id
 			return failure.Permanent(failure.NotReady, "workflow %s has begun it, and waits for a person (relaypki watch %s); it then goes on by itself: %s", id, id, asked.Awaiting)
 		}
 	}

@@ -464,11 +464,12 @@ func TestAMendMakesNoRoot(t *testing.T) {
 func TestAMendThatWaitsForAPerson(t *testing.T) {
 	p := newPatient()
 	p.finds["cluster1"] = [][]check.Finding{{found("agent-trust", "cluster1", check.Fail, setUp)}}
+	p.finds["cluster2"] = [][]check.Finding{{found("certificate-root", "cluster2", check.Fail, check.Mend{Do: check.Reissue, Cluster: "cluster2"})}}
 	p.differs = map[string]bool{"ApplyCertificate": true}
 	p.fails["ApplyCertificate cluster1"] = failure.Permanent(failure.Denied, "forbidden")
 	aborted := false
 	p.asked = temporalactivities.AskResult{Person: true, Awaiting: "1 cluster is parked: relaypki retry demo"}
-	result := p.diagnose(t, `{"mesh":"demo","mend":[{"do":"setup"}]}`, func(env *testsuite.TestWorkflowEnvironment) {
+	result := p.diagnose(t, `{"mesh":"demo","mend":[{"do":"setup"},{"do":"reissue","cluster":"cluster2"}]}`, func(env *testsuite.TestWorkflowEnvironment) {
 		// The environment ends with the last workflow: the setup is still there an hour later.
 		env.RegisterDelayedCallback(func() {
 			if err := env.UpdateWorkflowByID("setup-demo", procedure.AbortUpdate, "abort", &testsuite.TestUpdateCallback{
@@ -481,10 +482,13 @@ func TestAMendThatWaitsForAPerson(t *testing.T) {
 	if !aborted {
 		t.Error("the setup had ended with the diagnosis")
 	}
-	if len(result.Mended) != 1 || !strings.Contains(result.Mended[0].Error, "setup-demo") || !strings.Contains(result.Mended[0].Error, "relaypki retry demo") {
+	if len(result.Mended) != 2 || !strings.Contains(result.Mended[0].Error, "setup-demo") || !strings.Contains(result.Mended[0].Error, "relaypki retry demo") {
 		t.Fatalf("%+v", result.Mended)
 	}
-	if want := "fail cluster1/agent-trust"; inShort(result.Findings) != want {
+	if !strings.Contains(result.Mended[1].Error, "not begun, since workflow setup-demo waits") {
+		t.Errorf("after a setup that waits: %+v", result.Mended[1])
+	}
+	if want := "fail cluster1/agent-trust, fail cluster2/certificate-root"; inShort(result.Findings) != want {
 		t.Errorf("still found: %s, want %s", inShort(result.Findings), want)
 	}
 }

@@ -583,15 +583,18 @@ var advices = map[string]func(place, Finding) advice{
 	},
 	ClusterToken:    tokenAdvice,
 	ClusterSecretID: tokenAdvice,
-	AgentTrust: func(p place, _ Finding) advice {
+	AgentTrust: func(p place, f Finding) advice {
 		w, object := p.ofWorkload, p.object("Secret", mesh.RootSecretName)
 		a := advice{evidence: append(w.RootSecret.Gap.evidence(object), listed(object+", ca.crt", w.RootSecret.CA)...), commands: []string{p.show(mesh.RootSecretName, "ca.crt"), setup}, mend: p.mend(SetUp)}
 		if w.RootSecret.CAError != "" {
 			a.evidence = append(a.evidence, object+", ca.crt: "+w.RootSecret.CAError)
 		}
 		a.evidence = append(a.evidence, listed(p.object("Secret", p.asked.SecretName)+", ca.crt", p.secret.CA)...)
-		if w.Pin != Unpinned {
+		switch {
+		case w.Pin != Unpinned:
 			a.commands, a.mend = []string{a.commands[0], p.join("relaypki", "status", p.spec.Mesh)}, nil
+		case f.Status == Warn && !w.RootSecret.Gap.Open(): // what it is to be compared with is to be mended first
+			a.commands, a.mend = a.commands[:1], nil
 		}
 		return a
 	},
