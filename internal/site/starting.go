@@ -1,17 +1,22 @@
 package site
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 )
 
 const (
-	// startsWithin is how long a refused request waits for an API server to be ready.
+	// startsWithin is how long an API server may take from its first answer until it
+	// knows who may do what.
 	startsWithin = 15 * time.Second
 	// readyEvery is how often it is asked meanwhile.
 	readyEvery = 200 * time.Millisecond
 )
+
+var errStarting = errors.New("it is starting, and does not know yet who may do what")
 
 // startingTransport sends a request once more that an API server has refused (403)
 // while it was starting. Until it has read its roles it knows of nobody's rights, and
@@ -20,48 +25,80 @@ const (
 // ready, it refuses. It has not done what it refused, so even a write may be repeated.
 type startingTransport struct {
 	next http.RoundTripper
-	// ready is the address of /readyz, whose answer is the server's own word.
-	ready *url.URL
+	// ready is the address of /readyz, within for how long that is waited for.
+	ready  *url.URL
+	within time.Duration
+
+	mu sync.Mutex
+	// refused is since when /readyz is refused, too: of a server that starts, or of one
+	// from which somebody has taken the role system:public-info-viewer, for good.
+	refused time.Time
 }
 
-func (t startingTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+func (t *startingTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	again, err := repeatable(req)
 	if err != nil {
 		return nil, err
 	}
 	response, err := t.next.RoundTrip(again())
-	if err != nil || response.StatusCode != http.StatusForbidden || !t.isReady(req) {
-		return response, err
+	if err != nil {
+		t.answered(http.StatusOK) // what it refuses next, it may because it starts
+		return nil, err
+	}
+	if response.StatusCode != http.StatusForbidden {
+		return response, nil
+	}
+	switch ready, final := t.isReady(req); {
+	case final:
+		return response, nil
+	case !ready:
+		response.Body.Close()
+		return nil, errStarting
 	}
 	response.Body.Close()
 	return t.next.RoundTrip(again())
 }
 
-// isReady waits until the server says that it is ready; false, that it was not in
-// time. One that does not let that be asked (somebody has taken the role
-// system:public-info-viewer away) passes for ready.
-func (t startingTransport) isReady(req *http.Request) bool {
-	end := time.Now().Add(startsWithin)
+// isReady waits until the server is ready. It is final that it does not let that be
+// asked.
+func (t *startingTransport) isReady(req *http.Request) (ready, final bool) {
+	end := time.Now().Add(t.within)
 	if deadline, bounded := req.Context().Deadline(); bounded && deadline.Add(-patienceLeft).Before(end) {
 		end = deadline.Add(-patienceLeft)
 	}
 	for {
 		probe := req.Clone(req.Context()) // with its credential
 		probe.Method, probe.URL, probe.Host, probe.Body, probe.GetBody, probe.ContentLength = http.MethodGet, t.ready, "", nil, nil, 0
-		response, err := t.next.RoundTrip(probe)
-		if err == nil {
+		if response, err := t.next.RoundTrip(probe); err == nil {
 			response.Body.Close()
-			if response.StatusCode < http.StatusInternalServerError {
-				return true
+			switch {
+			case t.answered(response.StatusCode) >= t.within:
+				return false, true
+			case response.StatusCode == http.StatusOK:
+				return true, false
 			}
 		}
 		if time.Now().Add(readyEvery).After(end) {
-			return false
+			return false, false
 		}
 		select {
 		case <-req.Context().Done():
-			return false
+			return false, false
 		case <-time.After(readyEvery):
 		}
 	}
+}
+
+// answered takes note of an answer of /readyz, and says for how long that is refused.
+func (t *startingTransport) answered(status int) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case status != http.StatusForbidden:
+		t.refused = time.Time{}
+		return 0
+	case t.refused.IsZero():
+		t.refused = time.Now()
+	}
+	return time.Since(t.refused)
 }

@@ -1,101 +1,105 @@
-package site_test
+package site
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
-	"net/http/httptest"
-	"path/filepath"
-	"sync"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
-
-	"go.uber.org/zap"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
-
-	"github.com/relaypki/relaypki/internal/site"
 )
 
+// starts is an API server as a transport sees it: the codes of its answers, the last of
+// which it goes on with; 0 is none.
+type starts struct {
+	t                *testing.T
+	answers, readyz  []int
+	asked, probed    int
+	first, different string
+}
+
+func (s *starts) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Header.Get("Authorization") != "Bearer secret" {
+		s.t.Errorf("%s was asked without the credential", req.URL)
+	}
+	next := func(codes []int, n *int) (*http.Response, error) {
+		code := codes[min(*n, len(codes)-1)]
+		*n++
+		if code == 0 {
+			return nil, errors.New("connection refused")
+		}
+		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader("")), Request: req}, nil
+	}
+	if req.URL.String() == "https://server/prefix/readyz" {
+		return next(s.readyz, &s.probed)
+	}
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		s.t.Error(err)
+	}
+	if s.asked == 0 {
+		s.first = string(body)
+	} else if string(body) != s.first {
+		s.different = string(body)
+	}
+	return next(s.answers, &s.asked)
+}
+
 // What an API server refuses because it has only just started is asked once more when
-// it is ready, and succeeds; what it refuses when it is ready stays refused.
+// it is ready; what it refuses when it is ready stays refused.
 func TestAnAPIServerThatStarts(t *testing.T) {
+	const within = 4 * readyEvery
 	for _, test := range []struct {
-		name string
-		// notReady is how often it is not; refused how many requests it refuses.
-		notReady, refused int
-		readyz            int // its answer afterwards
-		granted           bool
-		asked             int
+		name            string
+		answers, readyz []int
+		deadline        time.Duration
+		// of each request in turn: the code, or 0 for an error that may pass.
+		want []int
 	}{
-		{"it has the roles by the time it is ready", 3, 1, http.StatusOK, true, 2},
-		{"it was ready a moment later", 0, 1, http.StatusOK, true, 2},
-		{"it does not let anybody ask", 0, 1, http.StatusForbidden, true, 2},
-		{"it refuses", 1, 1000, http.StatusOK, false, 2},
-		{"it is not ready in time", 1000, 1000, http.StatusOK, false, 1},
+		{"it knows by the time that it is ready", []int{403, 201}, []int{500, 500, 200}, 0, []int{201}},
+		{"it was ready a moment later", []int{403, 201}, []int{200}, 0, []int{201}},
+		{"it refuses to say whether it is ready until it knows", []int{403, 201}, []int{403, 403, 200}, 0, []int{201}},
+		{"it refuses", []int{403}, []int{200}, 0, []int{403}},
+		{"it is not ready in time", []int{403}, []int{500}, 0, []int{0}},
+		{"the request has no time", []int{403}, []int{500}, patienceLeft + readyEvery, []int{0}},
+		{"it lets nobody ask", []int{403}, []int{403}, 0, []int{0, 403}},
+		{"it lets nobody ask, and the requests have no time", []int{403}, []int{403}, patienceLeft + readyEvery, []int{0, 0, 0}},
+		{"it was away", []int{0, 403, 201}, []int{403, 200}, 0, []int{0, 201}},
+		{"it grants", []int{201}, []int{500}, 0, []int{201}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var mu sync.Mutex
-			asked, probes := 0, 0
-			var bodies []string
-			server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				mu.Lock()
-				defer mu.Unlock()
-				if r.Header.Get("Authorization") != "Bearer secret" {
-					t.Errorf("%s was asked without the credential", r.URL.Path)
-				}
-				if r.URL.Path == "/prefix/readyz" {
-					probes++
-					if probes <= test.notReady {
-						w.WriteHeader(http.StatusInternalServerError)
-						return
-					}
-					w.WriteHeader(test.readyz)
-					return
-				}
-				asked++
-				body, err := io.ReadAll(r.Body)
-				if err != nil {
-					t.Error(err)
-				}
-				bodies = append(bodies, string(body))
-				w.Header().Set("Content-Type", "application/json")
-				if asked <= test.refused {
-					w.WriteHeader(http.StatusForbidden)
-					_ = json.NewEncoder(w).Encode(apierrors.NewForbidden(corev1.Resource("secrets"), "s", nil).Status())
-					return
-				}
-				_ = json.NewEncoder(w).Encode(corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}})
-			}))
-			defer server.Close()
-			path := filepath.Join(t.TempDir(), "kubeconfig")
-			config := api.NewConfig()
-			config.Clusters["a"] = &api.Cluster{Server: server.URL + "/prefix", InsecureSkipTLSVerify: true}
-			config.AuthInfos["a"] = &api.AuthInfo{Token: "secret"}
-			config.Contexts["a"] = &api.Context{Cluster: "a", AuthInfo: "a"}
-			if err := clientcmd.WriteToFile(*config, path); err != nil {
-				t.Fatal(err)
-			}
-			c, err := site.NewClients(site.Config{Kubeconfig: path, Clusters: []site.ClusterConfig{{Name: "a", Context: "a"}}}, zap.NewNop()).Cluster("a")
+			t.Parallel()
+			ready, err := url.Parse("https://server/prefix/readyz")
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx := t.Context()
-			if test.notReady > 100 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, 3*time.Second)
-				defer cancel()
+			server := &starts{t: t, answers: test.answers, readyz: test.readyz}
+			transport := &startingTransport{next: server, ready: ready, within: within}
+			for i, want := range test.want {
+				ctx := t.Context()
+				if test.deadline > 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, test.deadline)
+					defer cancel()
+				}
+				req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://server/prefix/api/v1/namespaces/n/secrets", strings.NewReader("a body"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Header.Set("Authorization", "Bearer secret")
+				got := 0
+				if response, err := transport.RoundTrip(req); err == nil {
+					got = response.StatusCode
+					response.Body.Close()
+				}
+				if got != want {
+					t.Errorf("request %d: %d, want %d", i, got, want)
+				}
 			}
-			_, err = c.Kube.CoreV1().Secrets("n").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "s"}}, metav1.CreateOptions{})
-			if test.granted && err != nil || !test.granted && !apierrors.IsForbidden(err) {
-				t.Errorf("%v, want it granted: %v", err, test.granted)
-			}
-			if asked != test.asked || bodies[0] == "" || bodies[asked-1] != bodies[0] {
-				t.Errorf("asked %d times, want %d, with %q", asked, test.asked, bodies)
+			if server.first != "a body" || server.different != "" {
+				t.Errorf("it was sent %q, and %q", server.first, server.different)
 			}
 		})
 	}
