@@ -47,7 +47,7 @@ bin/lab:
 test: check ## run every check and test, on real servers
 	@test/run.sh
 
-soak: servers ## kill the worker at every boundary of a setup, a removal, an addition and a rotation, take all away from rotations, and try every emergency: about an hour and a half
+soak: servers ## kill the worker at every boundary of a setup, a removal, an addition and a rotation, take all away from rotations, rotate the root ten times, and try every emergency: about three hours
 	go test -count=1 -timeout 60m ./internal/rotation -args -soak
 	go test -count=1 -timeout 600m -v ./test/e2e -run 'TestKilledWorker|TestRotationsThereAndBack|TestRotationInBadWeather|TestRotateRoot$$|TestRootRotation(s|In|W)|TestEmergency' -args -soak
 

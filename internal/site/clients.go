@@ -85,7 +85,7 @@ func (c *Clients) Cluster(name string) (*Cluster, error) {
 		return nil, failure.Permanent(failure.Preflight, "cluster %q: the address of its API server in the kubeconfig: %v", name, err)
 	}
 	restConfig.Wrap(func(transport http.RoundTripper) http.RoundTripper {
-		return &startingTransport{next: transport, ready: server.JoinPath("readyz"), within: startsWithin}
+		return &startingTransport{next: transport, ready: readyOf(server), within: startsWithin}
 	})
 	if c.Wrap != nil {
 		restConfig.Wrap(func(transport http.RoundTripper) http.RoundTripper { return c.Wrap(name, transport) })

@@ -1,9 +1,12 @@
 package site
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 )
@@ -45,7 +48,7 @@ func (t *startingTransport) RoundTrip(req *http.Request) (*http.Response, error)
 		t.answered(http.StatusOK) // what it refuses next, it may because it starts
 		return nil, err
 	}
-	if response.StatusCode != http.StatusForbidden {
+	if response.StatusCode != http.StatusForbidden || !forRights(response) {
 		return response, nil
 	}
 	switch ready, final := t.isReady(req); {
@@ -57,6 +60,26 @@ func (t *startingTransport) RoundTrip(req *http.Request) (*http.Response, error)
 	}
 	response.Body.Close()
 	return t.next.RoundTrip(again())
+}
+
+// readyOf is the address of /readyz of the API server at that address.
+func readyOf(server *url.URL) *url.URL {
+	ready := *server
+	ready.Path = strings.TrimSuffix(server.Path, "/") + "/readyz"
+	return &ready
+}
+
+// forRights says that a request was refused for want of a right. A webhook that refuses
+// it has been asked by a server that knows the rights.
+func forRights(response *http.Response) bool {
+	const mostRead = 64 << 10
+	body := response.Body
+	begins, err := io.ReadAll(io.LimitReader(body, mostRead))
+	response.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(begins), body), body}
+	return err == nil && bytes.Contains(begins, []byte("forbidden: User "))
 }
 
 // isReady waits until the server is ready. It is final that it does not let that be

@@ -30,7 +30,14 @@ func (s *starts) RoundTrip(req *http.Request) (*http.Response, error) {
 		if code == 0 {
 			return nil, errors.New("connection refused")
 		}
-		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader("")), Request: req}, nil
+		said := ""
+		switch code {
+		case 403:
+			said = `{"kind":"Status","message":"secrets is forbidden: User \"system:serviceaccount:a:b\" cannot create resource"}`
+		case denied:
+			code, said = 403, `admission webhook "x" denied the request`
+		}
+		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(said)), Request: req}, nil
 	}
 	if req.URL.String() == "https://server/prefix/readyz" {
 		return next(s.readyz, &s.probed)
@@ -46,6 +53,9 @@ func (s *starts) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	return next(s.answers, &s.asked)
 }
+
+// denied is the 403 of an admission webhook.
+const denied = -1
 
 // What an API server refuses because it has only just started is asked once more when
 // it is ready; what it refuses when it is ready stays refused.
@@ -67,6 +77,7 @@ func TestAnAPIServerThatStarts(t *testing.T) {
 		{"it lets nobody ask", []int{403}, []int{403}, 0, []int{0, 403}},
 		{"it lets nobody ask, and the requests have no time", []int{403}, []int{403}, patienceLeft + readyEvery, []int{0, 0, 0}},
 		{"it was away", []int{0, 403, 201}, []int{403, 200}, 0, []int{0, 201}},
+		{"a webhook refuses", []int{denied, 201}, []int{500}, 0, []int{403}},
 		{"it grants", []int{201}, []int{500}, 0, []int{201}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -92,6 +103,10 @@ func TestAnAPIServerThatStarts(t *testing.T) {
 				got := 0
 				if response, err := transport.RoundTrip(req); err == nil {
 					got = response.StatusCode
+					body, err := io.ReadAll(response.Body)
+					if err != nil || got == 403 && len(body) == 0 {
+						t.Errorf("what it says is lost: %q, %v", body, err)
+					}
 					response.Body.Close()
 				}
 				if got != want {
@@ -102,5 +117,19 @@ func TestAnAPIServerThatStarts(t *testing.T) {
 				t.Errorf("it was sent %q, and %q", server.first, server.different)
 			}
 		})
+	}
+}
+
+func TestReadyOf(t *testing.T) {
+	for server, want := range map[string]string{
+		"https://server:6443": "https://server:6443/readyz", "https://server/": "https://server/readyz", "https://server/clusters/c-1": "https://server/clusters/c-1/readyz",
+	} {
+		at, err := url.Parse(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := readyOf(at).String(); got != want {
+			t.Errorf("%s: %s, want %s", server, got, want)
+		}
 	}
 }

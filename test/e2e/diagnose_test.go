@@ -26,6 +26,8 @@ type breakage struct {
 	mend check.Doing
 	// make breaks it. undo puts right what relaypki does not mend, or would otherwise.
 	make, undo func(t *testing.T)
+	// pasted says that the finding's own commands are what puts it right.
+	pasted bool
 }
 
 // ward is breakages that are made at once.
@@ -154,6 +156,14 @@ func (h hospital) treat(t *testing.T, ward ward) {
 	for _, b := range ward.breakages {
 		if b.undo != nil {
 			b.undo(t)
+			undone = true
+		}
+		if b.pasted {
+			for _, f := range found.Findings {
+				if b.is(f) {
+					h.sh(t, strings.Join(f.Commands, "\n"))
+				}
+			}
 			undone = true
 		}
 		mends = mends || b.mend != ""

@@ -24,12 +24,19 @@ import (
 
 func (h hospital) wards() []ward {
 	return []ward{
+		h.secretsThatAreMissing(),
+		h.serverSecretIsMissing(),
+		h.addresses(),
+		h.datesAndNames(),
+		h.roles(),
 		h.chains(),
 		h.trust(),
 		h.clustersThatDoNotAnswer(),
 		h.vaultSealed(),
 		h.vaultDenies(),
 		h.mountGone(),
+		h.configuration(),
+		h.serverThatDoesNotReload(),
 	}
 }
 
@@ -173,14 +180,12 @@ func (h hospital) forged(cluster string, begins, ends time.Duration, names ...st
 	}
 }
 
-// certManager starts and stops a cluster's cert-manager.
-func (h hospital) certManager(cluster string, replicas int) func(*testing.T) {
+// certManagerAway has a cluster's cert-manager scaled to nothing.
+func (h hospital) certManagerAway(cluster string) func(*testing.T) {
 	return func(t *testing.T) {
 		t.Helper()
-		h.sh(t, fmt.Sprintf("kubectl --context %s -n cert-manager scale deploy/cert-manager --replicas=%d", cluster, replicas))
-		if replicas == 0 {
-			h.sh(t, fmt.Sprintf("kubectl --context %s -n cert-manager wait --for=delete pod -l app.kubernetes.io/component=controller --timeout=60s", cluster))
-		}
+		h.sh(t, fmt.Sprintf("kubectl --context %s -n cert-manager scale deploy/cert-manager --replicas=0", cluster))
+		h.sh(t, fmt.Sprintf("kubectl --context %s -n cert-manager wait --for=delete pod -l app.kubernetes.io/component=controller --timeout=60s", cluster))
 	}
 }
 
@@ -210,7 +215,7 @@ func (h hospital) datesAndNames() ward {
 		w.breakages = append([]breakage{{
 			name: "cert-manager is away", check: check.CertManager, cluster: cluster, status: check.Fail,
 			says: "has 0 of 0 replicas available", evidence: "spec.replicas 0", command: "scale deployment/cert-manager --replicas=1",
-			make: h.certManager(cluster, 0), undo: h.certManager(cluster, 1),
+			make: h.certManagerAway(cluster), pasted: true,
 		}}, w.breakages...)
 	}
 	return w
@@ -300,18 +305,22 @@ func (h hospital) chains() ward {
 
 func (h hospital) trust() ward {
 	return ward{
-		name: "trust", also: []string{check.Handshake},
+		name: "trust", also: []string{check.Handshake, check.StaleTrust},
 		breakages: []breakage{
 			{
 				name: "trust without the root in use", check: check.AgentTrust, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
 				says: "not the root", evidence: "somebody else", command: "relaypki setup",
 				make: func(t *testing.T) {
-					other := h.write(t, "sys/mounts/elsewhere", map[string]any{"type": "pki"})
-					_ = other
+					h.sh(t, "vault secrets enable -path=elsewhere pki")
 					root := h.write(t, "elsewhere/root/generate/internal", map[string]any{"common_name": "somebody else", "ttl": "720h"})
 					h.sh(t, "vault secrets disable elsewhere")
 					h.kubectl("cluster1", fmt.Sprintf(`patch secret relay-root-tls-secret --type=merge -p '{"data":{"ca.crt":%q}}'`, base64.StdEncoding.EncodeToString([]byte(root["certificate"].(string)))))(t)
 				},
+			},
+			{
+				name: "gauges that count it all the same", check: check.GaugesLie, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
+				says: "at the next reconnect the cluster is cut off", evidence: `relay_pull_clients_connected{cluster="cluster1"} 1`,
+				make: func(*testing.T) {},
 			},
 			{
 				name: "an agent with what was before", check: check.StaleAgent, cluster: "cluster2", status: check.Warn, mend: check.Restart,
@@ -409,6 +418,61 @@ func (h hospital) mountGone() ward {
 			says: "is missing", evidence: "pki_relay", command: "relaypki setup",
 			make: func(t *testing.T) { h.sh(t, "vault secrets move pki_relay pki_moved") },
 			undo: func(t *testing.T) { h.sh(t, "vault secrets move pki_moved pki_relay") },
+		}},
+	}
+}
+
+func (h hospital) configuration() ward {
+	const webhook, url = "kubectl --context mgmt patch validatingwebhookconfiguration cert-manager-webhook --type=json -p ", "/webhooks/0/clientConfig/url"
+	was := ""
+	leads := func(t *testing.T, to string) {
+		h.sh(t, webhook+fmt.Sprintf(`'[{"op":"replace","path":%q,"value":%q}]'`, url, to))
+	}
+	return ward{
+		name: "configuration", also: []string{check.StaleAgent},
+		breakages: []breakage{
+			{
+				name: "a Secret that belongs to a Helm release", check: check.HelmOwned, cluster: "cluster1", status: check.Warn,
+				says: "belongs to the Helm release gloo-platform", evidence: "meta.helm.sh/release-name", command: "helm.sh/resource-policy=keep",
+				make: h.kubectl("cluster1", "annotate secret relay-root-tls-secret meta.helm.sh/release-name=gloo-platform"), pasted: true,
+			},
+			{
+				name: "Vault's root token in a cluster", check: check.RootToken, cluster: "cluster2", status: check.Fail,
+				says: "Vault's root token is in this cluster", evidence: "policies root", command: "delete secret vault-token",
+				make: h.kubectl("cluster2", `create secret generic vault-token --from-literal=token="$VAULT_TOKEN"`), pasted: true,
+			},
+			{
+				name: "renewed again and again", check: check.RenewWindow, cluster: "cluster1", status: check.Warn, mend: check.SetUp,
+				says: "renewBefore is close to duration", evidence: "duration 24h, renewBefore 22h", command: "relaypki setup",
+				make: h.kubectl("cluster1", "patch certificate relay-client-tls --type=merge -p '"+`{"spec":{"renewBefore":"22h"}}`+"'"),
+			},
+			{
+				name: "cert-manager's webhook leads nowhere", check: check.Webhook, cluster: management, status: check.Fail,
+				says: "does not answer", evidence: "connection refused", command: "get validatingwebhookconfiguration cert-manager-webhook",
+				make: func(t *testing.T) {
+					was = h.sh(t, "kubectl --context mgmt get validatingwebhookconfiguration cert-manager-webhook -o jsonpath='{.webhooks[0].clientConfig.url}'")
+					leads(t, "https://127.0.0.1:1/validate")
+				},
+				undo: func(t *testing.T) { leads(t, was) },
+			},
+		},
+	}
+}
+
+// serverThatDoesNotReload is one whose Deployment somebody has told so: it serves what
+// it started with.
+func (h hospital) serverThatDoesNotReload() ward {
+	return ward{
+		name: "server that does not reload", also: []string{check.AcceptableCAs},
+		breakages: []breakage{{
+			name: "it serves the certificate from before", check: check.ServedCertificate, cluster: management, status: check.Fail, mend: check.Restart,
+			says: "the server has not loaded it", evidence: "port 9900, presents[0]", command: "rollout restart deployment/gloo-mesh-mgmt-server",
+			make: func(t *testing.T) {
+				h.sh(t, `kubectl --context mgmt -n gloo-mesh get deployment gloo-mesh-mgmt-server -o json | jq '(.spec.template.spec.containers[0].args[] | select(startswith("--reload="))) = "--reload=restartOnly"' | kubectl --context mgmt apply -f -`)
+				h.sh(t, "kubectl --context mgmt -n gloo-mesh rollout status deployment/gloo-mesh-mgmt-server --timeout=60s")
+				h.renew(management)(t)
+				h.settled(t, management)
+			},
 		}},
 	}
 }
