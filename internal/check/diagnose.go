@@ -192,7 +192,8 @@ func (r *report) helmOwned(p place) {
 			Evidence: []string{fmt.Sprintf("%s, metadata: annotation meta.helm.sh/release-name or label app.kubernetes.io/managed-by: Helm; release: %s", object, s.release)},
 			Commands: []string{
 				p.in("annotate", "secret", s.name, "helm.sh/resource-policy=keep", "meta.helm.sh/release-name-", "meta.helm.sh/release-namespace-", "--overwrite"),
-				p.in("label", "secret", s.name, "app.kubernetes.io/managed-by-"),
+				// Ours, as the setup has it: without it, it would be somebody else's.
+				p.in("label", "--overwrite", "secret", s.name, "app.kubernetes.io/managed-by=relaypki"),
 			}})
 	}
 	if sound {

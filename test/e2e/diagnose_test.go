@@ -138,17 +138,22 @@ func (h hospital) treat(t *testing.T, ward ward) {
 		return nil
 	})
 	t.Logf("found after %s", time.Since(began).Round(time.Second))
-	gravest := check.Note
+	want := exitNotes
 	for _, f := range found.Findings {
 		own := slices.ContainsFunc(ward.breakages, func(b breakage) bool { return b.is(f) })
 		if !own && !slices.Contains(ward.also, f.Check) {
 			t.Errorf("besides it finds:\n%s", listed([]check.Finding{f}))
 		}
-		if f.Status == check.Fail || gravest == check.Note {
-			gravest = f.Status
+		switch {
+		case f.Status == check.Fail && !f.Denied:
+			want = exitUnhealthy
+		case f.Denied && want != exitUnhealthy:
+			want = exitDenied
+		case f.Status == check.Warn && want == exitNotes:
+			want = exitWarnings
 		}
 	}
-	if want := map[check.Status]int{check.Note: exitNotes, check.Warn: exitWarnings, check.Fail: exitUnhealthy}[gravest]; code != want {
+	if code != want {
 		t.Errorf("exit code %d, want %d:\n%s", code, want, listed(found.Findings))
 	}
 

@@ -387,10 +387,11 @@ func (h hospital) vaultDenies() ward {
 	const policy = "relaypki-operate"
 	was := ""
 	return ward{
-		name: "Vault denies", also: []string{check.VaultIntermediate, check.VaultRole, check.TTLNesting},
+		name: "Vault denies", also: []string{check.TTLNesting, check.PKICRLValidity, check.PKIRootIssuedLeaves, check.PKIRoleLocalhost, check.PKIRoleGlobWildcards, check.PKIRoleNoStore,
+			check.PKIAuditVisibility, check.PKIAutoTidy, check.PKITooManyCerts, check.PKIACMEIssuance},
 		breakages: []breakage{{
 			name: "the worker's policy lacks a path", check: check.VaultRoot, cluster: management, status: check.Fail,
-			says: "may not read", evidence: "permission denied", command: "relaypki-operate",
+			says: "may not read mount pki", evidence: `denied (403) to identity "operate"`, command: "vault",
 			make: func(t *testing.T) {
 				var err error
 				if was, err = h.vault(t).Sys().GetPolicy(policy); err == nil {
@@ -412,10 +413,10 @@ func (h hospital) vaultDenies() ward {
 // mountGone has the relay mount moved away: what is in it is not lost.
 func (h hospital) mountGone() ward {
 	return ward{
-		name: "mount gone", also: []string{check.VaultRole, check.IssuerReady},
+		name: "mount gone", also: []string{check.VaultRole, check.IssuerReady, check.TTLNesting, check.PKIAuditVisibility},
 		breakages: []breakage{{
-			name: "the relay mount is not there", check: check.VaultIntermediate, cluster: management, status: check.Fail, mend: check.SetUp,
-			says: "is missing", evidence: "pki_relay", command: "relaypki setup",
+			name: "the relay mount is not there", check: check.VaultIntermediate, cluster: management, status: check.Fail,
+			says: "mount pki_relay is missing", evidence: "pki_relay", command: "vault",
 			make: func(t *testing.T) { h.sh(t, "vault secrets move pki_relay pki_moved") },
 			undo: func(t *testing.T) { h.sh(t, "vault secrets move pki_moved pki_relay") },
 		}},

@@ -22,6 +22,7 @@ const (
 	exitBadInput    = 2
 	exitUnreachable = 3
 	exitWaiting     = 5
+	exitDenied      = 6
 	exitWarnings    = 7
 	exitNotes       = 8
 )
