@@ -65,14 +65,16 @@ func (w Workload) place(now time.Time) place {
 
 // Commands.
 
-func (p place) join(args ...string) string { return shell.Join(args...) }
+// contextOf is the cluster's in a kubeconfig.
+func (p place) contextOf(cluster string) string {
+	if context := p.looks.Contexts[cluster]; context != "" {
+		return context
+	}
+	return cluster
+}
 
 func (p place) kubectlOf(cluster string, args ...string) string {
-	context := p.looks.Contexts[cluster]
-	if context == "" {
-		context = cluster
-	}
-	return shell.Join(append([]string{"kubectl", "--context", context}, args...)...)
+	return shell.Join(append([]string{"kubectl", "--context", p.contextOf(cluster)}, args...)...)
 }
 
 // kubectl is a command for this cluster, in the relay's namespace, management one
@@ -101,11 +103,7 @@ func (p place) vault(verb string, args ...string) string {
 
 // renew has cert-manager issue this cluster's certificate anew.
 func (p place) renew() string {
-	context := p.looks.Contexts[p.name]
-	if context == "" {
-		context = p.name
-	}
-	return shell.Join("cmctl", "--context", context, "renew", "-n", p.spec.Namespace, p.asked.Name)
+	return shell.Join("cmctl", "--context", p.contextOf(p.name), "renew", "-n", p.spec.Namespace, p.asked.Name)
 }
 
 func (p place) restart() []string {
@@ -416,7 +414,7 @@ var advices = map[string]func(place, Finding) advice{
 	VaultRoot: func(p place, _ Finding) advice {
 		v, mount := p.ofManagement.Vault, p.spec.Vault.RootMount
 		if p.spec.PKI.Root.Offline() {
-			a := advice{evidence: []string{"the input, pki.root.certificatePEM: cannot be read"}, commands: []string{p.join("relaypki", "status", p.spec.Mesh), setup}}
+			a := advice{evidence: []string{"the input, pki.root.certificatePEM: cannot be read"}, commands: []string{shell.Join("relaypki", "status", p.spec.Mesh), setup}}
 			if c, err := p.spec.PKI.Root.Certificate(); err == nil {
 				a.evidence = []string{"the input, pki.root.certificatePEM: " + describe(c)}
 			}
@@ -438,7 +436,7 @@ var advices = map[string]func(place, Finding) advice{
 			a.commands = append(a.commands, p.defaultRoot()...)
 		case issuer.Certificate.NotAfter.Sub(p.now) < rotateAhead:
 			a.evidence = append(a.evidence, p.issuerEvidence(mount, issuer))
-			a.commands = append(a.commands, p.join("relaypki", "rotate", "root", p.spec.Mesh))
+			a.commands = append(a.commands, shell.Join("relaypki", "rotate", "root", p.spec.Mesh))
 		default:
 			a.evidence = append(a.evidence, p.issuerEvidence(mount, issuer))
 			a.commands = append(a.commands, setup)
@@ -482,7 +480,7 @@ var advices = map[string]func(place, Finding) advice{
 			}
 		}
 		if rotate {
-			a.commands = append(a.commands, p.join("relaypki", "rotate", "intermediate", p.spec.Mesh))
+			a.commands = append(a.commands, shell.Join("relaypki", "rotate", "intermediate", p.spec.Mesh))
 			return a
 		}
 		a.commands = append(a.commands, setup)
@@ -509,7 +507,7 @@ var advices = map[string]func(place, Finding) advice{
 			}
 		}
 		if f.Object == "" { // two issuers: that is a rotation's to end
-			a.commands = []string{p.vault("list", "-detailed", mount+"/issuers"), p.join("relaypki", "rotate", "intermediate", p.spec.Mesh, "--plan")}
+			a.commands = []string{p.vault("list", "-detailed", mount+"/issuers"), shell.Join("relaypki", "rotate", "intermediate", p.spec.Mesh, "--plan")}
 		}
 		return a
 	},
@@ -567,7 +565,7 @@ var advices = map[string]func(place, Finding) advice{
 				a.evidence = append(a.evidence, fmt.Sprintf("the worker's clock: %s; the API server's: %s", stamp(p.now), p.looks.Clock))
 				a.commands, a.mend = []string{"date -u", "timedatectl status"}, nil
 			case i > 0 && p.now.After(c.NotAfter):
-				a.commands, a.mend = []string{p.vault("list", "-detailed", p.spec.Vault.RelayMount+"/issuers"), p.join("relaypki", "rotate", "intermediate", p.spec.Mesh)}, nil
+				a.commands, a.mend = []string{p.vault("list", "-detailed", p.spec.Vault.RelayMount+"/issuers"), shell.Join("relaypki", "rotate", "intermediate", p.spec.Mesh)}, nil
 			}
 		}
 		return a
@@ -592,7 +590,7 @@ var advices = map[string]func(place, Finding) advice{
 		a.evidence = append(a.evidence, listed(p.object("Secret", p.asked.SecretName)+", ca.crt", p.secret.CA)...)
 		switch {
 		case w.Pin != Unpinned:
-			a.commands, a.mend = []string{a.commands[0], p.join("relaypki", "status", p.spec.Mesh)}, nil
+			a.commands, a.mend = []string{a.commands[0], shell.Join("relaypki", "status", p.spec.Mesh)}, nil
 		case f.Status == Warn && !w.RootSecret.Gap.Open(): // what it is to be compared with is to be mended first
 			a.commands, a.mend = a.commands[:1], nil
 		}
@@ -736,7 +734,7 @@ var advices = map[string]func(place, Finding) advice{
 
 func tokenAdvice(p place, _ Finding) advice {
 	t := p.token
-	a := advice{evidence: t.Gap.evidence(t.Secret), commands: []string{p.join("relaypki", "status", p.spec.Mesh), setup}, mend: p.mend(SetUp)}
+	a := advice{evidence: t.Gap.evidence(t.Secret), commands: []string{shell.Join("relaypki", "status", p.spec.Mesh), setup}, mend: p.mend(SetUp)}
 	switch {
 	case t.Gap.Open():
 	case t.Refused != "":

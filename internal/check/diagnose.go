@@ -9,6 +9,7 @@ import (
 
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/shell"
 )
 
 // Diagnose are the verdicts of a verification, and those of the checks that are of a
@@ -22,7 +23,7 @@ func (m Management) Diagnose(now time.Time) []Finding {
 		r.inCluster(p)
 	}
 	r.clock(p, fmt.Sprintf("Vault %q", m.Vault.Name), m.VaultClock,
-		shellLine(p.join("curl", "-sSI", m.Vault.Address+"/v1/sys/health"), "grep -i ^date", "date -u"))
+		shellLine(shell.Join("curl", "-sSI", m.Vault.Address+"/v1/sys/health"), "grep -i ^date", "date -u"))
 	if !m.Vault.Gap.Open() && m.Vault.Initialized && !m.Vault.Sealed && m.Vault.LoginError == "" {
 		r.vaultChains(p, m.Vault, m.Pin)
 		r.nesting(p, m, now)
@@ -558,13 +559,13 @@ func (r *report) nesting(p place, m Management, now time.Time) {
 			continue
 		}
 		c, object := issuer.Certificate, "issuer "+issuer.Name
-		rotate := []string{p.join("relaypki", "rotate", "intermediate", spec.Mesh)}
+		rotate := []string{shell.Join("relaypki", "rotate", "intermediate", spec.Mesh)}
 		if root, ok := m.Vault.rootOf(c); ok && c.NotAfter.After(root.Certificate.NotAfter) {
 			r.say(Finding{Check: TTLNesting, Object: object, Status: Fail,
 				Message:  fmt.Sprintf("it ends at %s, after its root at %s: chains end with the root", pki.Date(c.NotAfter), pki.Date(root.Certificate.NotAfter)),
 				Remedy:   "rotate the root in time; the next intermediate is made within its life",
 				Evidence: []string{relay + "/issuer/" + issuer.ID + ": " + describe(c), relay + "/issuer/" + root.ID + ": " + describe(root.Certificate)},
-				Commands: []string{p.join("relaypki", "rotate", "root", spec.Mesh)}})
+				Commands: []string{shell.Join("relaypki", "rotate", "root", spec.Mesh)}})
 		}
 		need := spec.Certificates.LongestLife() + rolloutTime(spec)
 		if left := c.NotAfter.Sub(now); left < need && left >= spec.Certificates.LongestLife() {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/relaypki/relaypki/internal/mesh"
 	"github.com/relaypki/relaypki/internal/pki"
+	"github.com/relaypki/relaypki/internal/shell"
 )
 
 // What "vault pki health-check" looks at, judged for a relay: nobody fetches a CRL or
@@ -75,7 +76,7 @@ func (r *report) caValidity(p place, m Management, now time.Time) {
 		left := c.NotAfter.Sub(now)
 		f := Finding{Check: PKICAValidity, Object: object, Status: Note, Message: fmt.Sprintf("%s of its life is left, until %s: time to plan its rotation", round(left), pki.Date(c.NotAfter)),
 			Remedy:   "rotate it; until it ends nothing fails, so that this is not critical as it is to vault pki health-check",
-			Evidence: []string{mount + "/issuer/" + issuer.ID + ": " + describe(c)}, Commands: []string{p.join("relaypki", "rotate", what, p.spec.Mesh)}}
+			Evidence: []string{mount + "/issuer/" + issuer.ID + ": " + describe(c)}, Commands: []string{shell.Join("relaypki", "rotate", what, p.spec.Mesh)}}
 		switch {
 		case left <= 0: // said by vault-root and vault-intermediate
 		case left < warning:
