@@ -468,9 +468,9 @@ func changesOf(do check.Doing, clusters []string, mesh string) string {
 	names := tidy(strings.Join(clusters, ", "))
 	switch do {
 	case check.SetUp:
-		return fmt.Sprintf("%s: what is missing or differs from the mesh's recorded spec is made again, in Vault and every cluster; relaypki setup -f mesh.yaml --plan shows it in full", procedure.ID(procedure.SetupMesh, mesh))
+		return fmt.Sprintf("%s: what is missing or differs from the mesh's recorded spec is made again, in Vault and every cluster, and what reads that at its start alone is restarted; relaypki setup -f mesh.yaml --plan shows it in full", procedure.ID(procedure.SetupMesh, mesh))
 	case check.Reissue:
-		return fmt.Sprintf("%s: new certificates for %s; if the management server's is among them, for all", procedure.ID(procedure.RotateLeafCertificates, mesh), names)
+		return fmt.Sprintf("%s: new certificates for %s; if the management server's is among them, for all; what reads them at its start alone is restarted", procedure.ID(procedure.RotateLeafCertificates, mesh), names)
 	}
 	return fmt.Sprintf("what is older than its Secrets in %s is restarted; its connections break off for as long as that takes", names)
 }

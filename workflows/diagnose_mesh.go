@@ -29,7 +29,8 @@ import (
 //
 // It changes nothing unless it is told what to mend. Of that it makes what its own look
 // offers, a setup before all else, and looks again after each kind of mend: what a setup
-// has mended by the way is not issued anew.
+// has mended by the way is not issued anew. What is older than the Secrets that a mend
+// has written, and reads them at its start alone, is then restarted without being asked for.
 func DiagnoseMesh(ctx workflow.Context, in procedure.DiagnoseInput) (procedure.DiagnoseResult, error) {
 	d := &diagnosis{in: in, result: procedure.DiagnoseResult{Mesh: in.Mesh}}
 	var err error
@@ -87,8 +88,10 @@ func (d *diagnosis) run(ctx workflow.Context) error {
 		return err
 	}
 	before := found
-	for _, do := range procedure.Doings {
-		mends := d.chosen(do, found)
+	// A restart is tried once more: cert-manager may have written a Secret only after the
+	// first, of its own accord (one that has just come back issues what it finds amiss).
+	for _, do := range append(slices.Clone(procedure.Doings), check.Restart) {
+		mends := d.chosen(do, before, found)
 		if len(mends) == 0 {
 			continue
 		}
@@ -215,11 +218,26 @@ func offers(spec mesh.Spec, found []check.Finding) []check.Mend {
 	return all
 }
 
-// chosen are the mends of that kind that are both asked for and offered by now.
-func (d *diagnosis) chosen(do check.Doing, found []check.Finding) []check.Mend {
+// chosen are the mends of that kind that are offered by now, and are asked for or
+// follow from what was made. One that has failed is not made again.
+func (d *diagnosis) chosen(do check.Doing, before, found []check.Finding) []check.Mend {
+	declined := slices.DeleteFunc(offers(d.spec, before), func(m check.Mend) bool { return slices.Contains(d.in.Mend, m) })
 	return slices.DeleteFunc(offers(d.spec, found), func(m check.Mend) bool {
-		return m.Do != do || !slices.Contains(d.in.Mend, m)
+		wanted := slices.Contains(d.in.Mend, m) || d.follows(m) && !slices.Contains(declined, m)
+		return m.Do != do || !wanted || d.failed(m)
 	})
+}
+
+// follows says that a mend is a restart after a setup, or after the cluster's
+// certificate was issued anew.
+func (d *diagnosis) follows(m check.Mend) bool {
+	return m.Do == check.Restart && slices.ContainsFunc(d.result.Mended, func(made procedure.Mended) bool {
+		return made.Error == "" && (made.Do == check.SetUp || made.Do == check.Reissue && (made.Cluster == m.Cluster || d.ofManagement(made.Mend)))
+	})
+}
+
+func (d *diagnosis) failed(m check.Mend) bool {
+	return slices.ContainsFunc(d.result.Mended, func(made procedure.Mended) bool { return made.Mend == m && made.Error != "" })
 }
 
 // mend makes mends of one kind. One that fails is no error: what comes after is made

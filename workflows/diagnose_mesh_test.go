@@ -323,7 +323,7 @@ func TestNobodyIsRestartedIntoWhatIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPatient()
-			p.finds[c.of] = [][]check.Finding{append([]check.Finding{found("stale", c.of, check.Warn, restart)}, c.with...)}
+			p.finds[c.of] = [][]check.Finding{append([]check.Finding{found("stale", c.of, check.Warn, restart)}, c.with...), c.with}
 			p.differs = map[string]bool{"CheckPair " + c.broken: true}
 			result := p.diagnose(t, fmt.Sprintf(`{"mesh":"demo",%s"mend":[{"do":"restart","cluster":%q}]}`, c.clusters, c.of))
 			if len(result.Mended) != 1 || !strings.Contains(result.Mended[0].Error, c.want) || (result.Mended[0].Error == "") != (c.want == "") {
@@ -340,6 +340,11 @@ func TestNobodyIsRestartedIntoWhatIsRefused(t *testing.T) {
 	p.looked = func(cluster string) ([]check.Finding, error) {
 		if cluster == "cluster1" {
 			return []check.Finding{found(check.Handshake, cluster, check.Fail)}, nil
+		}
+		noting.Lock()
+		defer noting.Unlock()
+		if p.count("RestartDeployment mgmt") > 0 {
+			return []check.Finding{idle}, nil
 		}
 		return []check.Finding{idle, found("stale", "mgmt", check.Warn, check.Mend{Do: check.Restart, Cluster: "mgmt"})}, nil
 	}
@@ -400,6 +405,58 @@ func TestAMendThatFails(t *testing.T) {
 	}
 	if want := "fail mgmt/vault-role"; inShort(result.Findings) != want || !slices.Equal(result.Offered, []check.Mend{setUp}) {
 		t.Errorf("still found: %s; offered: %v", inShort(result.Findings), result.Offered)
+	}
+}
+
+// What a mend leaves to be restarted is restarted with it, unless it was offered from the
+// start and not wanted; once more where it is still older, but not where that failed.
+func TestARestartFollows(t *testing.T) {
+	stale := func(cluster string) check.Finding { return found("stale-agent", cluster, check.Warn, restart) }
+	role, expired := found("vault-role", "mgmt", check.Fail, setUp), func(cluster string) check.Finding {
+		return found("certificate-lifetime", cluster, check.Fail, reissue)
+	}
+	for name, c := range map[string]struct {
+		finds map[string][][]check.Finding
+		mend  string
+		fails string
+		want  []string
+	}{
+		"from a setup": {map[string][][]check.Finding{"mgmt": {{role}, {}}, "cluster1": {{}, {stale("cluster1")}, {}}},
+			`[{"do":"setup"}]`, "", []string{"setup ", "restart cluster1"}},
+		"from a new certificate": {map[string][][]check.Finding{"cluster1": {{}, {stale("cluster1")}}, "cluster2": {{expired("cluster2")}, {stale("cluster2")}, {}}},
+			`[{"do":"reissue","cluster":"cluster2"}]`, "", []string{"reissue cluster2", "restart cluster2"}},
+		"from the server's, with which all get one": {map[string][][]check.Finding{"mgmt": {{expired("mgmt")}, {}}, "cluster1": {{}, {stale("cluster1")}, {}}},
+			`[{"do":"reissue","cluster":"mgmt"}]`, "", []string{"reissue mgmt", "restart cluster1"}},
+		"not wanted": {map[string][][]check.Finding{"mgmt": {{role}, {}}, "cluster1": {{stale("cluster1")}}},
+			`[{"do":"setup"}]`, "", []string{"setup "}},
+		"of a setup that failed": {map[string][][]check.Finding{"mgmt": {{role}}, "cluster1": {{}, {stale("cluster1")}}},
+			`[{"do":"setup"}]`, "AcquireLock relaypki-demo-ca", []string{"setup !"}},
+		"of nothing": {map[string][][]check.Finding{"cluster1": {{stale("cluster1")}, {stale("cluster1")}}},
+			`[]`, "", nil},
+		"written after it": {map[string][][]check.Finding{"cluster1": {{stale("cluster1")}, {stale("cluster1")}, {stale("cluster1")}}},
+			`[{"do":"restart","cluster":"cluster1"}]`, "", []string{"restart cluster1", "restart cluster1"}},
+		"failed": {map[string][][]check.Finding{"cluster1": {{stale("cluster1")}}},
+			`[{"do":"restart","cluster":"cluster1"}]`, "RestartDeployment cluster1", []string{"restart cluster1!"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPatient()
+			p.finds = c.finds
+			if c.fails != "" {
+				p.differs = map[string]bool{"ApplyCertificate": true}
+				p.fails[c.fails] = failure.Permanent(failure.Denied, "forbidden")
+			}
+			var made []string
+			for _, m := range p.diagnose(t, `{"mesh":"demo","mend":`+c.mend+`}`).Mended {
+				one := string(m.Do) + " " + m.Cluster
+				if m.Error != "" {
+					one += "!"
+				}
+				made = append(made, one)
+			}
+			if !slices.Equal(made, c.want) {
+				t.Errorf("made %q, want %q", made, c.want)
+			}
+		})
 	}
 }
 

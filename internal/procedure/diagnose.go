@@ -26,7 +26,8 @@ type DiagnoseInput struct {
 	// LookWithin if it is not given.
 	Timeout mesh.Duration `json:"timeout,omitzero"`
 	// Mend are the mends, of those that a diagnosis has offered, that are to be made.
-	// What is not offered any more by then is not made. Empty changes nothing.
+	// What is not offered any more by then is not made; what a setup or a new certificate
+	// leaves to be restarted is. Empty changes nothing.
 	Mend     []check.Mend     `json:"mend,omitempty"`
 	Problems []strict.Problem `json:"-"`
 }
