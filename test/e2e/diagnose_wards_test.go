@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -189,6 +190,33 @@ func (h hospital) certManagerAway(cluster string) func(*testing.T) {
 	}
 }
 
+// replaced waits until cert-manager, back again, has issued in the place of a forged
+// certificate: a mend that comes sooner and one that comes later have other things to do.
+func (h hospital) replaced(cluster string) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		name, secret := leafOf(cluster)
+		c := h.cluster(t, cluster)
+		eventually(t, time.Minute, func() error {
+			stored, err := c.kube.CoreV1().Secrets("gloo-mesh").Get(t.Context(), secret, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			requests, err := c.cm.CertmanagerV1().CertificateRequests("gloo-mesh").List(t.Context(), metav1.ListOptions{})
+			if err != nil {
+				return err
+			}
+			for _, request := range requests.Items {
+				if bytes.Equal(request.Status.Certificate, stored.Data["tls.crt"]) {
+					return nil
+				}
+			}
+			return fmt.Errorf("%s: no CertificateRequest of %s has what Secret %s holds", cluster, name, secret)
+		})
+		h.settled(t, cluster)
+	}
+}
+
 func (h hospital) datesAndNames() ward {
 	w := ward{
 		name: "dates and names", also: []string{check.Handshake, check.RelayAgent, check.RelayServer, check.AgentsConnected, check.PodReady, check.ServedCertificate, check.AcceptableCAs,
@@ -197,17 +225,17 @@ func (h hospital) datesAndNames() ward {
 			{
 				name: "an expired server certificate", check: check.CertificateLifetime, cluster: "mgmt", status: check.Fail, mend: check.Reissue,
 				says: "expired at", evidence: "tls.crt[0]: subject \"CN=gloo-mesh-mgmt-server-ca\"", command: "cmctl --context mgmt renew -n gloo-mesh relay-server-tls",
-				make: h.forged("mgmt", -20*time.Second, -2*time.Second, "gloo-mesh-mgmt-server-ca", "*.gloo-mesh"),
+				make: h.forged("mgmt", -20*time.Second, -2*time.Second, "gloo-mesh-mgmt-server-ca", "*.gloo-mesh"), undo: h.replaced(management),
 			},
 			{
 				name: "a client certificate from tomorrow", check: check.CertificateLifetime, cluster: "cluster1", status: check.Fail,
 				says: "is not valid before", evidence: "the worker's clock", command: "date -u",
-				make: h.forged("cluster1", 24*time.Hour, 48*time.Hour, "cluster1"),
+				make: h.forged("cluster1", 24*time.Hour, 48*time.Hour, "cluster1"), undo: h.replaced("cluster1"),
 			},
 			{
 				name: "a client certificate of another name", check: check.CertificateNames, cluster: "cluster2", status: check.Fail, mend: check.SetUp,
 				says: `the certificate is for elsewhere, and the cluster's registered name is "cluster2"`, evidence: "DNS names elsewhere", command: "spec.dnsNames",
-				make: h.forged("cluster2", -20*time.Second, 24*time.Hour, "elsewhere"),
+				make: h.forged("cluster2", -20*time.Second, 24*time.Hour, "elsewhere"), undo: h.replaced("cluster2"),
 			},
 		},
 	}

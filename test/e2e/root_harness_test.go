@@ -28,6 +28,7 @@ import (
 // once with each kind of server, and then in every way that this must not be done,
 // each of which the gates know.
 func TestRootRotationHarness(t *testing.T) {
+	takesTurns(t)
 	points := seed(t)
 	w, _ := rotationWorld(t, "")
 	if problems := w.rootNotRotated(t, rotatedTo(1)); len(problems) > 0 {

@@ -22,6 +22,7 @@ import (
 // see what is wrong: an intermediate is rotated by hand, well, and then in every
 // way that this must not be done.
 func TestRotationHarness(t *testing.T) {
+	takesTurns(t)
 	points := seed(t)
 	w, wk := rotationWorld(t, "")
 	trust := w.trust(t)
