@@ -32,6 +32,7 @@ func (h hospital) wards() []ward {
 		h.roles(),
 		h.chains(),
 		h.trust(),
+		h.trustThatIsGone(),
 		h.clustersThatDoNotAnswer(),
 		h.vaultSealed(),
 		h.vaultDenies(),
@@ -356,6 +357,19 @@ func (h hospital) trust() ward {
 				make: func(t *testing.T) { h.renew("cluster2")(t); h.settled(t, "cluster2") },
 			},
 		},
+	}
+}
+
+// trustThatIsGone is of the agent that reads it at its start alone: the setup that puts
+// it back leaves the agent with what it had, and the restart follows.
+func (h hospital) trustThatIsGone() ward {
+	return ward{
+		name: "trust that is gone", also: []string{check.Handshake},
+		breakages: []breakage{{
+			name: "the trust of an agent that does not reload", check: check.AgentTrust, cluster: "cluster2", status: check.Fail, mend: check.SetUp,
+			says: "Secret gloo-mesh/relay-root-tls-secret is missing", evidence: "relay-root-tls-secret", command: "relaypki setup",
+			make: h.kubectl("cluster2", "delete secret relay-root-tls-secret"),
+		}},
 	}
 }
 
