@@ -185,8 +185,8 @@ func (e *emergencyReissue) survey(ctx workflow.Context) (record cluster.MeshReco
 	if err := invalid(strangers(e.spec, named)); err != nil {
 		return record, err
 	}
-	if e.spec.PKI.Root.Offline() {
-		return record, failure.Permanent(failure.InvalidInput, "the root of the mesh %q is kept outside Vault (pki.root.kept: %s), and this procedure makes CAs with roots that are in Vault; nothing was changed. relaypki rotate intermediate %[1]s replaces the intermediate, and relaypki rotate root %[1]s the root, by what is signed outside; with --approval none, and what has to be signed at hand, in minutes", e.spec.Mesh, mesh.KeptOffline)
+	if e.spec.PKI.Root.Offline() && (e.want.Pins() || e.want.Compromised == procedure.CompromisedRoot) {
+		return record, failure.Permanent(failure.InvalidInput, "the root of the mesh %q is kept outside Vault (pki.root.kept: %s), and this makes CAs with roots that are in Vault; nothing was changed. relaypki rotate intermediate %[1]s replaces the intermediate, and relaypki rotate root %[1]s the root, by what is signed outside; with --approval none, and what has to be signed at hand, in minutes. A leaf alone is replaced here: relaypki emergency leaf %[1]s CLUSTER... without --distrust", e.spec.Mesh, mesh.KeptOffline)
 	}
 	_, err = e.step(ctx, "certificate authorities", "Read the CAs in Vault", func(ctx workflow.Context) (procedure.Outcome, error) {
 		seen, err := e.surveyed(ctx)

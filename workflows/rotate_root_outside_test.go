@@ -337,6 +337,24 @@ func TestRotateRootOutsideRefuses(t *testing.T) {
 	}
 }
 
+// An emergency replaces leaves under such a root, and no CA: it has nobody to sign one.
+func TestEmergencyUnderARootOutside(t *testing.T) {
+	w := newOutsideWorld(t)
+	for _, input := range []string{intermediateGone + contained, `"compromised":"root","first":"containment"`, `"compromised":"leaf","clusters":["cluster2"],"distrust":true,"first":"containment"`} {
+		if _, err := w.emergency(input); failure.KindOf(err) != failure.InvalidInput || !strings.Contains(failure.Message(err), "relaypki rotate intermediate demo") || !strings.Contains(failure.Message(err), "relaypki emergency leaf demo CLUSTER... without --distrust") {
+			t.Errorf("%s: it ended with %v", input, err)
+		}
+		if w.o.record.Rotation != nil || len(w.events) > 0 {
+			t.Errorf("%s: something was changed: %q", input, w.events)
+		}
+	}
+	if _, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`); err != nil {
+		t.Fatal(err)
+	}
+	w.order("freeze true", "take over", "reissue cluster2", "restart cluster2", "reissue", "restart mgmt", "freeze false", "record the end")
+	w.everywhere(1, 1)
+}
+
 // A plan says what people do, and changes nothing.
 func TestPlanOfARotationOfARootOutside(t *testing.T) {
 	w := newOutsideWorld(t)

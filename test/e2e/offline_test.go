@@ -321,6 +321,17 @@ func (o offlineRotation) run(t *testing.T) {
 	w.command(t, 0, "verify", "offline")
 	o.newRoot(t, 5)
 	none(t, watched.ended(t).problems(0))
+
+	// A leaf that is compromised takes no signature of anybody's; a CA would.
+	was := w.revisions(t)
+	w.command(t, 0, "emergency", "leaf", "offline", "cluster1", "--reason", "a laptop was stolen", "--incident", "INC-1", "--yes")
+	if is := w.revisions(t); is["cluster1"] <= was["cluster1"] || is[management] <= was[management] || is["cluster2"] != was["cluster2"] {
+		t.Errorf("issued anew from %v to %v", was, is)
+	}
+	if _, errOut := w.command(t, exitBadInput, "emergency", "intermediate", "offline", "--first", "containment", "--reason", "its key was seen", "--incident", "INC-2", "--yes"); !strings.Contains(errOut, "relaypki rotate intermediate offline") {
+		t.Errorf("the emergency of a CA says:\n%s", errOut)
+	}
+	w.command(t, 0, "verify", "offline")
 }
 
 // newRoot rotates the root itself to an intermediate of that generation: people are
