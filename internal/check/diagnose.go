@@ -23,7 +23,8 @@ func (m Management) Diagnose(now time.Time) []Finding {
 		r.inCluster(p)
 	}
 	r.clock(p, fmt.Sprintf("Vault %q", m.Vault.Name), m.VaultClock,
-		shellLine(shell.Join("curl", "-sSI", m.Vault.Address+"/v1/sys/health"), "grep -i ^date", "date -u"))
+		// Whoever is logged in has Vault's CA there, if it has one of its own.
+		shellLine(`curl -sSI ${VAULT_CACERT:+--cacert "$VAULT_CACERT"} `+shell.Join(m.Vault.Address+"/v1/sys/health"), "grep -i ^date", "date -u"))
 	if !m.Vault.Gap.Open() && m.Vault.Initialized && !m.Vault.Sealed && m.Vault.LoginError == "" {
 		r.vaultChains(p, m.Vault, m.Pin)
 		r.nesting(p, m, now)
@@ -50,7 +51,7 @@ func (w Workload) Diagnose(now time.Time) []Finding {
 func (r *report) inCluster(p place) {
 	r.identity(p)
 	r.webhook(p)
-	r.clock(p, "the API server", p.looks.Clock, shellLine(p.kubectl("get", "--raw", "/version", "-v=8"), "grep -i date", "date -u"))
+	r.clock(p, "the API server", p.looks.Clock, shellLine(p.kubectl("get", "--raw", "/version", "-v=8"), "grep -w Date:", "date -u"))
 	r.helmOwned(p)
 	r.renewWindow(p)
 	r.issuedLife(p)

@@ -229,7 +229,7 @@ func TestDiagnosis(t *testing.T) {
 		{"clock of the API server", func(_ *testing.T, w *world) { w.Workload.Looks.Clock.Behind = 31 * time.Second },
 			[]found{{check: check.ClockSkew, status: "warn", words: "31s behind", evidence: "HTTP header Date", command: "date -u"}}},
 		{"clock of Vault", func(_ *testing.T, w *world) { w.VaultClock.Behind = -5 * time.Minute },
-			[]found{{check: check.ClockSkew, status: "warn", words: "5m0s ahead of", command: "curl -sSI https://vault:8200/v1/sys/health"}}},
+			[]found{{check: check.ClockSkew, status: "warn", words: "5m0s ahead of", command: `--cacert "$VAULT_CACERT"} https://vault:8200/v1/sys/health`}}},
 		{"Helm's Secret", func(_ *testing.T, w *world) { w.RootSecret.Helm = "gloo-agent" },
 			[]found{{check: check.HelmOwned, status: "warn", words: "release gloo-agent", evidence: "Secret gloo-mesh/relay-root-tls-secret", command: "annotate secret relay-root-tls-secret helm.sh/resource-policy=keep"}}},
 		{"Helm's identity token", func(_ *testing.T, w *world) { w.Management.Looks.Identity.Helm = "gloo" },
@@ -308,7 +308,10 @@ func TestDiagnosis(t *testing.T) {
 			w.Vault.Relay.Issuers[0].Certificate = w.root.Intermediate(t, "I1", pkitest.Valid(-50*24*time.Hour, 50*24*time.Hour)).Cert
 		}, []found{{check: check.PKICAValidity, status: "pass", words: "valid until 2026-08-20"}, {check: check.PKICAValidity, status: "pass", words: "valid until 2046"}}},
 		{"CRL ended", func(_ *testing.T, w *world) { w.PKI[1].CRLs[0].Next = w.now.Add(-time.Second) },
-			[]found{{check: check.PKICRLValidity, status: "note", evidence: "pki/issuer/" + rootID + "/crl", command: "vault write pki/config/crl auto_rebuild=true"}}},
+			[]found{
+				{check: check.PKICRLValidity, status: "note", evidence: "pki/issuer/" + rootID + "/crl", command: "vault write pki/config/crl auto_rebuild=true expiry=72h auto_rebuild_grace_period=24h"},
+				{check: check.PKICRLValidity, status: "note", command: "vault read pki/crl/rotate"},
+			}},
 		{"leaf of the root", func(_ *testing.T, w *world) { w.PKI[1].RootLeaf = "0a:0b" },
 			[]found{{check: check.PKIRootIssuedLeaves, status: "warn", evidence: "pki/cert/0a:0b", command: "vault read pki/cert/0a:0b"}}},
 		{"role of others for localhost", func(_ *testing.T, w *world) {
