@@ -47,6 +47,21 @@ func (w Workload) Diagnose(now time.Time) []Finding {
 	return p.advise(r)
 }
 
+// Together takes back, of what the looks at single clusters offer, what all of them
+// show to be in vain: the management server says that an agent is not connected, and
+// its own cluster that none is available. A restart brings back neither one that is to
+// have no replicas nor one that does not start; see relay-agent and pod-ready.
+func Together(found []Finding) {
+	for i, f := range found {
+		away := func(other Finding) bool {
+			return other.Check == RelayAgent && other.Cluster == f.Cluster && other.Status == Fail
+		}
+		if f.Check == AgentsConnected && slices.ContainsFunc(found, away) {
+			found[i].Mend = nil
+		}
+	}
+}
+
 // inCluster are the checks of a diagnosis that are the same in every cluster.
 func (r *report) inCluster(p place) {
 	r.identity(p)

@@ -371,3 +371,36 @@ func TestDiagnosis(t *testing.T) {
 		})
 	}
 }
+
+// An agent that is not connected is restarted, unless there is none to restart.
+func TestTogether(t *testing.T) {
+	idle := func(cluster string) check.Finding {
+		return check.Finding{Check: check.AgentsConnected, Cluster: cluster, Status: check.Fail, Mend: &check.Mend{Do: check.Restart, Cluster: cluster}}
+	}
+	agent := func(cluster string, status check.Status) check.Finding {
+		return check.Finding{Check: check.RelayAgent, Cluster: cluster, Status: status}
+	}
+	for _, test := range []struct {
+		name  string
+		found []check.Finding
+		mends int
+	}{
+		{"an agent that runs", []check.Finding{idle("cluster1"), agent("cluster1", check.Pass)}, 1},
+		{"an agent that does not", []check.Finding{agent("cluster1", check.Fail), idle("cluster1")}, 0},
+		{"another cluster's agent does not", []check.Finding{idle("cluster1"), agent("cluster2", check.Fail), agent("cluster1", check.Pass)}, 1},
+		{"a cluster that was not seen", []check.Finding{idle("cluster1")}, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			check.Together(test.found)
+			mends := 0
+			for _, f := range test.found {
+				if f.Mend != nil {
+					mends++
+				}
+			}
+			if mends != test.mends {
+				t.Errorf("%d mends are offered, want %d: %+v", mends, test.mends, test.found)
+			}
+		})
+	}
+}
