@@ -108,14 +108,7 @@ func TestCredentials(t *testing.T) {
 
 	t.Log("jwt: a key that is not the cluster's is pinned, as after a rotation of its keys")
 	setup("{method: jwt}")
-	const jwtConfig = "auth/relaypki-demo-cluster1/config"
-	right, err := vault.Logical().Read(jwtConfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := vault.Logical().Write(jwtConfig, map[string]any{"bound_issuer": right.Data["bound_issuer"], "jwt_validation_pubkeys": []string{anotherKey(t)}}); err != nil {
-		t.Fatal(err)
-	}
+	right := w.pinAnotherKey(t)
 	revision := w.renewLeaf(t)
 	w.requestFails(t, revision+1)
 	result := w.refresh(t)
@@ -123,7 +116,7 @@ func TestCredentials(t *testing.T) {
 		t.Errorf("%+v", result)
 	}
 	now, err := vault.Logical().Read(jwtConfig)
-	if err != nil || fmt.Sprint(now.Data["jwt_validation_pubkeys"]) != fmt.Sprint(right.Data["jwt_validation_pubkeys"]) {
+	if err != nil || fmt.Sprint(now.Data["jwt_validation_pubkeys"]) != fmt.Sprint(right) {
 		t.Errorf("the keys pinned are %v (%v)", now.Data["jwt_validation_pubkeys"], err)
 	}
 	w.renewed(t, revision+1)
@@ -152,9 +145,8 @@ func TestCredentials(t *testing.T) {
 
 	t.Log("appRole: a secret id that is about to end is renewed, the old one destroyed")
 	setup("{method: appRole, tokenPeriod: 1h}")
-	const role = "auth/relaypki-demo-cluster1/role/relaypki-issuer"
 	ending := "0c7e7d6e-a-secret-id-of-the-test"
-	if _, err := vault.Logical().Write(role+"/custom-secret-id", map[string]any{"secret_id": ending, "ttl": "20m"}); err != nil {
+	if _, err := vault.Logical().Write(issuerRole+"/custom-secret-id", map[string]any{"secret_id": ending, "ttl": "20m"}); err != nil {
 		t.Fatal(err)
 	}
 	w.putSecret(t, mesh.AppRoleSecretName, "secretId-1", ending)
@@ -162,12 +154,12 @@ func TestCredentials(t *testing.T) {
 		t.Errorf("%+v", result)
 	}
 	secretID := w.onlySecretID(t, "secretId-2")
-	if found, err := vault.Logical().Write(role+"/secret-id/lookup", map[string]any{"secret_id": secretID}); err != nil || found == nil {
+	if found, err := vault.Logical().Write(issuerRole+"/secret-id/lookup", map[string]any{"secret_id": secretID}); err != nil || found == nil {
 		t.Errorf("Vault does not know the new secret id: %v", err)
 	} else if until, err := time.Parse(time.RFC3339Nano, fmt.Sprint(found.Data["expiration_time"])); err != nil || (time.Until(until)-time.Hour).Abs() > 5*time.Minute {
 		t.Errorf("the new secret id ends at %v (%v)", until, err)
 	}
-	if found, err := vault.Logical().Write(role+"/secret-id/lookup", map[string]any{"secret_id": ending}); err == nil && found != nil {
+	if found, err := vault.Logical().Write(issuerRole+"/secret-id/lookup", map[string]any{"secret_id": ending}); err == nil && found != nil {
 		t.Error("the old secret id still lets in")
 	}
 	issuer, err := w.cluster(t, "cluster1").cm.CertmanagerV1().Issuers("gloo-mesh").Get(t.Context(), mesh.IssuerName, metav1.GetOptions{})
@@ -177,9 +169,7 @@ func TestCredentials(t *testing.T) {
 	w.renewed(t, w.renewLeaf(t)+1)
 
 	t.Log("appRole: a secret id that is destroyed is made anew")
-	if _, err := vault.Logical().Write(role+"/secret-id/destroy", map[string]any{"secret_id": secretID}); err != nil {
-		t.Fatal(err)
-	}
+	w.destroySecretID(t, secretID)
 	if failing := w.failing(t); !strings.Contains(failing, check.ClusterSecretID) {
 		t.Errorf("verification does not see that it is gone: %s", failing)
 	}
@@ -191,13 +181,7 @@ func TestCredentials(t *testing.T) {
 
 	t.Log("token: one that was revoked is minted anew")
 	setup("{method: token, tokenPeriod: 1h}")
-	secret, err := kube.CoreV1().Secrets("gloo-mesh").Get(t.Context(), mesh.TokenSecretName, metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := vault.Auth().Token().RevokeTree(string(secret.Data[mesh.TokenSecretKey])); err != nil {
-		t.Fatal(err)
-	}
+	w.revokeToken(t)
 	if result := w.refresh(t); !strings.Contains(fmt.Sprint(result.Clusters), "minted anew") {
 		t.Errorf("%+v", result)
 	}
@@ -241,6 +225,47 @@ func TestCredentials(t *testing.T) {
 		t.Errorf("a refresh of what is current: %+v", result)
 	}
 	w.noSecrets(t)
+}
+
+// jwtConfig is where Vault has the keys of cluster1's tokens, and issuerRole what its
+// Issuer logs in by.
+const (
+	jwtConfig  = "auth/relaypki-demo-cluster1/config"
+	issuerRole = "auth/relaypki-demo-cluster1/role/relaypki-issuer"
+)
+
+// pinAnotherKey pins a key of nobody's in the place of cluster1's, as after a rotation
+// of its keys, and returns what was pinned.
+func (w *world) pinAnotherKey(t *testing.T) any {
+	t.Helper()
+	right, err := w.vault(t).Logical().Read(jwtConfig)
+	if err == nil {
+		_, err = w.vault(t).Logical().Write(jwtConfig, map[string]any{"bound_issuer": right.Data["bound_issuer"], "jwt_validation_pubkeys": []string{anotherKey(t)}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return right.Data["jwt_validation_pubkeys"]
+}
+
+// destroySecretID has Vault forget a secret id of cluster1's.
+func (w *world) destroySecretID(t *testing.T, id string) {
+	t.Helper()
+	if _, err := w.vault(t).Logical().Write(issuerRole+"/secret-id/destroy", map[string]any{"secret_id": id}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// revokeToken revokes the token of cluster1's Issuer.
+func (w *world) revokeToken(t *testing.T) {
+	t.Helper()
+	secret, err := w.cluster(t, "cluster1").kube.CoreV1().Secrets("gloo-mesh").Get(t.Context(), mesh.TokenSecretName, metav1.GetOptions{})
+	if err == nil {
+		err = w.vault(t).Auth().Token().RevokeTree(string(secret.Data[mesh.TokenSecretKey]))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // anotherKey is a public key of nobody's.

@@ -69,6 +69,8 @@ func TestDiagnosis(t *testing.T) {
 			h.well(t, "the mesh, on which what follows builds,")
 		}
 	}
+	t.Run("clocks that differ", h.clocksThatDiffer)
+	t.Run("a cluster that hangs", h.clusterThatHangs)
 	w.noSecrets(t)
 }
 

@@ -39,6 +39,11 @@ func (h hospital) wards() []ward {
 		h.mountGone(),
 		h.configuration(),
 		h.serverThatDoesNotReload(),
+		h.mounts(),
+		h.notes(),
+		h.agentsAndKeys(),
+		h.withToken(), // what comes after has its root that stands by
+		h.withSecretID(),
 	}
 }
 
@@ -93,6 +98,8 @@ func (h hospital) secretsThatAreMissing() ward {
 				says: "KubernetesCluster gloo-mesh/cluster2 is missing", command: "relaypki setup",
 				make: h.kubectl("mgmt", "delete kubernetescluster cluster2"),
 			},
+			h.backOff(),
+			h.cannotMount(),
 		},
 	}
 }
