@@ -90,6 +90,14 @@ type target struct {
 	Since time.Time `json:"since,omitzero"`
 }
 
+// issuing is as in relay.CheckPairInput.
+func (t target) issuing() string {
+	if t.Since.IsZero() {
+		return ""
+	}
+	return t.IntermediatePEM
+}
+
 // handOver is the state for the run that this one is continued as.
 func (r *rotating) handOver() rotatingState {
 	next := r.rotatingState
@@ -169,7 +177,7 @@ func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, s
 			}
 			defer places.Release(1)
 			pair, err := call[relay.CheckPairResult](ctx, summarized(on(r.Queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
-				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, InFlightCAs: r.Target.InFlightCAs, Lineage: r.Lineage, RootsOnly: rootsOnly})
+				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, InFlightCAs: r.Target.InFlightCAs, Issuing: r.Target.issuing(), Lineage: r.Lineage, RootsOnly: rootsOnly})
 			if err != nil {
 				if ctx.Err() == nil && !r.left(ctx, w.Name) {
 					r.unseen(ctx, w.Name, err)

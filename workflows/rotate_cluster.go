@@ -99,7 +99,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 		return err
 	}
 	if c.Mode.Writes() && !c.Returns {
-		if err := c.handshakes(ctx, "handshakes before"); err != nil {
+		if err := c.handshakes(ctx, "handshakes before", c.Target.issuing()); err != nil {
 			return err
 		}
 	}
@@ -130,7 +130,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 	}); err != nil {
 		return err
 	}
-	return c.handshakes(ctx, "handshakes after")
+	return c.handshakes(ctx, "handshakes after", "")
 }
 
 // trust changes what the agent trusts, in a rotation of the root.
@@ -178,11 +178,11 @@ func (c *clusterRotation) secrets() []string {
 }
 
 // handshakes computes whether agent and server accept each other, whatever
-// either has stored, loaded or in flight.
-func (c *clusterRotation) handshakes(ctx workflow.Context, name string) error {
+// either has stored, loaded or in flight; issuing is as in relay.CheckPairInput.
+func (c *clusterRotation) handshakes(ctx workflow.Context, name, issuing string) error {
 	_, err := c.step(ctx, name, "Compute the handshakes of the agent and the server", func(ctx workflow.Context) (procedure.Outcome, error) {
 		pair, err := call[relay.CheckPairResult](ctx, on(c.TaskQueue, acting), relays.CheckPair,
-			relay.CheckPairInput{Spec: c.Spec, Cluster: c.Cluster, Server: c.Server, InFlight: c.Target.InFlight, InFlightCAs: c.Target.InFlightCAs, Lineage: c.Lineage})
+			relay.CheckPairInput{Spec: c.Spec, Cluster: c.Cluster, Server: c.Server, InFlight: c.Target.InFlight, InFlightCAs: c.Target.InFlightCAs, Issuing: issuing, Lineage: c.Lineage})
 		if err == nil && len(pair.Problems) > 0 {
 			err = failure.Permanent(failure.Mismatch, "handshakes between this cluster's agent and the server would fail: %s. Nothing more is changed here; take the rotation back (relaypki rollback %s --reason WHY) or put this right and retry",
 				strings.Join(pair.Problems, "; "), c.Spec.Mesh)

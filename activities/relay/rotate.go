@@ -346,6 +346,10 @@ type CheckPairInput struct {
 	// InFlightCAs are what Vault may return as ca.crt with those, in PEM: the
 	// server may trust any of them from now on, and an agent with a trust of its own.
 	InFlightCAs []string `json:"inFlightCAs,omitempty"`
+	// Issuing is, where leaves alone are issued anew, the intermediate that does, in
+	// PEM: a chain whose leaf it has signed is judged as it will be then, whatever has
+	// become of it in its Secret.
+	Issuing string `json:"issuing,omitempty"`
 	// Lineage is given in a rotation of the root.
 	Lineage *Lineage `json:"lineage,omitempty"`
 	// RootsOnly refuses a trust store that holds anything but self-signed roots, and
@@ -436,6 +440,17 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 	if err != nil {
 		return result, err
 	}
+	chain := seen.Secret.Chain
+	if in.Issuing != "" {
+		issuing, err := parsed([]string{in.Issuing})
+		if err != nil {
+			return result, err
+		}
+		chain = reissued(chain, issuing[0][0])
+		for i := range shown {
+			shown[i] = reissued(shown[i], issuing[0][0])
+		}
+	}
 	var of rotation.Lineage
 	if in.Lineage != nil {
 		if of, err = in.Lineage.Certificates(); err != nil {
@@ -444,7 +459,7 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 	}
 	server := rotation.Side{Name: "the management server", Chains: slices.Concat(shown, inFlight), Trusts: eachOnce(trusts, trustsInFlight)}
 	agent := rotation.Side{Name: fmt.Sprintf("the agent of cluster %q", in.Cluster),
-		Chains: append([][]*x509.Certificate{seen.Secret.Chain}, inFlight...), Trusts: [][]*x509.Certificate{trusted.CA}}
+		Chains: append([][]*x509.Certificate{chain}, inFlight...), Trusts: [][]*x509.Certificate{trusted.CA}}
 	if own {
 		agent.Trusts = eachOnce(agent.Trusts, trustsInFlight)
 	}
@@ -485,6 +500,14 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 		}
 	}
 	return result, nil
+}
+
+// reissued is the chain as what issues will give it, if that has signed its leaf.
+func reissued(chain []*x509.Certificate, issuing *x509.Certificate) []*x509.Certificate {
+	if chain[0].CheckSignatureFrom(issuing) != nil {
+		return chain
+	}
+	return []*x509.Certificate{chain[0], issuing}
 }
 
 // commonNames are the names by which people know CAs.

@@ -438,6 +438,21 @@ func TestCheckPair(t *testing.T) {
 			in.Spec.Workloads[0].Agent.Trust = mesh.TrustOwn
 			w.trust(other.root)
 		}, nil},
+		{"chains without their intermediate", func(w *pairing, in *CheckPairInput) {
+			w.store(clientSecret, a.root, a.client(t))
+			in.Server.Chains = []string{text(a.server(t))}
+		}, []string{"would refuse the management server", "the management server would refuse the agent"}},
+		{"which are about to be issued anew", func(w *pairing, in *CheckPairInput) {
+			w.store(clientSecret, a.root, a.client(t))
+			in.Server.Chains, in.Issuing = []string{text(a.server(t))}, text(a.intermediate)
+		}, nil},
+		{"by an intermediate that the server does not trust", func(w *pairing, in *CheckPairInput) {
+			in.Server.Trusts, in.Issuing = []string{text(other.root)}, text(a.intermediate)
+		}, []string{"the management server would refuse the agent"}},
+		{"and nothing that this intermediate has signed", func(w *pairing, in *CheckPairInput) {
+			w.store(clientSecret, a.root, other.client(t), other.intermediate)
+			in.Issuing = text(a.intermediate)
+		}, []string{"the management server would refuse the agent"}},
 		{"certificates that have ended", func(w *pairing, in *CheckPairInput) {
 			w.store(clientSecret, a.root, a.intermediate.Leaf(t, []string{"cluster1"}, ended), a.intermediate)
 			in.Server.Chains = []string{text(a.intermediate.Leaf(t, []string{"*.gloo-mesh"}, ended), a.intermediate)}

@@ -149,8 +149,13 @@ func (p place) mendOf(s Symptom) *Mend {
 	return nil
 }
 
-// handshakeMend is what mends the first handshake that fails.
+// handshakeMend is what mends the first handshake that fails. A client whose chain is
+// cut off finds no CA of it among those that the server accepts, and sends none: that
+// says nothing against the server.
 func (p place) handshakeMend(w Workload) *Mend {
+	if len(w.Secret.Chain) > 0 && chainProblem(w.Secret, use{usage: x509.ExtKeyUsageClientAuth}, p.now) != nil {
+		return p.mend(Reissue)
+	}
 	for _, h := range w.Handshakes {
 		if s, ok := Explain(AtHandshake, h.Error); ok && h.Reached {
 			return p.mendOf(s)

@@ -291,6 +291,10 @@ func TestDiagnosis(t *testing.T) {
 		{"agent older than a trust that does not fit", func(_ *testing.T, w *world) {
 			w.RootSecret.Written, w.Handshakes[0].Error = w.now, "tls: failed to verify certificate: x509: certificate signed by unknown authority"
 		}, []found{{check: check.StaleTrust, status: "warn", words: "mend first what handshake names", command: "rollout restart"}, {check: check.Handshake, status: "fail", mend: setUp}}},
+		{"a chain that is cut off, of which a client sends nothing", func(_ *testing.T, w *world) {
+			w.Workload.Secret.Chain = w.Workload.Secret.Chain[:1]
+			w.Handshakes[0].Error = "remote error: tls: certificate required"
+		}, []found{{check: check.CertificateChain, status: "fail", mend: of(check.Reissue, "cluster1")}, {check: check.Handshake, status: "fail", mend: of(check.Reissue, "cluster1")}}},
 		{"gauges that lie", func(_ *testing.T, w *world) {
 			w.Handshakes[0].Error = "remote error: tls: unknown certificate authority"
 			w.Gauges = check.Metrics{Pull: map[string]float64{"cluster1": 1}, Push: map[string]float64{"cluster1": 1}}

@@ -101,6 +101,26 @@ func (h hospital) agentsAndKeys() ward {
 	}
 }
 
+// serverAway has the management server stopped, so that there is nothing to shake hands
+// with.
+func (h hospital) serverAway() ward {
+	return ward{
+		name: "server away", also: []string{check.Handshake, check.AgentsConnected, check.ServedCertificate, check.AcceptableCAs, check.RelayAgent, check.PodReady},
+		breakages: []breakage{
+			{
+				name: "a server of no replicas", check: check.RelayServer, cluster: management, object: "Deployment gloo-mesh/gloo-mesh-mgmt-server", status: check.Fail,
+				says: "0 of 0 replicas", evidence: "spec.replicas 0", command: "scale deployment/gloo-mesh-mgmt-server --replicas=1",
+				make: all(h.kubectl(management, "scale deploy/gloo-mesh-mgmt-server --replicas=0"), h.kubectl(management, "wait --for=delete pod -l app=gloo-mesh-mgmt-server --timeout=60s")), pasted: true,
+			},
+			{
+				name: "no handshake", check: check.Handshake, cluster: "cluster1", status: check.Fail,
+				says: "no handshake was tried", evidence: "the management server has no ready Pod", command: "logs deployment/gloo-mesh-mgmt-server",
+				make: func(*testing.T) {},
+			},
+		},
+	}
+}
+
 // becomes sets the same mesh up with more in its input.
 func (h hospital) becomes(t *testing.T, more string) {
 	t.Helper()

@@ -41,6 +41,7 @@ func (h hospital) wards() []ward {
 		h.serverThatDoesNotReload(),
 		h.mounts(),
 		h.notes(),
+		h.serverAway(),
 		h.agentsAndKeys(),
 		h.withToken(), // what comes after has its root that stands by
 		h.withSecretID(),
@@ -97,6 +98,11 @@ func (h hospital) secretsThatAreMissing() ward {
 				name: "a registration", check: check.RegisteredName, cluster: "cluster2", status: check.Fail, mend: check.SetUp,
 				says: "KubernetesCluster gloo-mesh/cluster2 is missing", command: "relaypki setup",
 				make: h.kubectl("mgmt", "delete kubernetescluster cluster2"),
+			},
+			{
+				name: "the list of registrations", check: check.Registrations, cluster: "mgmt", status: check.Fail, mend: check.SetUp,
+				says: "not registered: cluster2", evidence: "KubernetesClusters of gloo-mesh: ", command: "get kubernetesclusters",
+				make: func(*testing.T) {},
 			},
 			h.backOff(),
 			h.cannotMount(),
@@ -295,6 +301,11 @@ func (h hospital) roles() ward {
 				make: func(t *testing.T) { h.sh(t, "vault patch pki_relay/roles/relay-client-cluster2 max_ttl=1h") },
 			},
 			{
+				name: "an Issuer that signs elsewhere", check: check.IssuerReady, cluster: "cluster2", object: "Issuer gloo-mesh/vault-issuer", status: check.Fail, mend: check.SetUp,
+				says: `it signs at "pki_relay/sign/elsewhere"`, evidence: "spec.vault.path: pki_relay/sign/elsewhere", command: "describe issuer vault-issuer",
+				make: h.kubectl("cluster2", `patch issuer vault-issuer --type=merge -p '{"spec":{"vault":{"path":"pki_relay/sign/elsewhere"}}}'`),
+			},
+			{
 				name: "an issuer that outlives itself", check: check.VaultIntermediate, cluster: "mgmt", status: check.Fail, mend: check.SetUp,
 				evidence: "leaf_not_after_behavior", command: "vault patch",
 				make: func(t *testing.T) {
@@ -331,6 +342,13 @@ func (h hospital) chains() ward {
 				},
 			},
 			{
+				name: "a chain without its intermediate", check: check.CertificateChain, cluster: "cluster2", object: "Secret gloo-mesh/relay-client-tls-secret", status: check.Fail, mend: check.Reissue,
+				says: "does not verify under its own ca.crt", evidence: "tls.crt[0]: ", command: "cmctl --context cluster2 renew",
+				make: func(t *testing.T) {
+					h.sh(t, `kubectl --context cluster2 -n gloo-mesh get secret relay-client-tls-secret -o json | jq '.data["tls.crt"] |= (@base64d | split("-----END")[0] + "-----END CERTIFICATE-----\n" | @base64)' | kubectl --context cluster2 replace -f -`)
+				},
+			},
+			{
 				name: "a chain that is not one line", check: check.CertificateReady, cluster: "cluster2", status: check.Warn, mend: check.Reissue,
 				says: "malformed", evidence: "CertificateRequest",
 				make: h.renew("cluster2"),
@@ -339,24 +357,42 @@ func (h hospital) chains() ward {
 	}
 }
 
+// rootElsewhere is a root that has nothing to do with the mesh, as a Secret has it.
+func (h hospital) rootElsewhere(t *testing.T) string {
+	t.Helper()
+	h.sh(t, "vault secrets enable -path=elsewhere pki")
+	root := h.write(t, "elsewhere/root/generate/internal", map[string]any{"common_name": "somebody else", "ttl": "720h"})
+	h.sh(t, "vault secrets disable elsewhere")
+	return base64.StdEncoding.EncodeToString([]byte(root["certificate"].(string)))
+}
+
 func (h hospital) trust() ward {
 	return ward{
-		name: "trust", also: []string{check.Handshake, check.StaleTrust},
+		name: "trust",
 		breakages: []breakage{
 			{
 				name: "trust without the root in use", check: check.AgentTrust, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
 				says: "not the root", evidence: "somebody else", command: "relaypki setup",
 				make: func(t *testing.T) {
-					h.sh(t, "vault secrets enable -path=elsewhere pki")
-					root := h.write(t, "elsewhere/root/generate/internal", map[string]any{"common_name": "somebody else", "ttl": "720h"})
-					h.sh(t, "vault secrets disable elsewhere")
-					h.kubectl("cluster1", fmt.Sprintf(`patch secret relay-root-tls-secret --type=merge -p '{"data":{"ca.crt":%q}}'`, base64.StdEncoding.EncodeToString([]byte(root["certificate"].(string)))))(t)
+					h.kubectl("cluster1", fmt.Sprintf(`patch secret relay-root-tls-secret --type=merge -p '{"data":{"ca.crt":%q}}'`, h.rootElsewhere(t)))(t)
 				},
 			},
 			{
 				name: "gauges that count it all the same", check: check.GaugesLie, cluster: "cluster1", status: check.Fail, mend: check.SetUp,
 				says: "at the next reconnect the cluster is cut off", evidence: `relay_pull_clients_connected{cluster="cluster1"} 1`,
 				make: func(*testing.T) {},
+			},
+			{
+				name: "a fresh handshake", check: check.Handshake, cluster: "cluster1", object: "Pod gloo-mesh/gloo-mesh-mgmt-server-", status: check.Fail, mend: check.SetUp,
+				says: "a fresh handshake fails: ", evidence: "port 9900: ", command: "logs deployment/gloo-mesh-agent",
+				make: func(*testing.T) {},
+			},
+			{
+				name: "an agent with the trust from before", check: check.StaleTrust, cluster: "cluster2", object: "Secret gloo-mesh/relay-root-tls-secret", status: check.Warn, mend: check.Restart,
+				says: "it still holds the trust from before", evidence: "last written", command: "rollout restart",
+				make: func(t *testing.T) {
+					h.sh(t, "kubectl --context cluster2 -n gloo-mesh get secret relay-root-tls-secret -o json | kubectl --context cluster2 replace --force -f -")
+				},
 			},
 			{
 				name: "an agent with what was before", check: check.StaleAgent, cluster: "cluster2", status: check.Warn, mend: check.Restart,
@@ -513,16 +549,21 @@ func (h hospital) configuration() ward {
 // it started with.
 func (h hospital) serverThatDoesNotReload() ward {
 	return ward{
-		name: "server that does not reload", also: []string{check.AcceptableCAs},
+		name: "server that does not reload", also: []string{check.Handshake, check.AgentsConnected, check.GaugesLie},
 		breakages: []breakage{{
 			name: "it serves the certificate from before", check: check.ServedCertificate, cluster: management, status: check.Fail, mend: check.Restart,
 			says: "the server has not loaded it", evidence: "port 9900, presents[0]", command: "rollout restart deployment/gloo-mesh-mgmt-server",
 			make: func(t *testing.T) {
+				h.kubectl("mgmt", fmt.Sprintf(`patch secret relay-server-tls-secret --type=merge -p '{"data":{"ca.crt":%q}}'`, h.rootElsewhere(t)))(t)
 				h.sh(t, `kubectl --context mgmt -n gloo-mesh get deployment gloo-mesh-mgmt-server -o json | jq '(.spec.template.spec.containers[0].args[] | select(startswith("--reload="))) = "--reload=restartOnly"' | kubectl --context mgmt apply -f -`)
 				h.sh(t, "kubectl --context mgmt -n gloo-mesh rollout status deployment/gloo-mesh-mgmt-server --timeout=60s")
 				h.renew(management)(t)
 				h.settled(t, management)
 			},
+		}, {
+			name: "it accepts the CA from before", check: check.AcceptableCAs, cluster: management, object: "Pod gloo-mesh/gloo-mesh-mgmt-server-", status: check.Fail, mend: check.Restart,
+			says: "it accepts clients of other CAs", evidence: "asks for a client certificate: true, under 1 CAs", command: "rollout restart deployment/gloo-mesh-mgmt-server",
+			make: func(*testing.T) {},
 		}},
 	}
 }
