@@ -297,7 +297,7 @@ func (w *world) pidOf(t *testing.T, part string) int {
 // within its timeout, and holds up nothing that is said of the others.
 func (h hospital) clusterThatHangs(t *testing.T) {
 	const within = 5 * time.Second
-	h.kubectl("cluster1", "annotate secret relay-root-tls-secret meta.helm.sh/release-name=gloo-platform")(t)
+	h.kubectl("cluster1", "annotate --overwrite secret relay-root-tls-secret meta.helm.sh/release-name=gloo-platform helm.sh/resource-policy-")(t)
 	pid := h.pidOf(t, "cluster2-apiserver")
 	wakes := func() {
 		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
