@@ -328,7 +328,7 @@ func (o offlineRotation) run(t *testing.T) {
 	if is := w.revisions(t); is["cluster1"] <= was["cluster1"] || is[management] <= was[management] || is["cluster2"] != was["cluster2"] {
 		t.Errorf("issued anew from %v to %v", was, is)
 	}
-	if _, errOut := w.command(t, exitBadInput, "emergency", "intermediate", "offline", "--first", "containment", "--reason", "its key was seen", "--incident", "INC-2", "--yes"); !strings.Contains(errOut, "relaypki rotate intermediate offline") {
+	if _, errOut := w.command(t, exitFailed, "emergency", "intermediate", "offline", "--first", "containment", "--reason", "its key was seen", "--incident", "INC-2", "--yes"); !strings.Contains(errOut, "relaypki rotate intermediate offline") {
 		t.Errorf("the emergency of a CA says:\n%s", errOut)
 	}
 	w.command(t, 0, "verify", "offline")

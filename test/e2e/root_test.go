@@ -58,11 +58,16 @@ type watchedRoot struct {
 
 func (w *world) watchRoot(t *testing.T, points uint64, reload string) *watchedRoot {
 	t.Helper()
-	s := &watchedRoot{w: w, watched: w.watchHandshakes(t), failing: w.watchRequests(t), renewals: w.renewAtRandom(t, points)}
-	if reload != "withCA" {
-		s.unjudged = 10
+	return &watchedRoot{w: w, watched: w.watchHandshakes(t), failing: w.watchRequests(t), renewals: w.renewAtRandom(t, points), unjudged: cutByRestarts(reload)}
+}
+
+// cutByRestarts is how many handshakes of an agent a rotation may leave without a verdict
+// where the server is restarted to load its Secrets.
+func cutByRestarts(reload string) int64 {
+	if reload == "withCA" {
+		return 0
 	}
-	return s
+	return 10
 }
 
 // ended fails the test if anybody was refused, or a request failed, but for during
