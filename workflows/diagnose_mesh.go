@@ -232,7 +232,7 @@ func (d *diagnosis) chosen(do check.Doing, before, found []check.Finding) []chec
 // certificate was issued anew.
 func (d *diagnosis) follows(m check.Mend) bool {
 	return m.Do == check.Restart && slices.ContainsFunc(d.result.Mended, func(made procedure.Mended) bool {
-		return made.Error == "" && (made.Do == check.SetUp || made.Do == check.Reissue && (made.Cluster == m.Cluster || d.ofManagement(made.Mend)))
+		return (made.Error == "" || made.Made) && (made.Do == check.SetUp || made.Do == check.Reissue && (made.Cluster == m.Cluster || d.ofManagement(made.Mend)))
 	})
 }
 
@@ -255,7 +255,7 @@ func (d *diagnosis) mend(ctx workflow.Context, do check.Doing, mends []check.Men
 
 func mended(m check.Mend, detail string, err error) procedure.Mended {
 	if err != nil {
-		return procedure.Mended{Mend: m, Error: why(err)}
+		return procedure.Mended{Mend: m, Error: why(err), Made: failure.KindOf(err) == failure.Unhealthy}
 	}
 	return procedure.Mended{Mend: m, Detail: detail}
 }

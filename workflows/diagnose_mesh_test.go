@@ -429,6 +429,8 @@ func TestARestartFollows(t *testing.T) {
 			`[{"do":"reissue","cluster":"mgmt"}]`, "", []string{"reissue mgmt", "restart cluster1"}},
 		"not wanted": {map[string][][]check.Finding{"mgmt": {{role}, {}}, "cluster1": {{stale("cluster1")}}},
 			`[{"do":"setup"}]`, "", []string{"setup "}},
+		"from a setup that was made and left something": {map[string][][]check.Finding{"mgmt": {{role}, {}}, "cluster1": {{}, {stale("cluster1")}, {}}},
+			`[{"do":"setup"}]`, "VerifyCluster", []string{"setup !", "restart cluster1"}},
 		"of a setup that failed": {map[string][][]check.Finding{"mgmt": {{role}}, "cluster1": {{}, {stale("cluster1")}}},
 			`[{"do":"setup"}]`, "AcquireLock relaypki-demo-ca", []string{"setup !"}},
 		"of nothing": {map[string][][]check.Finding{"cluster1": {{stale("cluster1")}, {stale("cluster1")}}},
@@ -442,7 +444,7 @@ func TestARestartFollows(t *testing.T) {
 			p := newPatient()
 			p.finds = c.finds
 			if c.fails != "" {
-				p.differs = map[string]bool{"ApplyCertificate": true}
+				p.differs = map[string]bool{"ApplyCertificate": true, c.fails: true}
 				p.fails[c.fails] = failure.Permanent(failure.Denied, "forbidden")
 			}
 			var made []string

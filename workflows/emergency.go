@@ -266,6 +266,8 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 			slices.Sort(all)
 			r.Emergency.Clusters = slices.Compact(all)
 		}
+	case !want.Pins() && want.Compromised == procedure.CompromisedLeaf && record.Spec.PKI.Root.Offline():
+		return refused("the mesh %q is in %s, begun by %s, and a leaf alone is not replaced meanwhile. %s; then start this again", name, begun.Procedure, begun.Workflow, first(name, begun))
 	case !want.Pins() && want.Compromised == procedure.CompromisedLeaf:
 		orders := procedure.AvailabilityFirst + "|" + procedure.ContainmentFirst
 		if begun.Emergency != nil {
@@ -378,7 +380,7 @@ func (e *emergencyReissue) freeze(ctx workflow.Context, thaw bool) (bool, error)
 // work. The server is restarted with that, which cuts every stream that is open.
 func (e *emergencyReissue) reissue(ctx workflow.Context) error {
 	of := e.Record.Emergency
-	e.Target = target{RootPEM: e.Root.CertificatePEM, IntermediatePEM: e.From.CertificatePEM, Since: of.Began}
+	e.Target = target{RootPEM: e.Root.CertificatePEM, IntermediatePEM: e.From.CertificatePEM, Issuing: e.From.CertificatePEM, Since: of.Began}
 	if _, err := e.step(ctx, "server", "Read what the management server presents and trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return e.readServer(ctx, false)
 	}); err != nil {

@@ -15,7 +15,9 @@ func TestNoRestartIsOfferedWhereNoAgentRuns(t *testing.T) {
 	}{{check.Pass, 1}, {check.Fail, 0}} {
 		p := newPatient()
 		p.finds["mgmt"] = [][]check.Finding{{found(check.AgentsConnected, "cluster1", check.Fail, restart1)}}
-		p.finds["cluster1"] = [][]check.Finding{{found(check.RelayAgent, "cluster1", c.agent)}}
+		agent := found(check.RelayAgent, "cluster1", c.agent)
+		agent.Message = "0 of 1 replicas are available"
+		p.finds["cluster1"] = [][]check.Finding{{agent}}
 		if result := p.diagnose(t, `{"mesh":"demo"}`); len(result.Offered) != c.offers {
 			t.Errorf("with relay-agent %s it offers %+v", c.agent, result.Offered)
 		}

@@ -86,16 +86,12 @@ type target struct {
 	InFlightCAs []string `json:"inFlightCAs,omitempty"`
 	// InFlight is a chain as the intermediate gives it.
 	InFlight []string `json:"inFlight,omitempty"`
+	// Issuing is as in relay.CheckPairInput, for clusters that somebody has named. Where
+	// all are issued anew, the server is, between one cluster and the next, and restarted
+	// if need be: whoever it would refuse then is not cut off before its turn.
+	Issuing string `json:"issuing,omitempty"`
 	// Since is when a rotation of leaves began.
 	Since time.Time `json:"since,omitzero"`
-}
-
-// issuing is as in relay.CheckPairInput.
-func (t target) issuing() string {
-	if t.Since.IsZero() {
-		return ""
-	}
-	return t.IntermediatePEM
 }
 
 // handOver is the state for the run that this one is continued as.
@@ -177,7 +173,7 @@ func (r *rotating) pairs(ctx workflow.Context, names []string, rootsOnly bool, s
 			}
 			defer places.Release(1)
 			pair, err := call[relay.CheckPairResult](ctx, summarized(on(r.Queues[w.Context], looking), "Compute the handshakes of cluster "+w.Name), relays.CheckPair,
-				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, InFlightCAs: r.Target.InFlightCAs, Issuing: r.Target.issuing(), Lineage: r.Lineage, RootsOnly: rootsOnly})
+				relay.CheckPairInput{Spec: r.spec.Only(w.Name), Cluster: w.Name, Server: r.Server, InFlight: r.Target.InFlight, InFlightCAs: r.Target.InFlightCAs, Issuing: r.Target.Issuing, Lineage: r.Lineage, RootsOnly: rootsOnly})
 			if err != nil {
 				if ctx.Err() == nil && !r.left(ctx, w.Name) {
 					r.unseen(ctx, w.Name, err)

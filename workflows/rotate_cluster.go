@@ -99,7 +99,7 @@ func (c *clusterRotation) rotate(ctx workflow.Context) error {
 		return err
 	}
 	if c.Mode.Writes() && !c.Returns {
-		if err := c.handshakes(ctx, "handshakes before", c.Target.issuing()); err != nil {
+		if err := c.handshakes(ctx, "handshakes before", c.Target.Issuing); err != nil {
 			return err
 		}
 	}

@@ -118,6 +118,9 @@ func (r *leafRotation) preflight(ctx workflow.Context) error {
 	if err := r.aim(ctx); err != nil {
 		return err
 	}
+	if len(r.input.Clusters) > 0 {
+		r.Target.Issuing = r.Target.IntermediatePEM
+	}
 	if _, err := r.step(ctx, "server", "Read what the management server presents and trusts", func(ctx workflow.Context) (procedure.Outcome, error) {
 		return r.readServer(ctx, false)
 	}); err != nil {

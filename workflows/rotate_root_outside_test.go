@@ -353,6 +353,12 @@ func TestEmergencyUnderARootOutside(t *testing.T) {
 	}
 	w.order("freeze true", "take over", "reissue cluster2", "restart cluster2", "reissue", "restart mgmt", "freeze false", "record the end")
 	w.everywhere(1, 1)
+
+	// Nor is a leaf's dealt with by another CA while one is rotated.
+	w.o.record.Rotation = &procedure.Rotation{Procedure: procedure.RotateIntermediateCA, Workflow: "rotate-intermediate-demo", From: 1, To: 2, FromRoot: 1, ToRoot: 1}
+	if _, err := w.emergency(`"compromised":"leaf","clusters":["cluster2"]`); failure.KindOf(err) != failure.Conflict || !strings.Contains(failure.Message(err), "relaypki rollback demo") || strings.Contains(failure.Message(err), "--distrust") {
+		t.Errorf("while an intermediate is rotated it ended with %v", err)
+	}
 }
 
 // A plan says what people do, and changes nothing.

@@ -202,6 +202,7 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 			if name == "" {
 				o.serverEnded = false
 			}
+			delete(o.differs, "chain "+name)
 			if o.pki.leaves[name] != g || !in.Since.IsZero() {
 				o.pki.leaves[name] = g
 				out.Changed(procedure.Update, "certificate", "")
@@ -220,7 +221,7 @@ func (o *outside) rotations(env *testsuite.TestWorkflowEnvironment) {
 	})
 	env.OnActivity(relays.CheckPair, mock.Anything, mock.Anything).Return(func(_ context.Context, in relay.CheckPairInput) (out relay.CheckPairResult, err error) {
 		err = change("CheckPair", in.Cluster, func() {
-			if o.differs["CheckPair "+in.Cluster] || in.RootsOnly && o.differs["RootsOnly "+in.Cluster] {
+			if o.differs["CheckPair "+in.Cluster] || o.differs["chain "+in.Cluster] && in.Issuing != "CA 1" || in.RootsOnly && o.differs["RootsOnly "+in.Cluster] {
 				out.Problems = []string{"the agent does not accept the server"}
 			}
 			out.Presents, out.Trusts = "relay-intermediate-g1", []string{"relay-root-g1"}
@@ -953,6 +954,33 @@ func TestRotateLeafLooksAtItsOwn(t *testing.T) {
 	}
 	if o.count("Reissue cluster1") != 1 {
 		t.Errorf("%q", o.calls)
+	}
+}
+
+// What has become of a chain in its Secret is no reason not to issue it anew, for
+// somebody who has named the cluster. With the others it is: the server, which would
+// refuse it, may be restarted before its turn.
+func TestRotateLeafOfAChainThatIsCutOff(t *testing.T) {
+	for name, c := range map[string]struct {
+		input string
+		kind  failure.Kind
+		count int
+	}{
+		"named":    {`{"mesh":"demo","clusters":["cluster1"]}`, "", 1},
+		"with all": {`{"mesh":"demo"}`, failure.Preflight, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := rotated()
+			o.differs = map[string]bool{"chain cluster1": true}
+			env := newRun(t, o)
+			env.ExecuteWorkflow(procedure.RotateLeafCertificates, json.RawMessage(c.input))
+			if err := env.GetWorkflowError(); failure.KindOf(err) != c.kind {
+				t.Errorf("it ended with %v", err)
+			}
+			if o.count("Reissue cluster1") != c.count {
+				t.Errorf("%q", o.calls)
+			}
+		})
 	}
 }
 

@@ -346,9 +346,9 @@ type CheckPairInput struct {
 	// InFlightCAs are what Vault may return as ca.crt with those, in PEM: the
 	// server may trust any of them from now on, and an agent with a trust of its own.
 	InFlightCAs []string `json:"inFlightCAs,omitempty"`
-	// Issuing is, where leaves alone are issued anew, the intermediate that does, in
-	// PEM: a chain whose leaf it has signed is judged as it will be then, whatever has
-	// become of it in its Secret.
+	// Issuing is the intermediate that is about to issue this agent's certificate anew,
+	// in PEM: if it has signed the leaf, the agent's chain is judged as it will be then,
+	// whatever has become of it in its Secret.
 	Issuing string `json:"issuing,omitempty"`
 	// Lineage is given in a rotation of the root.
 	Lineage *Lineage `json:"lineage,omitempty"`
@@ -447,9 +447,6 @@ func pair(seen check.Workload, in CheckPairInput, at time.Time) (CheckPairResult
 			return result, err
 		}
 		chain = reissued(chain, issuing[0][0])
-		for i := range shown {
-			shown[i] = reissued(shown[i], issuing[0][0])
-		}
 	}
 	var of rotation.Lineage
 	if in.Lineage != nil {

@@ -442,10 +442,13 @@ func TestCheckPair(t *testing.T) {
 			w.store(clientSecret, a.root, a.client(t))
 			in.Server.Chains = []string{text(a.server(t))}
 		}, []string{"would refuse the management server", "the management server would refuse the agent"}},
-		{"which are about to be issued anew", func(w *pairing, in *CheckPairInput) {
+		{"the agent's, which is about to be issued anew", func(w *pairing, in *CheckPairInput) {
 			w.store(clientSecret, a.root, a.client(t))
-			in.Server.Chains, in.Issuing = []string{text(a.server(t))}, text(a.intermediate)
+			in.Issuing = text(a.intermediate)
 		}, nil},
+		{"the server's, which is not", func(_ *pairing, in *CheckPairInput) {
+			in.Server.Chains, in.Issuing = []string{text(a.server(t))}, text(a.intermediate)
+		}, []string{"would refuse the management server"}},
 		{"by an intermediate that the server does not trust", func(w *pairing, in *CheckPairInput) {
 			in.Server.Trusts, in.Issuing = []string{text(other.root)}, text(a.intermediate)
 		}, []string{"the management server would refuse the agent"}},

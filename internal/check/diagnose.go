@@ -24,7 +24,7 @@ func (m Management) Diagnose(now time.Time) []Finding {
 	}
 	r.clock(p, fmt.Sprintf("Vault %q", m.Vault.Name), m.VaultClock,
 		// Whoever is logged in has Vault's CA there, if it has one of its own.
-		shellLine(`curl -sSI ${VAULT_CACERT:+--cacert "$VAULT_CACERT"} `+shell.Join(m.Vault.Address+"/v1/sys/health"), "grep -i ^date", "date -u"))
+		shellLine(`CURL_CA_BUNDLE="$VAULT_CACERT" `+shell.Join("curl", "-sSI", m.Vault.Address+"/v1/sys/health"), "grep -i ^date", "date -u"))
 	if !m.Vault.Gap.Open() && m.Vault.Initialized && !m.Vault.Sealed && m.Vault.LoginError == "" {
 		r.vaultChains(p, m.Vault, m.Pin)
 		r.nesting(p, m, now)
@@ -54,7 +54,7 @@ func (w Workload) Diagnose(now time.Time) []Finding {
 func Together(found []Finding) {
 	for i, f := range found {
 		away := func(other Finding) bool {
-			return other.Check == RelayAgent && other.Cluster == f.Cluster && other.Status == Fail
+			return other.Check == RelayAgent && other.Cluster == f.Cluster && other.Status == Fail && strings.HasPrefix(other.Message, "0 of ")
 		}
 		if f.Check == AgentsConnected && slices.ContainsFunc(found, away) {
 			found[i].Mend = nil

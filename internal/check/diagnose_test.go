@@ -229,7 +229,7 @@ func TestDiagnosis(t *testing.T) {
 		{"clock of the API server", func(_ *testing.T, w *world) { w.Workload.Looks.Clock.Behind = 31 * time.Second },
 			[]found{{check: check.ClockSkew, status: "warn", words: "31s behind", evidence: "HTTP header Date", command: "date -u"}}},
 		{"clock of Vault", func(_ *testing.T, w *world) { w.VaultClock.Behind = -5 * time.Minute },
-			[]found{{check: check.ClockSkew, status: "warn", words: "5m0s ahead of", command: `--cacert "$VAULT_CACERT"} https://vault:8200/v1/sys/health`}}},
+			[]found{{check: check.ClockSkew, status: "warn", words: "5m0s ahead of", command: `CURL_CA_BUNDLE="$VAULT_CACERT" curl -sSI https://vault:8200/v1/sys/health`}}},
 		{"Helm's Secret", func(_ *testing.T, w *world) { w.RootSecret.Helm = "gloo-agent" },
 			[]found{{check: check.HelmOwned, status: "warn", words: "release gloo-agent", evidence: "Secret gloo-mesh/relay-root-tls-secret", command: "annotate secret relay-root-tls-secret helm.sh/resource-policy=keep"}}},
 		{"Helm's identity token", func(_ *testing.T, w *world) { w.Management.Looks.Identity.Helm = "gloo" },
@@ -382,7 +382,11 @@ func TestTogether(t *testing.T) {
 		return check.Finding{Check: check.AgentsConnected, Cluster: cluster, Status: check.Fail, Mend: &check.Mend{Do: check.Restart, Cluster: cluster}}
 	}
 	agent := func(cluster string, status check.Status) check.Finding {
-		return check.Finding{Check: check.RelayAgent, Cluster: cluster, Status: status}
+		f := check.Finding{Check: check.RelayAgent, Cluster: cluster, Status: status, Message: "1 of 1 replicas are available"}
+		if status == check.Fail {
+			f.Message = "0 of 1 replicas are available"
+		}
+		return f
 	}
 	for _, test := range []struct {
 		name  string
@@ -391,6 +395,7 @@ func TestTogether(t *testing.T) {
 	}{
 		{"an agent that runs", []check.Finding{idle("cluster1"), agent("cluster1", check.Pass)}, 1},
 		{"an agent that does not", []check.Finding{agent("cluster1", check.Fail), idle("cluster1")}, 0},
+		{"one of two", []check.Finding{idle("cluster1"), {Check: check.RelayAgent, Cluster: "cluster1", Status: check.Fail, Message: "1 of 2 replicas are available"}}, 1},
 		{"another cluster's agent does not", []check.Finding{idle("cluster1"), agent("cluster2", check.Fail), agent("cluster1", check.Pass)}, 1},
 		{"a cluster that was not seen", []check.Finding{idle("cluster1")}, 1},
 	} {

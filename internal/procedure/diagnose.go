@@ -120,7 +120,9 @@ type DiagnoseResult struct {
 // Mended is a mend that was made, or tried.
 type Mended struct {
 	check.Mend
-	// Detail says what was done; Error why it did not come to its end.
+	// Detail says what was done; Error why it did not come to its end. Made says that
+	// all was done even so, and that the verification after it has failed.
 	Detail string `json:"detail,omitempty"`
 	Error  string `json:"error,omitempty"`
+	Made   bool   `json:"made,omitempty"`
 }

@@ -328,7 +328,7 @@ func (h hospital) clusterThatHangs(t *testing.T) {
 		t.Errorf("exit code %d, %d checks:\n%s", code, found.Checks, listed(found.Findings))
 	}
 
-	const answers = 3 * time.Second
+	const answers = 5 * time.Second
 	began = time.Now()
 	out, errOut, code := h.relaypki(t, "inventory", "demo", "--cluster-timeout", answers.String(), "-o", "json")
 	took = time.Since(began)
