@@ -554,7 +554,11 @@ var advices = map[string]func(place, Finding) advice{
 		return a
 	},
 	CertificateChain: func(p place, _ Finding) advice {
-		return advice{evidence: p.chain(), commands: []string{p.show(p.asked.SecretName, "tls.crt"), p.renew()}, mend: p.mend(Reissue)}
+		a := advice{evidence: p.chain(), commands: []string{p.show(p.asked.SecretName, "tls.crt"), p.renew()}}
+		if p.workload { // with the server's all are issued anew, which begins only where agents accept the server
+			a.mend = p.mend(Reissue)
+		}
+		return a
 	},
 	CertificateRoot: func(p place, _ Finding) advice {
 		return advice{evidence: p.chain(), commands: []string{p.show(p.asked.SecretName, "ca.crt"), setup, p.renew()}, mend: p.mend(Reissue)}

@@ -291,6 +291,8 @@ func TestDiagnosis(t *testing.T) {
 		{"agent older than a trust that does not fit", func(_ *testing.T, w *world) {
 			w.RootSecret.Written, w.Handshakes[0].Error = w.now, "tls: failed to verify certificate: x509: certificate signed by unknown authority"
 		}, []found{{check: check.StaleTrust, status: "warn", words: "mend first what handshake names", command: "rollout restart"}, {check: check.Handshake, status: "fail", mend: setUp}}},
+		{"a server's chain that is cut off", func(_ *testing.T, w *world) { w.Management.Secret.Chain = w.Management.Secret.Chain[:1] },
+			[]found{{check: check.CertificateChain, status: "fail", command: "cmctl --context kube-mgmt renew -n gloo-mesh relay-server-tls"}}},
 		{"a chain that is cut off, of which a client sends nothing", func(_ *testing.T, w *world) {
 			w.Workload.Secret.Chain = w.Workload.Secret.Chain[:1]
 			w.Handshakes[0].Error = "remote error: tls: certificate required"
