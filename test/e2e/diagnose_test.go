@@ -166,11 +166,7 @@ func (h hospital) treat(t *testing.T, ward ward) {
 			undone = true
 		}
 		if b.pasted {
-			for _, f := range found.Findings {
-				if b.is(f) {
-					h.sh(t, strings.Join(f.Commands, "\n"))
-				}
-			}
+			h.paste(t, b, found.Findings)
 			undone = true
 		}
 		mends = mends || b.mend != ""
