@@ -167,6 +167,7 @@ func (d *diagnosis) look(ctx workflow.Context, settle mesh.Duration) ([]check.Fi
 		standbyPEM: standby(ctx, standbyWithin, d.spec, d.record), queues: d.queues,
 		each: budget(within, within), summary: "Diagnose cluster ", settle: settle, diagnose: true, unseen: d.unseen,
 	}.findings(ctx)
+	check.Together(found)
 	found = append(slices.Clone(d.moving), found...)
 	for i := range found {
 		if m, ok := procedure.Offered(found[i]); ok {

@@ -266,9 +266,10 @@ func opening(want procedure.EmergencyInput, record cluster.MeshRecord, seen vaul
 			slices.Sort(all)
 			r.Emergency.Clusters = slices.Compact(all)
 		}
-	case !want.Pins() && want.Compromised == procedure.CompromisedLeaf && record.Spec.PKI.Root.Offline():
-		return refused("the mesh %q is in %s, begun by %s, and a leaf alone is not replaced meanwhile. %s; then start this again", name, begun.Procedure, begun.Workflow, first(name, begun))
 	case !want.Pins() && want.Compromised == procedure.CompromisedLeaf:
+		if record.Spec.PKI.Root.Offline() {
+			return refused("the mesh %q is in %s, begun by %s, and a leaf alone is not replaced meanwhile. %s; then start this again", name, begun.Procedure, begun.Workflow, first(name, begun))
+		}
 		orders := procedure.AvailabilityFirst + "|" + procedure.ContainmentFirst
 		if begun.Emergency != nil {
 			orders = procedure.ContainmentFirst // the next case

@@ -72,9 +72,6 @@ func (l looks) findings(ctx workflow.Context) []check.Finding {
 		})
 	}
 	wg.Wait(ctx)
-	if l.diagnose {
-		check.Together(all)
-	}
 	return all
 }
 

@@ -347,10 +347,7 @@ type TidyInput struct {
 	Mode procedure.Mode `json:"mode"`
 }
 
-// A CRL that nobody rebuilds ends after three days, Vault's own figure, and then
-// whoever asks for one refuses every certificate. It is rebuilt a day before, so
-// that a Vault which is sealed over night still comes in time.
-var tidyCRL = map[string]any{"auto_rebuild": true, "expiry": "72h", "auto_rebuild_grace_period": "24h"}
+var tidyCRL = map[string]any{"auto_rebuild": true, "expiry": mesh.CRLExpiry, "auto_rebuild_grace_period": mesh.CRLRebuiltBefore}
 
 // What has ended 30 days ago is of no use even to whoever looks into an
 // incident, and goes. Issuers and keys do not: deleting one is a step of its

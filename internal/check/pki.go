@@ -125,7 +125,7 @@ func (r *report) crls(p place, mount SeenPKI, now time.Time) {
 		Message: fmt.Sprintf("%d CRLs are near or past their end. Nothing in the relay asks for one, so that this is not critical as it is to vault pki health-check", len(evidence)),
 		Remedy:  "have Vault rebuild CRLs before they end, as rotations set it, and these at once",
 		// All three, since Vault refuses a life that is shorter than the time in which it rebuilds.
-		Evidence: evidence, Commands: []string{p.vault("write", mount.Path+"/config/crl", "auto_rebuild=true", "expiry=72h", "auto_rebuild_grace_period=24h"), p.vault("read", mount.Path+"/crl/rotate")}})
+		Evidence: evidence, Commands: []string{p.vault("write", mount.Path+"/config/crl", "auto_rebuild=true", "expiry="+mesh.CRLExpiry, "auto_rebuild_grace_period="+mesh.CRLRebuiltBefore), p.vault("read", mount.Path+"/crl/rotate")}})
 }
 
 func (r *report) rootIssued(p place, mount SeenPKI) {

@@ -551,6 +551,15 @@ func (s Spec) ClusterLease(workload string) string {
 // cluster, in which a mesh may have several namespaces.
 func (s Spec) ReviewerBinding() string { return ReviewerName + "-" + s.Namespace }
 
+// CRLExpiry and CRLRebuiltBefore are how mounts' CRLs are kept, as Vault writes it.
+// One that nobody rebuilds ends after three days, Vault's own figure, and then
+// whoever asks for one refuses every certificate. It is rebuilt a day before, so
+// that a Vault which is sealed over night still comes in time.
+const (
+	CRLExpiry        = "72h"
+	CRLRebuiltBefore = "24h"
+)
+
 // Names of objects that the procedures make in every cluster.
 const (
 	// IssuerName is the cert-manager Issuer, the guide's name.

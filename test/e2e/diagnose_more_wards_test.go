@@ -121,7 +121,7 @@ func (h hospital) serverAway() ward {
 	}
 }
 
-// becomes sets the same mesh up with more in its input.
+// becomes sets the mesh of the wards up, with more in its input.
 func (h hospital) becomes(t *testing.T, more string) {
 	t.Helper()
 	input := filepath.Join(t.TempDir(), "mesh.yaml")

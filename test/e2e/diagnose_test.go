@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -57,12 +56,8 @@ func (h hospital) diagnosis(t *testing.T, args ...string) (procedure.DiagnoseRes
 func TestDiagnosis(t *testing.T) {
 	w := labWorld(t, "cluster1", "cluster2")
 	w.startWorker(t, filepath.Join(repository, "bin", "relaypki-worker"))
-	input := filepath.Join(t.TempDir(), "mesh.yaml")
-	if err := os.WriteFile(input, []byte(wardsMesh), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.setup(t, input)
 	h := hospital{w}
+	h.becomes(t, "")
 	h.well(t, "a mesh that was just set up")
 	for _, ward := range h.wards() {
 		if !t.Run(ward.name, func(t *testing.T) { h.treat(t, ward) }) {

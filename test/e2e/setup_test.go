@@ -128,11 +128,7 @@ func size(t *testing.T, path string) int64 {
 
 func after(t *testing.T, path string, offset int64) []byte {
 	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data[offset:]
+	return contents(t, path)[offset:]
 }
 
 // workerWrites are the requests of the worker that can have persisted
